@@ -1,0 +1,21 @@
+"""batchfit's engine: cost functions, `fit_batch`, results, and the iminuit reference."""
+
+import kernels
+
+if getattr(kernels, "BATCHFIT", None) is None:
+    raise ImportError(
+        f"batchfit's engine found another package named 'kernels' at {next(iter(kernels.__path__))}: "
+        "put batchfit first on sys.path or uninstall the other one"
+    )
+
+from engine.costs import Cost, ExtendedUnbinnedNLL, UnbinnedNLL
+from engine.data import Ragged
+from engine.fit import fit_batch
+from engine.newton import newton
+from engine.result import Fit, FitResult
+from engine.status import Status
+
+#: Tells batchfit's packages from others of the same common names.
+BATCHFIT = "0.1.0"
+
+__all__ = ["Cost", "ExtendedUnbinnedNLL", "Fit", "FitResult", "Ragged", "Status", "UnbinnedNLL", "fit_batch", "newton"]

@@ -1,0 +1,90 @@
+"""The numba driver: every toy is fitted by its own thread with the translated kernel."""
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from engine import newton_numba
+from engine.costs import Cost
+from engine.data import Rows
+from engine.drivers import Fits, Settings
+from kernels.translate import compile_kernel
+
+__all__ = ["NumbaDriver"]
+
+# numba's default threading layer aborts the process when two Python threads enter it at once.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+class NumbaDriver:
+    """Fits toys of one cost on the cores of this machine.
+
+    Raises
+    ------
+    kernels.graph.UntranslatableError
+        If the model has no numba form.
+    """
+
+    name = "numba"
+    device = "cpu"
+    optimizer = None
+
+    def __init__(self, cost: Cost, rows: Rows, batch_size: int | None = None) -> None:
+        self.rows = rows
+        self.batch_size = batch_size
+        self.n_params = len(cost.names)
+        self.kernel = compiled(cost, rows)
+
+    def fit(self, toys: np.ndarray, start: np.ndarray, settings: Settings, progress: Callable | None = None) -> Fits:
+        """Fit the toys with these numbers, each from its row of `start`."""
+        n_toys, n_params = start.shape
+        fits = Fits.empty(n_toys, n_params)
+        # in blocks, so that a progress bar moves and Ctrl-C is heard
+        block = self.batch_size or max(64, n_toys // 20)
+        for first in range(0, n_toys, block):
+            part = slice(first, min(first + block, n_toys))
+            raw = np.empty((part.stop - part.start, 5))
+            with _ONE_AT_A_TIME:
+                newton_numba.fit_toys()(
+                    self.kernel,
+                    *self._data(toys[part]),
+                    np.ascontiguousarray(start[part]),
+                    settings.lower,
+                    settings.upper,
+                    settings.free,
+                    settings.errordef,
+                    settings.edm_goal,
+                    settings.max_steps,
+                    fits.values[part],
+                    fits.covariance[part],
+                    raw,
+                    fits.at_limit[part],
+                )
+            fits.fval[part], fits.edm[part] = raw[:, 0], raw[:, 1]
+            fits.status[part], fits.nfev[part], fits.posdef[part] = raw[:, 2], raw[:, 3], raw[:, 4]
+            if progress is not None:
+                progress(part.stop - part.start)
+        return fits
+
+    def evaluate(self, toys: np.ndarray, theta: np.ndarray) -> np.ndarray:
+        """Outputs of the cost (see `kernels.program`) of these toys, each at its row of `theta`."""
+        out = np.empty((len(toys), 2 + self.n_params + self.n_params * (self.n_params + 1) // 2))
+        with _ONE_AT_A_TIME:
+            newton_numba.evaluate_toys()(
+                self.kernel, *self._data(toys), np.array(theta, dtype=np.float64, order="C"), out
+            )
+        return out
+
+    def _data(self, toys: np.ndarray) -> tuple:
+        writable = (self.rows.columns, self.rows.shared, self.rows.aux, self.rows.offsets, toys.astype(np.int64))
+        return tuple(a if a.flags.writeable and a.flags.c_contiguous else np.array(a, order="C") for a in writable)
+
+
+def compiled(cost: Cost, rows: Rows) -> Callable:
+    """The kernel of a cost, compiled once for each form of its data."""
+    kernels = cost.__dict__.setdefault("_kernels", {})
+    program = cost.program(rows)
+    if id(program) not in kernels:
+        kernels[id(program)] = compile_kernel(program)
+    return kernels[id(program)]

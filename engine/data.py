@@ -1,0 +1,148 @@
+"""Toy data as the drivers read them: columns of rows, cut into toys by offsets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Ragged", "Rows", "ragged_events"]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Toys with different numbers of events, one after the other in one array.
+
+    Attributes
+    ----------
+    values : (n_events,) or (d, n_events) float64
+        Events of all toys.
+    offsets : (n_toys + 1,) int64
+        Toy k owns `values[..., offsets[k]:offsets[k + 1]]`.
+
+    Raises
+    ------
+    ValueError
+        If the offsets do not start at 0, decrease, or do not end at the number of events.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    def __post_init__(self) -> None:
+        values = np.ascontiguousarray(_as_float64(self.values, "values"))
+        offsets = np.ascontiguousarray(self.offsets, dtype=np.int64)
+        if values.ndim not in (1, 2):
+            raise ValueError(f"values must have shape (n_events,) or (d, n_events), got {values.shape}")
+        if offsets.ndim != 1 or len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != values.shape[-1]:
+            raise ValueError(f"offsets must go from 0 to the number of events {values.shape[-1]}, got {_ends(offsets)}")
+        if np.any(np.diff(offsets) < 0):
+            raise ValueError(f"offsets must not decrease, but do at toy {int(np.argmax(np.diff(offsets) < 0))}")
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "offsets", offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int | slice) -> "np.ndarray | Ragged":
+        """The events of one toy, or the toys of a slice."""
+        if isinstance(index, slice):
+            first, stop, step = index.indices(len(self))
+            if step != 1:
+                raise IndexError("toys can be sliced in steps of 1 only")
+            offsets = self.offsets[first : max(first, stop) + 1]
+            return Ragged(self.values[..., offsets[0] : offsets[-1]], offsets - offsets[0])
+        k = range(len(self))[index]
+        return self.values[..., self.offsets[k] : self.offsets[k + 1]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a driver needs of the data.
+
+    Attributes
+    ----------
+    columns : (n_columns, n_rows) float64
+        Columns that belong to each toy, toy after toy.
+    offsets : (n_toys + 1,) int64
+    shared : (n_shared, n) float64
+        Columns that all toys share; n is the number of rows of every toy.
+    aux : (n_toys, n_aux) float64
+        Measured values of each toy that belong to no row.
+    bad : (n_toys,) bool
+        Toys that hold a value which the cost forbids, such as NaN.
+    """
+
+    columns: np.ndarray
+    offsets: np.ndarray
+    shared: np.ndarray
+    aux: np.ndarray
+    bad: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+def ragged_events(data: Any, n_observables: int | None = None) -> Ragged:
+    """Unbinned toys in any of the accepted forms as Ragged.
+
+    Parameters
+    ----------
+    data : Ragged, or (n_toys, n_events) or (n_toys, d, n_events) array, or sequence of (n,) or (d, n) arrays
+    n_observables : int, optional
+        The d that is expected.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the data have no such form, naming the first toy that differs.
+    """
+    if isinstance(data, Ragged):
+        return data
+    if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
+        array = _as_float64(data, "data")
+        if array.ndim == 1:
+            raise ValueError(
+                f"data of shape {array.shape} is one toy: pass [events], a list with one array per toy, "
+                "or an array of shape (n_toys, n_events)"
+            )
+        if array.ndim not in (2, 3):
+            raise ValueError(f"data must have shape (n_toys, n_events) or (n_toys, d, n_events), got {array.shape}")
+        n_toys, n_events = array.shape[0], array.shape[-1]
+        values = array.reshape(-1) if array.ndim == 2 else np.moveaxis(array, 0, 1).reshape(array.shape[1], -1)
+        return Ragged(values, np.arange(n_toys + 1, dtype=np.int64) * n_events)
+    if not isinstance(data, Sequence):
+        raise TypeError(
+            f"data must be a list of arrays, an array (n_toys, n_events) or Ragged, got {type(data).__name__}"
+        )
+    toys = [_as_float64(toy, f"data[{k}]") for k, toy in enumerate(data)]
+    if not toys:
+        return Ragged(np.empty(0), np.zeros(1, np.int64))
+    if toys[0].ndim == 0:
+        raise ValueError("data is a list of numbers, one toy: pass [events], a list with one array per toy")
+    for k, toy in enumerate(toys):
+        if toy.ndim != toys[0].ndim or toy.shape[:-1] != toys[0].shape[:-1] or toy.ndim > 2:
+            raise ValueError(
+                f"data[{k}] has shape {toy.shape}, data[0] has {toys[0].shape}: "
+                "every toy must be (n,), or (d, n) with the same d"
+            )
+    lengths = [toy.shape[-1] for toy in toys]
+    return Ragged(np.concatenate(toys, axis=-1), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
+
+def _as_float64(array: Any, name: str) -> np.ndarray:
+    try:
+        given = np.asarray(array)
+        if given.dtype.kind not in "fiub":
+            raise TypeError
+        return given.astype(np.float64, copy=False)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must hold real numbers, got {_kind(array)}") from None
+
+
+def _kind(array: Any) -> str:
+    return f"an array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+
+
+def _ends(offsets: np.ndarray) -> str:
+    return f"{offsets[0]} to {offsets[-1]}" if offsets.ndim == 1 and len(offsets) else f"shape {offsets.shape}"

@@ -1,0 +1,63 @@
+"""What the two drivers have in common: the task they are given and the fits they return."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Fits", "Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits and stopping rules of a batch.
+
+    Attributes
+    ----------
+    lower, upper : (n_params,) float64
+    free : (n_params,) bool
+        False for parameters that are held at their start values.
+    errordef : float
+    edm_goal : float
+        In units of errordef.
+    max_steps : int
+        Evaluations per fit.
+    """
+
+    lower: np.ndarray
+    upper: np.ndarray
+    free: np.ndarray
+    errordef: float
+    edm_goal: float
+    max_steps: int
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Raw results of a driver, one row per fit."""
+
+    values: np.ndarray
+    covariance: np.ndarray
+    fval: np.ndarray
+    edm: np.ndarray
+    status: np.ndarray
+    nfev: np.ndarray
+    posdef: np.ndarray
+    at_limit: np.ndarray
+
+    @staticmethod
+    def empty(n_toys: int, n_params: int) -> "Fits":
+        return Fits(
+            values=np.full((n_toys, n_params), np.nan),
+            covariance=np.full((n_toys, n_params, n_params), np.nan),
+            fval=np.full(n_toys, np.nan),
+            edm=np.full(n_toys, np.nan),
+            status=np.zeros(n_toys, dtype=np.int8),
+            nfev=np.zeros(n_toys, dtype=np.int64),
+            posdef=np.zeros(n_toys, dtype=bool),
+            at_limit=np.zeros((n_toys, n_params), dtype=bool),
+        )
+
+    def put(self, rows: np.ndarray, fits: "Fits") -> None:
+        """Overwrite some rows."""
+        for name in self.__dataclass_fields__:
+            getattr(self, name)[rows] = getattr(fits, name)

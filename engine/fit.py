@@ -1,0 +1,409 @@
+"""`fit_batch`: fit all toys at once."""
+
+import difflib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from engine.costs import Cost
+from engine.cpu import NumbaDriver
+from engine.data import Rows
+from engine.drivers import Fits, Settings
+from engine.newton_numba import EDM_GOAL
+from engine.reference import independent_cost, migrad
+from engine.result import FitResult
+from engine.status import Status
+from engine.xla import XlaDriver
+from kernels.graph import UntranslatableError
+
+__all__ = ["VALID_EDM", "fit_batch"]
+
+VALID_EDM = 1e-6  # largest EDM of a valid fit, in units of errordef
+MAX_STEPS = {"newton": 200, "lbfgs": 200, "adam": 2000}
+RETRIES = 3
+RETRY_SPREAD = 0.3  # new starts are the old one times 1 +- this
+
+
+def fit_batch(
+    cost: Cost,
+    data: Any,
+    start: Mapping[str, Any] | Sequence | np.ndarray,
+    *,
+    limits: Mapping[str, tuple] | None = None,
+    fixed: Sequence[str] | Mapping[str, Any] | None = None,
+    optimizer: str | optax.GradientTransformation = "newton",
+    backend: str = "auto",
+    device: str = "auto",
+    tol: float | None = None,
+    max_steps: int | None = None,
+    batch_size: int | None = None,
+    retries: int = RETRIES,
+    progress: bool | Callable[[int], None] = False,
+) -> FitResult:
+    """Fit every toy of a batch.
+
+    Parameters
+    ----------
+    cost : Cost
+        Model and cost function, for instance `ExtendedUnbinnedNLL(spectrum)`.
+    data
+        The toys, in the form that the cost takes. Unbinned: a list of (n,) arrays, an (n_toys, n_events) array, or
+        `engine.Ragged`.
+    start : dict or (n_params,) or (n_toys, n_params) array
+        Where the fits start; a value of the dict may be a number or an (n_toys,) array.
+    limits : dict, optional
+        name -> (lower, upper), None is open.
+    fixed : list of names, or dict name -> value, optional
+        Parameters that are held, at their start value or at the given one (a number or an (n_toys,) array).
+    optimizer : {"newton", "lbfgs", "adam"} or optax.GradientTransformation
+        Newton needs the fewest evaluations by far. Any other optimiser runs first, on the JAX backend, in units of
+        |H_ii|^(-1/2) if it is named here and on the parameters as they are if it is yours; Newton then brings the fit
+        from where it ended to the same minimum and gives the covariance.
+    backend : {"auto", "numba", "jax"}
+        "auto" takes JAX where the device or the optimizer asks for it, else numba.
+    device : {"auto", "cpu", "gpu", "tpu"}
+        "auto" takes a GPU or TPU that JAX sees, else the CPU.
+    tol : float, optional
+        EDM at which to stop, in units of errordef; 1e-13 by default.
+    max_steps : int, optional
+        Evaluations per fit before the optimizer gives up.
+    batch_size : int, optional
+        Toys that are stepped together (JAX), or fitted between two reports of progress (numba).
+    retries : int
+        New starts for a toy that fails; if all fail, MIGRAD. 0 leaves failed toys as they are.
+    progress : bool or callable
+        True shows a progress bar; a callable is called with the number of toys that were finished.
+
+    Returns
+    -------
+    FitResult
+        One row per toy. A toy that cannot be fitted has `valid` False and a status that tells why.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong form, names an unknown parameter, or asks for what cannot be had.
+    """
+    if not isinstance(cost, Cost):
+        raise TypeError(f"cost must be a cost function such as ExtendedUnbinnedNLL(model), got {type(cost).__name__}")
+    rows = cost.rows(data)
+    start_values = start_points(cost.names, start, len(rows))
+    free, start_values = held(cost.names, fixed, start_values)
+    lower, upper = limit_arrays(cost.names, limits)
+    check_start(cost.names, start_values, lower, upper)
+    if tol is not None and not 0.0 < tol <= VALID_EDM:
+        raise ValueError(f"tol must be above 0 and at most {VALID_EDM:g} (in units of errordef), got {tol}")
+    for name, value, least in (("max_steps", max_steps, 1), ("batch_size", batch_size, 1), ("retries", retries, 0)):
+        if value is not None and (not isinstance(value, int | np.integer) or value < least):
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+    driver = pick_driver(cost, rows, optimizer, backend, device, max_steps, batch_size)
+    newton_steps = max_steps if max_steps is not None and optimizer == "newton" else MAX_STEPS["newton"]
+    settings = Settings(lower, upper, free, cost.errordef, EDM_GOAL if tol is None else tol, newton_steps)
+
+    fits = Fits.empty(len(rows), len(cost.names))
+    fits.status[rows.bad] = Status.BAD_DATA
+    good = np.flatnonzero(~rows.bad)
+    with progress_bar(progress, len(rows)) as report:
+        fits.put(good, driver.fit(good, start_values[good], settings, report))
+    driver.optimizer = None  # whoever failed is retried by Newton alone
+    rescued = rescue(cost, rows, driver, fits, good, start_values, settings, retries) if retries else None
+    return as_result(cost, driver, fits, settings, rescued)
+
+
+def rescue(
+    cost: Cost,
+    rows: Rows,
+    driver: NumbaDriver | XlaDriver,
+    fits: Fits,
+    good: np.ndarray,
+    start: np.ndarray,
+    settings: Settings,
+    retries: int,
+) -> np.ndarray:
+    """Fit the toys that failed again, from new starts and then from MIGRAD's minimum; True where that helped."""
+    rescued = np.zeros(len(fits.status), dtype=bool)
+
+    def again(toys: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        retried = driver.fit(toys, starts, settings)
+        better = is_valid(retried, settings)
+        fits.nfev[toys] += retried.nfev
+        kept = Fits(*(getattr(retried, name)[better] for name in Fits.__dataclass_fields__))
+        kept.nfev[:] = fits.nfev[toys[better]]
+        fits.put(toys[better], kept)
+        rescued[toys[better]] = True
+        return toys[~better]
+
+    failed = good[~is_valid(fits, settings)[good]]
+    for retry in range(retries):
+        if not len(failed) or not settings.free.any():
+            break
+        failed = again(failed, new_start(start[failed], settings, retry))
+    if len(failed) and settings.free.any():
+        evaluate = independent_cost(cost, rows)
+        found = np.array([migrad(cost, rows, k, start[k], settings, evaluate).values for k in failed])
+        usable = np.isfinite(found).all(axis=1)
+        if usable.any():
+            again(failed[usable], np.clip(found[usable], settings.lower, settings.upper))
+    return rescued
+
+
+def new_start(start: np.ndarray, settings: Settings, retry: int) -> np.ndarray:
+    """The start of a retry: it depends on the old start and the number of the retry alone."""
+    jitter = np.random.default_rng(retry).uniform(-RETRY_SPREAD, RETRY_SPREAD, start.shape[1])
+    moved = start * (1.0 + jitter) + np.where(start == 0.0, jitter, 0.0)
+    # a start on a limit is where some fits get stuck: keep a distance
+    lower = np.where(np.isfinite(settings.lower), settings.lower + 0.01 * (np.abs(start) + 1e-3), -np.inf)
+    upper = np.where(np.isfinite(settings.upper), settings.upper - 0.01 * (np.abs(start) + 1e-3), np.inf)
+    moved = np.clip(np.maximum(moved, lower), None, np.maximum(upper, lower))
+    return np.where(settings.free, np.clip(moved, settings.lower, settings.upper), start)
+
+
+def is_valid(fits: Fits, settings: Settings) -> np.ndarray:
+    """Converged, EDM below 1e-6 errordef, finite, free Hessian positive definite."""
+    finite = (
+        np.isfinite(fits.fval) & np.isfinite(fits.values).all(axis=1) & np.isfinite(fits.covariance).all(axis=(1, 2))
+    )
+    with np.errstate(invalid="ignore"):
+        return (fits.status == Status.CONVERGED) & fits.posdef & finite & (fits.edm < VALID_EDM * settings.errordef)
+
+
+def as_result(
+    cost: Cost, driver: NumbaDriver | XlaDriver, fits: Fits, settings: Settings, rescued: np.ndarray | None
+) -> FitResult:
+    variance = np.diagonal(fits.covariance, axis1=1, axis2=2)
+    with np.errstate(invalid="ignore"):
+        errors = np.sqrt(variance)
+    return FitResult(
+        names=cost.names,
+        values=fits.values,
+        errors=errors,
+        covariance=fits.covariance,
+        fval=fits.fval,
+        edm=fits.edm,
+        valid=is_valid(fits, settings),
+        status=fits.status,
+        nfev=fits.nfev,
+        at_limit=fits.at_limit,
+        has_posdef_covar=fits.posdef,
+        rescued=np.zeros(len(fits.status), dtype=bool) if rescued is None else rescued,
+        errordef=cost.errordef,
+        backend=driver.name,
+        device=driver.device,
+    )
+
+
+def pick_driver(
+    cost: Cost,
+    rows: Rows,
+    optimizer: str | optax.GradientTransformation,
+    backend: str,
+    device: str,
+    max_steps: int | None,
+    batch_size: int | None,
+) -> NumbaDriver | XlaDriver:
+    """The driver for what was asked; what cannot be had is an error that says what to pass or install."""
+    one_of("backend", backend, ("auto", "numba", "jax"))
+    one_of("device", device, ("auto", "cpu", "gpu", "tpu"))
+    if isinstance(optimizer, str):
+        one_of("optimizer", optimizer, tuple(MAX_STEPS))
+    elif not isinstance(optimizer, optax.GradientTransformation | optax.GradientTransformationExtraArgs):
+        raise TypeError(
+            f"optimizer must be 'newton', 'lbfgs', 'adam' or an optax transformation, got {type(optimizer).__name__}"
+        )
+    if backend == "numba" and device in ("gpu", "tpu"):
+        raise ValueError(f"backend 'numba' runs on the CPU only: pass backend='jax' for device {device!r}")
+    if backend == "numba" and optimizer != "newton":
+        raise ValueError("backend 'numba' has the optimizer 'newton' only: pass backend='jax' for any other")
+    devices = find_devices(device) if backend != "numba" else []
+    if backend == "auto":
+        backend = "jax" if optimizer != "newton" or devices[0].platform != "cpu" else "numba"
+        if backend == "numba":
+            try:
+                return NumbaDriver(cost, rows, batch_size)
+            except UntranslatableError as reason:
+                warnings.warn(f"the model has no numba form ({reason}); fitting with backend 'jax'", stacklevel=3)
+                backend = "jax"
+    if backend == "numba":
+        try:
+            return NumbaDriver(cost, rows, batch_size)
+        except UntranslatableError as reason:
+            raise ValueError(
+                f"the model has no numba form ({reason}): rewrite that operation or pass backend='jax'"
+            ) from None
+    if optimizer == "newton":
+        return XlaDriver(cost, rows, devices, batch_size=batch_size)
+    named = {"lbfgs": optax.lbfgs, "adam": lambda: optax.adam(0.1)}
+    return XlaDriver(
+        cost,
+        rows,
+        devices,
+        optimizer=_named(optimizer, named) if isinstance(optimizer, str) else optimizer,
+        scaled=isinstance(optimizer, str),
+        optimizer_steps=max_steps or MAX_STEPS.get(optimizer if isinstance(optimizer, str) else "adam", 2000),
+        batch_size=batch_size,
+    )
+
+
+_OPTIMIZERS: dict[str, optax.GradientTransformation] = {}
+
+
+def _named(optimizer: str, make: Mapping[str, Callable]) -> optax.GradientTransformation:
+    """The same object for the same name, so that what was compiled for it is found again."""
+    if optimizer not in _OPTIMIZERS:
+        _OPTIMIZERS[optimizer] = make[optimizer]()
+    return _OPTIMIZERS[optimizer]
+
+
+def find_devices(device: str) -> list[jax.Device]:
+    """All devices of a platform; for "auto" those that JAX takes by default.
+
+    Raises
+    ------
+    ValueError
+        If there are none: says what was found and what to install.
+    """
+    if device == "auto":
+        return jax.devices()
+    try:
+        return jax.devices(device)
+    except RuntimeError:
+        found = sorted({d.platform for d in jax.devices()})
+        install = {
+            "gpu": "pip install 'batchfit[gpu]' on a machine with an NVIDIA GPU",
+            "tpu": "pip install 'jax[tpu]'",
+        }
+        raise ValueError(
+            f"no {device.upper()} here, JAX sees {', '.join(found)} only: pass device 'cpu', or "
+            f"{install.get(device, 'check the installation of JAX')}"
+        ) from None
+
+
+def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def known(names: tuple[str, ...], given: Any, what: str) -> None:
+    """Raise ValueError for a name that is no parameter, with the one that was probably meant."""
+    for name in given:
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, n=1)
+            hint = f": did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{what} names {name!r}, but the parameters are {', '.join(names)}{hint}")
+
+
+def start_points(names: tuple[str, ...], start: Any, n_toys: int) -> np.ndarray:
+    """Start values as an (n_toys, n_params) array."""
+    if isinstance(start, Mapping):
+        known(names, start, "start")
+        missing = [name for name in names if name not in start]
+        if missing:
+            raise ValueError(f"start has no value for {', '.join(missing)}")
+        points = np.empty((n_toys, len(names)))
+        for i, name in enumerate(names):
+            points[:, i] = per_toy(f"start[{name!r}]", start[name], n_toys)
+    else:
+        try:
+            array = np.asarray(start, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise TypeError(f"start must be a dict or an array of numbers, got {type(start).__name__}") from None
+        if array.shape not in ((len(names),), (n_toys, len(names))):
+            raise ValueError(
+                f"start must have shape ({len(names)},) or (n_toys, {len(names)}) = ({n_toys}, {len(names)}), "
+                f"got {array.shape}"
+            )
+        points = np.array(np.broadcast_to(array, (n_toys, len(names))), order="C")
+    if not np.isfinite(points).all():
+        toy, i = np.argwhere(~np.isfinite(points))[0]
+        raise ValueError(f"start values must be finite, but {names[i]} is {points[toy, i]} for toy {toy}")
+    return points
+
+
+def per_toy(what: str, value: Any, n_toys: int) -> np.ndarray:
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{what} must be a number or an array of {n_toys}, got {value!r}") from None
+    if array.shape not in ((), (n_toys,)):
+        raise ValueError(f"{what} must be a number or have shape (n_toys,) = ({n_toys},), got {array.shape}")
+    return array
+
+
+def held(names: tuple[str, ...], fixed: Any, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(free, start with the fixed values in place)."""
+    free = np.ones(len(names), dtype=bool)
+    if fixed is None:
+        return free, start
+    if isinstance(fixed, str):
+        fixed = [fixed]
+    known(names, fixed, "fixed")
+    start = start.copy()
+    for name in fixed:
+        free[names.index(name)] = False
+        if isinstance(fixed, Mapping):
+            start[:, names.index(name)] = per_toy(f"fixed[{name!r}]", fixed[name], len(start))
+    if not np.isfinite(start).all():
+        raise ValueError("values of fixed parameters must be finite")
+    return free, start
+
+
+def limit_arrays(names: tuple[str, ...], limits: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(lower, upper), each (n_params,), open sides infinite."""
+    lower, upper = np.full(len(names), -np.inf), np.full(len(names), np.inf)
+    if limits is None:
+        return lower, upper
+    if not isinstance(limits, Mapping):
+        raise TypeError(f"limits must be a dict name -> (lower, upper), got {type(limits).__name__}")
+    known(names, limits, "limits")
+    for name, pair in limits.items():
+        if pair is None:
+            continue
+        try:
+            low, high = (edge if end is None else float(end) for end, edge in zip(pair, (-np.inf, np.inf), strict=True))
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"limits[{name!r}] must be (lower, upper) with None for an open side, got {pair!r}"
+            ) from None
+        if not low < high:
+            raise ValueError(f"limits[{name!r}]: the lower limit {low:g} must be below the upper limit {high:g}")
+        lower[names.index(name)], upper[names.index(name)] = low, high
+    return lower, upper
+
+
+def check_start(names: tuple[str, ...], start: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
+    outside = (start < lower) | (start > upper)
+    if outside.any():
+        toy, i = np.argwhere(outside)[0]
+        raise ValueError(
+            f"the start {names[i]} = {start[toy, i]:g} of toy {toy} is outside of "
+            f"its limits ({lower[i]:g}, {upper[i]:g})"
+        )
+
+
+class progress_bar:  # noqa: N801 - used as a function
+    """A context that gives what reports finished toys, or None."""
+
+    def __init__(self, progress: bool | Callable[[int], None], total: int) -> None:
+        self.progress, self.total, self.bar = progress, total, None
+
+    def __enter__(self) -> Callable[[int], None] | None:
+        if callable(self.progress):
+            return self.progress
+        if not self.progress:
+            return None
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("fit"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns)
+        self.bar.start()
+        task = self.bar.add_task("fit", total=self.total)
+        return lambda n: self.bar.advance(task, n)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()

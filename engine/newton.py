@@ -1,0 +1,340 @@
+"""Trust-region Newton with the exact Hessian, within limits: one pure step, and the same as an optax transformation.
+
+At the best point so far, with gradient g and Hessian H, the step minimises g.p + p.H.p / 2 over a ball in the
+parameters scaled by |H_ii|^(-1/2) (so that nothing depends on units), with the parameters that would cross a limit
+put onto it. The ball is infinite until a step fails, so that near the minimum the steps are Newton's own and converge
+quadratically. The ball also decides where H is not positive definite: More & Sorensen's shift, and a direction of
+negative curvature where the gradient does not show one, as at a saddle point.
+
+- A step is judged by the fall of the cost, and near the minimum, where that is rounding noise, by its gradient.
+- The fit ends where a full Newton step would gain less than EDM_GOAL errordef, or less than the rounding of the
+  sums. The last step is taken and its result not evaluated again: it is known to that gain.
+- A parameter at a limit with the gradient pushing outward takes no part; it is free again when the gradient turns.
+
+`engine.newton_numba` is the same algorithm in loops.
+
+References
+----------
+More & Sorensen, SIAM J. Sci. Stat. Comput. 4 (1983) 553-572. Nocedal & Wright, Numerical Optimization, 2nd ed., ch. 4.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+from jax.scipy.linalg import solve_triangular
+
+from engine.newton_numba import (
+    ACCEPT,
+    EDM_GOAL,
+    FIRST_RADIUS,
+    MAX_SHIFTS,
+    NEAR,
+    PIVOT,
+    RADIUS_TOLERANCE,
+    ROUNDING,
+    RUNAWAY,
+    RUNNING,
+    SMALLEST_RADIUS,
+)
+from engine.status import Status
+
+__all__ = ["Box", "Evaluation", "NewtonState", "covariance_of", "newton", "newton_init", "newton_step", "unpack"]
+
+
+class Evaluation(NamedTuple):
+    """A cost at one point: value, sum of |term|, gradient (n_params,), Hessian (n_params, n_params)."""
+
+    value: Array
+    absolute: Array
+    gradient: Array
+    hessian: Array
+
+
+class NewtonState(NamedTuple):
+    """One fit. `best` belongs to `theta`; `trial` is where the cost is wanted next."""
+
+    theta: Array
+    best: Evaluation
+    trial: Array
+    origin: Array
+    radius: Array
+    gain: Array
+    length: Array
+    slope: Array
+    edm: Array
+    status: Array
+    nfev: Array
+
+
+class Box(NamedTuple):
+    """Limits and free parameters, each (n_params,)."""
+
+    lower: Array
+    upper: Array
+    free: Array
+
+
+def unpack(outputs: Array, n_params: int) -> Evaluation:
+    """The outputs of a kernel (see `kernels.program`) as an Evaluation."""
+    rows, columns = jnp.tril_indices(n_params)
+    packed = outputs[2 + n_params :]
+    lower = jnp.zeros((n_params, n_params)).at[rows, columns].set(packed)
+    return Evaluation(outputs[0], outputs[1], outputs[2 : 2 + n_params], lower + jnp.tril(lower, -1).T)
+
+
+def _outward(theta: Array, gradient: Array, box: Box) -> Array:
+    return ((theta <= box.lower) & (gradient > 0)) | ((theta >= box.upper) & (gradient < 0))
+
+
+def _solve(factor: Array, b: Array) -> Array:
+    return solve_triangular(factor, solve_triangular(factor, b, lower=True), lower=True, trans=1)
+
+
+def _factorise(a: Array, shift: Array) -> tuple[Array, Array]:
+    factor = jnp.linalg.cholesky(a + shift * jnp.eye(len(a)), symmetrize_input=False)
+    good = jnp.all(jnp.diagonal(factor) ** 2 > PIVOT * (1.0 + shift))
+    return jnp.where(good, factor, jnp.eye(len(a))), good
+
+
+def _solve_within(a: Array, b: Array, moving: Array, radius: Array) -> tuple[Array, Array, Array]:
+    """Minimise b.p + p.a.p / 2 within |p| <= radius over the moving parameters: (p, shift, posdef).
+
+    `a` has the unit matrix and `b` zeros where a parameter does not move.
+    """
+    factor, posdef = _factorise(a, 0.0)
+    newton_step = -_solve(factor, b)
+    inside = posdef & (jnp.linalg.norm(newton_step) <= radius)
+    bounded = jnp.where(jnp.isinf(radius), FIRST_RADIUS, radius)
+    size = jnp.max(jnp.where(moving, jnp.sum(jnp.abs(jnp.where(moving, a, 0.0)), axis=1), 0.0))
+    high = jnp.linalg.norm(b) / bounded + size
+
+    def search(carry: tuple) -> tuple:
+        shift, low, high, _, count, _ = carry
+        factor, good = _factorise(a, shift)
+        p = -_solve(factor, b)
+        length = jnp.linalg.norm(p)
+        done = good & (jnp.abs(length - bounded) <= RADIUS_TOLERANCE * bounded)
+        low = jnp.where(~good | (length > bounded), jnp.maximum(low, shift), low)
+        high = jnp.where(good & (length <= bounded), jnp.minimum(high, shift), high)
+        done |= good & (high - low <= 1e-6 * high)
+        slope = jnp.linalg.norm(solve_triangular(factor, p, lower=True))
+        better = shift + (length / jnp.where(slope > 0, slope, 1.0)) ** 2 * (length - bounded) / bounded
+        usable = good & (slope > 0) & (low < better) & (better < high)
+        middle = jnp.maximum(jnp.sqrt(low * high), low + 1e-3 * (high - low))
+        following = jnp.where(done, shift, jnp.where(usable, better, middle))
+        return following, low, high, shift, count + 1, done
+
+    def running(carry: tuple) -> Array:
+        return ~carry[-1] & (carry[-2] < MAX_SHIFTS)
+
+    first = jnp.where(posdef, 0.0, 1e-3 * high)
+    start = (first, jnp.zeros_like(high), high, first, 0, inside)
+    _, _, high, shift, _, _ = lax.while_loop(running, search, start)
+    _, good = _factorise(a, shift)
+    shift = jnp.where(inside, 0.0, jnp.where(good, shift, high))
+    factor, _ = _factorise(a, shift)
+    p = -_solve(factor, b)
+
+    # the hard case: the gradient has no part along the direction of negative curvature
+    length = jnp.linalg.norm(p)
+    w = jnp.where(moving, 1.0 + 0.1 * (jnp.cumsum(moving) - 1), 0.0)
+    for _ in range(6):
+        w = _solve(factor, w)
+        w = w / jnp.linalg.norm(w)
+    add = jnp.sqrt(jnp.maximum(bounded**2 - length**2, 0.0))
+    along = p + jnp.where(jnp.dot(b, w) > 0, -add, add) * w
+    along = along * jnp.minimum(1.0, bounded / jnp.linalg.norm(along))
+    hard = ~posdef & (length < (1.0 - RADIUS_TOLERANCE) * bounded) & jnp.any(moving)
+    return jnp.where(inside, newton_step, jnp.where(hard, along, p)), shift, posdef
+
+
+def _propose(theta: Array, best: Evaluation, box: Box, radius: Array) -> tuple[Array, ...]:
+    """Best step within the trust region and the limits: (step, gain, length, shift, posdef, slope)."""
+    gradient, hessian = best.gradient, best.hessian
+    diagonal = jnp.abs(jnp.diagonal(hessian))
+    scale = jnp.where(diagonal > 0, 1.0 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 1.0)
+    moving = box.free & ~_outward(theta, gradient, box)
+    slope = jnp.linalg.norm(jnp.where(moving, gradient * scale, 0.0))
+    scaled = hessian * scale * scale[:, None]
+    eye = jnp.eye(len(theta))
+
+    def among(moving: Array, step: Array) -> tuple[Array, Array, Array]:
+        b = jnp.where(moving, (gradient + hessian @ jnp.where(moving, 0.0, step)) * scale, 0.0)
+        a = jnp.where(moving & moving[:, None], scaled, eye)
+        p, shift, posdef = _solve_within(a, b, moving, radius)
+        return jnp.where(moving, p * scale, step), shift, posdef
+
+    whole, shift, posdef = among(moving, jnp.zeros_like(theta))
+
+    def crossing(step: Array) -> Array:
+        return (theta + step < box.lower) | (theta + step > box.upper)
+
+    def clamp(carry: tuple) -> tuple:
+        moving, step, _ = carry
+        moving &= ~crossing(step)
+        step = jnp.clip(step, box.lower - theta, box.upper - theta)
+        step, shift, _ = among(moving, step)
+        return moving, step, shift
+
+    # what is on a limit and does not move is not crossing: its step is 0
+    _, step, shift = lax.while_loop(lambda c: jnp.any(c[0] & crossing(c[1])), clamp, (moving, whole, shift))
+
+    def gain_of(step: Array) -> Array:
+        return -jnp.dot(step, gradient + 0.5 * hessian @ step)
+
+    # clamping several parameters may lead uphill; the way to the first limit never does
+    room = jnp.where(whole < 0, box.lower - theta, box.upper - theta)
+    fractions = jnp.where(crossing(whole), room / jnp.where(whole == 0, 1.0, whole), 1.0)
+    truncated = whole * jnp.min(fractions)
+    step = jnp.where(jnp.any(crossing(whole)) & (gain_of(truncated) > gain_of(step)), truncated, step)
+    return step, gain_of(step), jnp.linalg.norm(step / scale), shift, posdef, slope
+
+
+def newton_init(theta: Array) -> NewtonState:
+    """The state of a fit that starts at `theta` (n_params,)."""
+    theta = jnp.asarray(theta)
+    n_params = theta.shape[-1]
+    nothing = Evaluation(
+        jnp.full((), jnp.nan), jnp.full((), jnp.nan), jnp.zeros(n_params), jnp.zeros((n_params, n_params))
+    )
+    return NewtonState(
+        theta=theta,
+        best=nothing,
+        trial=theta,
+        origin=theta,
+        radius=jnp.full((), jnp.inf),
+        gain=jnp.full((), jnp.nan),
+        length=jnp.full((), jnp.nan),
+        slope=jnp.full((), jnp.nan),
+        edm=jnp.full((), jnp.nan),
+        status=jnp.full((), RUNNING, dtype=jnp.int32),
+        nfev=jnp.zeros((), dtype=jnp.int32),
+    )
+
+
+def newton_step(
+    state: NewtonState, here: Evaluation, box: Box, *, errordef: float, edm_goal: float, max_steps: int
+) -> NewtonState:
+    """Judge the trial point, at which the cost is `here`, and propose the next; a finished fit stays as it is."""
+    first = state.nfev == 0
+    finite = jnp.isfinite(here.value) & jnp.all(jnp.isfinite(here.gradient)) & jnp.all(jnp.isfinite(here.hessian))
+
+    ratio = (state.best.value - here.value) / state.gain
+    accepted = ratio > ACCEPT
+    near = state.gain <= jnp.maximum(NEAR * errordef, 100.0 * ROUNDING * state.best.absolute)
+    moving = box.free & ~_outward(state.trial, here.gradient, box)
+    per_diagonal = here.gradient**2 / jnp.maximum(jnp.abs(jnp.diagonal(state.best.hessian)), 1e-300)
+    flatter = jnp.sqrt(jnp.sum(jnp.where(moving, per_diagonal, 0.0))) < state.slope
+    accepted = finite & jnp.where(near, flatter, accepted)
+    ratio = jnp.where(near, jnp.where(flatter, 1.0, 0.0), ratio)
+    radius = jnp.where(
+        ~finite | (ratio < 0.25),
+        0.25 * state.length,
+        jnp.where((ratio > 0.75) & (state.length > 0.5 * state.radius), 3.0 * state.radius, state.radius),
+    )
+    radius = jnp.where(first, jnp.inf, radius)
+    accepted = jnp.where(first, finite, accepted)
+
+    choose = lambda new, old: jnp.where(accepted, new, old)  # noqa: E731
+    theta = choose(state.trial, state.theta)
+    best = jax.tree.map(choose, here, state.best)
+    nfev = state.nfev + 1
+    ran_away = jnp.any(box.free & (jnp.abs(theta) > RUNAWAY * jnp.maximum(jnp.abs(state.origin), 1.0)))
+    ran_away = (ran_away | (best.value < -1e290)) & ~first
+
+    step, gain, length, shift, posdef, slope = _propose(theta, best, box, radius)
+    radius = jnp.where(~posdef & jnp.isinf(radius), FIRST_RADIUS, radius)
+    floor = jnp.maximum(edm_goal * errordef, ROUNDING * best.absolute)
+    ended = (gain <= floor) & jnp.where(posdef, shift == 0.0, True)
+    edm = jnp.where((shift == 0.0) | ended, gain, state.edm)
+    status = jnp.select(
+        [first & ~finite, ran_away, ended & posdef, ended, nfev >= max_steps, ~(length > SMALLEST_RADIUS)],
+        [
+            Status.NONFINITE,
+            Status.UNBOUNDED,
+            Status.CONVERGED,
+            Status.HESSIAN_NOT_POSDEF,
+            Status.MAX_STEPS,
+            Status.STALLED,
+        ],
+        RUNNING,
+    ).astype(jnp.int32)
+    trial = jnp.clip(theta + step, box.lower, box.upper)
+
+    # the last Newton step is taken, and its result is known well enough not to be evaluated
+    converged = status == Status.CONVERGED
+    best = best._replace(
+        value=jnp.where(converged, best.value - gain, best.value),
+        gradient=jnp.where(converged, best.gradient + best.hessian @ step, best.gradient),
+    )
+    theta = jnp.where(converged, trial, theta)
+    new = NewtonState(theta, best, trial, state.origin, radius, gain, length, slope, edm, status, nfev)
+    running = state.status == RUNNING
+    return jax.tree.map(lambda a, b: jnp.where(running, a, b), new, state)
+
+
+def covariance_of(state: NewtonState, box: Box, errordef: float) -> tuple[Array, Array, Array]:
+    """(covariance, posdef, at_limit) of a fit: 2 errordef times the inverse of the free block of the Hessian."""
+    at_limit = box.free & _outward(state.theta, state.best.gradient, box)
+    active = at_limit | ~box.free
+    diagonal = jnp.diagonal(state.best.hessian)
+    positive = active | (diagonal > 0)
+    scale = jnp.where(active, 1.0, 1.0 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0)))
+    inside = ~active & ~active[:, None]
+    eye = jnp.eye(len(scale))
+    factor, posdef = _factorise(jnp.where(inside, state.best.hessian * scale * scale[:, None], eye), 0.0)
+    inverse = _solve(factor, eye) * scale * scale[:, None]
+    posdef &= jnp.all(positive) & (state.status != Status.NONFINITE)
+    covariance = jnp.where(inside, 2.0 * errordef * 0.5 * (inverse + inverse.T), 0.0)
+    return jnp.where(posdef, covariance, jnp.nan), posdef, at_limit
+
+
+def newton(
+    *,
+    errordef: float = 0.5,
+    lower: Any = -jnp.inf,
+    upper: Any = jnp.inf,
+    edm_goal: float = EDM_GOAL,
+    max_steps: int = 200,
+) -> optax.GradientTransformationExtraArgs:
+    """Trust-region Newton as an optax transformation of one parameter vector; `vmap` it over toys.
+
+    `update(gradient, state, params, value=..., hessian=...)` wants the value and the Hessian at `params` too, and asks
+    for one evaluation per update: the point that it proposes is judged by the next call. Once `state.status` is not
+    -1 the fit has ended at `state.theta`, and the updates lead there and stay.
+
+    Parameters
+    ----------
+    errordef : float
+        0.5 for a negative log-likelihood, 1 for a chi-square.
+    lower, upper : float or (n_params,)
+        Limits.
+    edm_goal : float
+        Estimated distance to the minimum at which to stop, in units of errordef.
+    max_steps : int
+        Number of evaluations after which to give up.
+    """
+
+    def update(
+        gradient: Array, state: NewtonState, params: Array | None = None, *, value: Array, hessian: Array, **_: Any
+    ):
+        if params is None:
+            raise ValueError(
+                "newton needs the parameters: call update(gradient, state, params, value=..., hessian=...)"
+            )
+        box = Box(
+            jnp.broadcast_to(jnp.asarray(lower, params.dtype), params.shape),
+            jnp.broadcast_to(jnp.asarray(upper, params.dtype), params.shape),
+            jnp.ones(params.shape, bool),
+        )
+        here = Evaluation(value, jnp.abs(value), gradient, hessian)
+        state = newton_step(
+            state._replace(trial=params), here, box, errordef=errordef, edm_goal=edm_goal, max_steps=max_steps
+        )
+        target = jnp.where(state.status == RUNNING, state.trial, state.theta)
+        return target - params, state
+
+    return optax.GradientTransformationExtraArgs(newton_init, update)

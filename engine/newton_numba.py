@@ -1,0 +1,467 @@
+"""The trust-region Newton fit as machine code: every toy in its own thread, no toy waits for another.
+
+The algorithm is the one of `engine.newton`, in loops instead of array operations; `tests/engine/test_newton.py` holds
+the two against each other. All helpers stand in this file because numba's cache on disk notices changes of
+one file only.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from numba import njit, prange, types
+from numba.core.sigutils import normalize_signature
+
+from kernels.translate import KERNEL_SIGNATURE
+
+__all__ = ["evaluate_toys", "fit_toys"]
+
+# numba takes no members of an enumeration, and notices changes of its own file only: here stand the integers of
+# `engine.status.Status` (a test compares them) and the constants of the algorithm, which `engine.newton` imports.
+CONVERGED, MAX_STEPS, NONFINITE, HESSIAN_NOT_POSDEF, BAD_DATA, STALLED, UNBOUNDED = range(7)
+RUNNING = -1
+EDM_GOAL = 1e-13  # stop at this estimated distance to the minimum, in units of errordef
+ROUNDING = 8 * np.finfo(np.float64).eps  # times the sum of |term|: what the rounding of the sums may do
+NEAR = 1e-3  # below this predicted gain, in units of errordef, a step is judged by its gradient
+PIVOT = 1e-14  # smallest pivot of a unit-diagonal matrix that counts as positive definite
+ACCEPT = 1e-4  # smallest ratio of actual and predicted gain of an accepted step
+FIRST_RADIUS = 4.0  # first radius where the Hessian is not positive definite, in units of |H_ii|^(-1/2)
+SMALLEST_RADIUS = 1e-15
+RUNAWAY = 1e15  # a parameter that has grown by this factor runs away
+RADIUS_TOLERANCE = 0.1
+MAX_SHIFTS = 40
+
+_HELPER = {"error_model": "numpy", "cache": True, "nogil": True}
+
+
+@njit(**_HELPER)
+def _factorise(a, n, shift, lower):
+    """Cholesky factor of a + shift * I; False where a pivot is not positive."""
+    for j in range(n):
+        total = a[j, j] + shift
+        for k in range(j):
+            total -= lower[j, k] * lower[j, k]
+        if not total > PIVOT * (1.0 + shift):
+            return False
+        pivot = np.sqrt(total)
+        lower[j, j] = pivot
+        inverse = 1.0 / pivot
+        for i in range(j + 1, n):
+            total = a[i, j]
+            for k in range(j):
+                total -= lower[i, k] * lower[j, k]
+            lower[i, j] = total * inverse
+    return True
+
+
+@njit(**_HELPER)
+def _forward(lower, n, b, x):
+    for i in range(n):
+        total = b[i]
+        for k in range(i):
+            total -= lower[i, k] * x[k]
+        x[i] = total / lower[i, i]
+
+
+@njit(**_HELPER)
+def _backward(lower, n, b, x):
+    for i in range(n - 1, -1, -1):
+        total = b[i]
+        for k in range(i + 1, n):
+            total -= lower[k, i] * x[k]
+        x[i] = total / lower[i, i]
+
+
+@njit(**_HELPER)
+def _norm(x, n):
+    total = 0.0
+    for i in range(n):
+        total += x[i] * x[i]
+    return np.sqrt(total)
+
+
+@njit(**_HELPER)
+def _solve_within(a, b, n, radius, lower, p, w):
+    """Minimise b.p + p.a.p / 2 within |p| <= radius (More and Sorensen 1983); p is the result.
+
+    Returns (shift, posdef): the multiplier and whether `a` itself is positive definite.
+    """
+    posdef = _factorise(a, n, 0.0, lower)
+    if posdef:
+        _forward(lower, n, b, w)
+        _backward(lower, n, w, p)
+        for i in range(n):
+            p[i] = -p[i]
+        if _norm(p, n) <= radius:
+            return 0.0, True
+    if radius == np.inf:
+        radius = FIRST_RADIUS
+    size = 0.0
+    for i in range(n):
+        row = 0.0
+        for j in range(n):
+            row += abs(a[i, j])
+        size = max(size, row)
+    low, high = 0.0, _norm(b, n) / radius + size
+    shift = 1e-3 * high if not posdef else 0.0
+    factorised = posdef
+    for _ in range(MAX_SHIFTS):
+        if shift > 0.0:
+            factorised = _factorise(a, n, shift, lower)
+        if not factorised:
+            low = max(low, shift)
+        else:
+            _forward(lower, n, b, w)
+            _backward(lower, n, w, p)
+            for i in range(n):
+                p[i] = -p[i]
+            length = _norm(p, n)
+            if abs(length - radius) <= RADIUS_TOLERANCE * radius:
+                break
+            if length > radius:
+                low = max(low, shift)
+            else:
+                high = min(high, shift)
+            if high - low <= 1e-6 * high:
+                break
+            _forward(lower, n, p, w)
+            slope = _norm(w, n)
+            if slope > 0.0:
+                shift += (length / slope) ** 2 * (length - radius) / radius
+            else:
+                shift = low
+        if not factorised or not (low < shift < high):
+            shift = max(np.sqrt(low * high), low + 1e-3 * (high - low))
+    if not factorised:
+        shift = high
+        _factorise(a, n, shift, lower)
+        _forward(lower, n, b, w)
+        _backward(lower, n, w, p)
+        for i in range(n):
+            p[i] = -p[i]
+    length = _norm(p, n)
+    if not posdef and length < (1.0 - RADIUS_TOLERANCE) * radius:
+        # the hard case: the gradient has no part along the direction of negative curvature
+        for i in range(n):
+            w[i] = 1.0 + 0.1 * i
+        direction = np.empty(n)
+        for _ in range(6):
+            _forward(lower, n, w, direction)
+            _backward(lower, n, direction, w)
+            scale = _norm(w, n)
+            for i in range(n):
+                w[i] /= scale
+        along = 0.0
+        for i in range(n):
+            along += b[i] * w[i]
+        add = np.sqrt(radius * radius - length * length)
+        if along > 0.0:
+            add = -add
+        for i in range(n):
+            p[i] += add * w[i]
+        length = _norm(p, n)
+        if length > radius:
+            for i in range(n):
+                p[i] *= radius / length
+    return shift, posdef
+
+
+@njit(**_HELPER)
+def _gain(gradient, hessian, step):
+    """What the quadratic model falls by along a step."""
+    gain = 0.0
+    for i in range(len(step)):
+        curved = 0.0
+        for j in range(len(step)):
+            curved += hessian[i, j] * step[j]
+        gain -= step[i] * (gradient[i] + 0.5 * curved)
+    return gain
+
+
+@njit(**_HELPER)
+def _propose(theta, gradient, hessian, lower_limit, upper_limit, free, radius, step, work):
+    """Best step within the trust region and the limits.
+
+    Returns (predicted gain, scaled length, shift, posdef of the free block, gradient norm).
+    """
+    n_params = len(theta)
+    scale, moving = work[0], work[1]
+    b, p, w, whole = work[2], work[3], work[4], work[5]
+    a = work[6 : 6 + n_params]
+    factor = work[6 + n_params : 6 + 2 * n_params]
+    index = np.empty(n_params, np.int64)
+    slope = 0.0
+    for i in range(n_params):
+        step[i] = 0.0
+        diagonal = abs(hessian[i, i])
+        scale[i] = 1.0 / np.sqrt(diagonal) if diagonal > 0.0 else 1.0
+        at_lower = theta[i] <= lower_limit[i] and gradient[i] > 0.0
+        at_upper = theta[i] >= upper_limit[i] and gradient[i] < 0.0
+        moving[i] = 1.0 if free[i] and not at_lower and not at_upper else 0.0
+        if moving[i] == 1.0:
+            slope += (gradient[i] * scale[i]) ** 2
+    shift, posdef, crossings = 0.0, True, 0
+    for round_ in range(n_params + 1):
+        n = 0
+        for i in range(n_params):
+            if moving[i] == 1.0:
+                index[n] = i
+                n += 1
+        if n == 0:
+            break
+        for r in range(n):
+            i = index[r]
+            total = gradient[i]
+            for j in range(n_params):
+                if moving[j] == 0.0:
+                    total += hessian[i, j] * step[j]
+            b[r] = total * scale[i]
+            for c in range(n):
+                a[r, c] = hessian[i, index[c]] * scale[i] * scale[index[c]]
+        shift, block_posdef = _solve_within(a, b, n, radius, factor, p, w)
+        if round_ == 0:
+            posdef = block_posdef
+            for i in range(n_params):
+                whole[i] = 0.0
+            for r in range(n):
+                whole[index[r]] = p[r] * scale[index[r]]
+        crossed = False
+        for r in range(n):
+            i = index[r]
+            step[i] = p[r] * scale[i]
+            if theta[i] + step[i] < lower_limit[i]:
+                step[i] = lower_limit[i] - theta[i]
+                moving[i] = 0.0
+                crossed = True
+            elif theta[i] + step[i] > upper_limit[i]:
+                step[i] = upper_limit[i] - theta[i]
+                moving[i] = 0.0
+                crossed = True
+        if not crossed:
+            break
+        crossings += 1
+    gain = _gain(gradient, hessian, step)
+    if crossings:
+        # clamping several parameters may lead uphill; the way to the first limit never does
+        fraction = 1.0
+        for i in range(n_params):
+            if theta[i] + whole[i] < lower_limit[i]:
+                fraction = min(fraction, (lower_limit[i] - theta[i]) / whole[i])
+            elif theta[i] + whole[i] > upper_limit[i]:
+                fraction = min(fraction, (upper_limit[i] - theta[i]) / whole[i])
+        for i in range(n_params):
+            whole[i] *= fraction
+        truncated = _gain(gradient, hessian, whole)
+        if truncated > gain:
+            gain = truncated
+            step[:] = whole
+    length = 0.0
+    for i in range(n_params):
+        length += (step[i] / scale[i]) ** 2
+    return gain, np.sqrt(length), shift, posdef, np.sqrt(slope)
+
+
+@njit(**_HELPER)
+def _unpack(out, gradient, hessian):
+    n_params = len(gradient)
+    finite = np.isfinite(out[0])
+    k = 2 + n_params
+    for i in range(n_params):
+        gradient[i] = out[2 + i]
+        finite &= np.isfinite(gradient[i])
+        for j in range(i + 1):
+            hessian[i, j] = out[k]
+            hessian[j, i] = out[k]
+            finite &= np.isfinite(out[k])
+            k += 1
+    return finite
+
+
+@njit(**_HELPER)
+def _covariance(hessian, active, errordef, covariance, work):
+    """2 errordef times the inverse of the block of the Hessian that is not active; False if not posdef."""
+    n_params = len(active)
+    scale, b, x, y = work[0], work[2], work[3], work[4]
+    a = work[6 : 6 + n_params]
+    factor = work[6 + n_params : 6 + 2 * n_params]
+    index = np.empty(n_params, np.int64)
+    covariance[:, :] = 0.0
+    n = 0
+    for i in range(n_params):
+        if not active[i]:
+            if not hessian[i, i] > 0.0:
+                covariance[:, :] = np.nan
+                return False
+            scale[n] = 1.0 / np.sqrt(hessian[i, i])
+            index[n] = i
+            n += 1
+    for r in range(n):
+        for c in range(n):
+            a[r, c] = hessian[index[r], index[c]] * scale[r] * scale[c]
+    if not _factorise(a, n, 0.0, factor):
+        covariance[:, :] = np.nan
+        return False
+    for c in range(n):
+        for r in range(n):
+            b[r] = 1.0 if r == c else 0.0
+        _forward(factor, n, b, x)
+        _backward(factor, n, x, y)
+        for r in range(c, n):
+            value = 2.0 * errordef * y[r] * scale[r] * scale[c]
+            covariance[index[r], index[c]] = value
+            covariance[index[c], index[r]] = value
+    return True
+
+
+@njit(**_HELPER)
+def _fit_one(
+    kernel, rows, shared, aux, begin, end, start, lower_limit, upper_limit, free, errordef, edm_goal, max_steps,
+    theta, covariance, fit, at_limit,
+):  # fmt: skip
+    """Fit one toy. `fit` receives (fval, edm, status, nfev, posdef)."""
+    n_params = len(start)
+    out = np.empty(2 + n_params + n_params * (n_params + 1) // 2)
+    vectors = np.empty((5, n_params))
+    trial, gradient, trial_gradient, step, origin = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4]
+    hessian = np.empty((n_params, n_params))
+    trial_hessian = np.empty((n_params, n_params))
+    work = np.empty((6 + 2 * n_params, n_params))
+    theta[:] = start
+    origin[:] = start
+    kernel(theta, rows, shared, aux, begin, end, out)
+    nfev = 1
+    value, absolute = out[0], out[1]
+    status = RUNNING
+    edm, posdef = np.nan, False
+    if not _unpack(out, gradient, hessian):
+        status = NONFINITE
+    radius = np.inf
+    while status == RUNNING:
+        gain, length, shift, posdef, slope = _propose(
+            theta, gradient, hessian, lower_limit, upper_limit, free, radius, step, work
+        )
+        if not posdef and radius == np.inf:
+            radius = FIRST_RADIUS
+        floor = max(edm_goal * errordef, ROUNDING * absolute)
+        if shift == 0.0:
+            edm = gain
+        if gain <= floor:
+            if posdef and shift == 0.0:
+                status = CONVERGED
+                break
+            if not posdef:
+                status = HESSIAN_NOT_POSDEF
+                edm = gain
+                break
+        if nfev >= max_steps:
+            status = MAX_STEPS
+            break
+        if not length > SMALLEST_RADIUS:
+            status = STALLED
+            break
+        for i in range(n_params):
+            # onto the limit itself, not next to it
+            trial[i] = min(max(theta[i] + step[i], lower_limit[i]), upper_limit[i])
+        kernel(trial, rows, shared, aux, begin, end, out)
+        nfev += 1
+        finite = _unpack(out, trial_gradient, trial_hessian)
+        actual = value - out[0]
+        accepted = False
+        if finite:
+            ratio = actual / gain
+            accepted = ratio > ACCEPT
+            if gain <= max(NEAR * errordef, 100.0 * ROUNDING * absolute):
+                trial_slope = 0.0
+                for i in range(n_params):
+                    outward_lower = trial[i] <= lower_limit[i] and trial_gradient[i] > 0.0
+                    outward_upper = trial[i] >= upper_limit[i] and trial_gradient[i] < 0.0
+                    if free[i] and not outward_lower and not outward_upper:
+                        trial_slope += trial_gradient[i] ** 2 / max(abs(hessian[i, i]), 1e-300)
+                accepted = np.sqrt(trial_slope) < slope
+                ratio = 1.0 if accepted else 0.0
+            if ratio < 0.25:
+                radius = 0.25 * length
+            elif ratio > 0.75 and length > 0.5 * radius:
+                radius = 3.0 * radius
+        else:
+            radius = 0.25 * length
+        if accepted:
+            value, absolute = out[0], out[1]
+            theta[:] = trial
+            gradient[:] = trial_gradient
+            hessian[:, :] = trial_hessian
+            for i in range(n_params):
+                if free[i] and abs(theta[i]) > RUNAWAY * max(abs(origin[i]), 1.0):
+                    status = UNBOUNDED
+            if value < -1e290:
+                status = UNBOUNDED
+    if status == CONVERGED:
+        # the last Newton step is taken, and its result is known well enough not to be evaluated
+        for i in range(n_params):
+            total = 0.0
+            for j in range(n_params):
+                total += hessian[i, j] * step[j]
+            trial_gradient[i] = gradient[i] + total
+        for i in range(n_params):
+            theta[i] = min(max(theta[i] + step[i], lower_limit[i]), upper_limit[i])
+        value -= gain
+        gradient[:] = trial_gradient
+    active = np.empty(n_params, np.bool_)
+    for i in range(n_params):
+        outward_lower = theta[i] <= lower_limit[i] and gradient[i] > 0.0
+        outward_upper = theta[i] >= upper_limit[i] and gradient[i] < 0.0
+        at_limit[i] = free[i] and (outward_lower or outward_upper)
+        active[i] = at_limit[i] or not free[i]
+    if status == NONFINITE:
+        covariance[:, :] = np.nan
+        posdef = False
+    else:
+        posdef = _covariance(hessian, active, errordef, covariance, work)
+        if not posdef and status == CONVERGED:
+            status = HESSIAN_NOT_POSDEF
+    fit[0], fit[1], fit[2], fit[3], fit[4] = value, edm, status, nfev, 1.0 if posdef else 0.0
+
+
+_KERNEL = types.FunctionType(types.void(*normalize_signature(KERNEL_SIGNATURE)[0]))
+_DATA = (_KERNEL, types.f8[:, ::1], types.f8[:, ::1], types.f8[:, ::1], types.i8[::1], types.i8[::1])
+_BOX = (types.f8[::1], types.f8[::1], types.b1[::1])
+_RESULTS = (types.f8[:, ::1], types.f8[:, :, ::1], types.f8[:, ::1], types.b1[:, ::1])
+
+
+# One call of an ordinary function per toy: array expressions inside a parallel function would cost seconds of
+# compilation and most of the scaling.
+def _fit_toys(
+    kernel, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef, edm_goal, max_steps,
+    values, covariance, fit, at_limit,
+):  # fmt: skip
+    for t in prange(len(toys)):
+        k = toys[t]
+        _fit_one(
+            kernel, rows, shared, aux[k], offsets[k], offsets[k + 1], start[t], lower_limit, upper_limit, free,
+            errordef, edm_goal, max_steps, values[t], covariance[t], fit[t], at_limit[t],
+        )  # fmt: skip
+
+
+def _evaluate_toys(kernel, rows, shared, aux, offsets, toys, theta, out):
+    for t in prange(len(toys)):
+        k = toys[t]
+        kernel(theta[t], rows, shared, aux[k], offsets[k], offsets[k + 1], out[t])
+
+
+@functools.cache
+def fit_toys() -> Callable:
+    """The compiled fit of many toys, one after the other in each thread.
+
+    It is called with (kernel, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef,
+    edm_goal, max_steps) and the arrays (values, covariance, fit, at_limit) for the results. `toys` are the
+    numbers of the toys to fit; `start` and the results have a row for each; `fit` holds
+    (fval, edm, status, nfev, posdef).
+    """
+    signature = types.void(*_DATA, types.f8[:, ::1], *_BOX, types.f8, types.f8, types.i8, *_RESULTS)
+    return njit(signature, parallel=True, **_HELPER)(_fit_toys)
+
+
+@functools.cache
+def evaluate_toys() -> Callable:
+    """The compiled evaluation of many toys: (kernel, rows, shared, aux, offsets, toys, theta, out)."""
+    return njit(types.void(*_DATA, types.f8[:, ::1], types.f8[:, ::1]), parallel=True, **_HELPER)(_evaluate_toys)

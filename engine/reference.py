@@ -1,0 +1,193 @@
+"""The iminuit reference: MIGRAD on the same toys, from the same starts, with an independently differentiated cost.
+
+The cost that MIGRAD sees is the sum of the model's own terms, differentiated by JAX in reverse mode. It shares no code
+with the drivers' translated kernels, so that a run carries its own proof.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from iminuit import Minuit
+
+from engine.costs import Cost
+from engine.data import Rows
+from engine.drivers import Settings
+from engine.result import FitResult
+
+__all__ = ["AGREEMENT", "ReferenceFit", "Validation", "migrad", "validate"]
+
+STRATEGY = 2
+TOLERANCE = 1e-6  # of Minuit: EDM below 2e-9 errordef
+AGREEMENT = 1e-3  # largest difference from MIGRAD, in units of the error, of a parameter that agrees
+
+
+class ReferenceFit(NamedTuple):
+    """One fit by MIGRAD. Errors are the square roots of the covariance's diagonal, NaN where there is none."""
+
+    values: np.ndarray
+    errors: np.ndarray
+    fval: float
+    edm: float
+    valid: bool
+    nfev: int
+
+
+class Validation(NamedTuple):
+    """MIGRAD beside this engine, one row for each validated toy.
+
+    Attributes
+    ----------
+    toy : (n,) int64
+        Number of the toy.
+    values, errors : (n, n_params) float64
+    fval, edm : (n,) float64
+    valid : (n,) bool
+        Whether MIGRAD calls its fit valid.
+    difference : (n, n_params) float64
+        (this engine - MIGRAD) / error; NaN where there is no error, 0 for fixed parameters.
+    agrees : (n,) bool
+        All differences below 1e-3; or MIGRAD failed, or ended above this engine's minimum.
+    """
+
+    toy: np.ndarray
+    values: np.ndarray
+    errors: np.ndarray
+    fval: np.ndarray
+    edm: np.ndarray
+    valid: np.ndarray
+    difference: np.ndarray
+    agrees: np.ndarray
+
+    @property
+    def worst(self) -> float:
+        """Largest |difference| where both fits are valid and have the same minimum; NaN if there is none."""
+        compared = np.abs(self.difference[self.compared])
+        return float(np.nanmax(compared)) if compared.size and np.isfinite(compared).any() else float("nan")
+
+    @property
+    def compared(self) -> np.ndarray:
+        return self.valid & np.isfinite(self.difference).all(axis=1)
+
+
+def independent_cost(cost: Cost, rows: Rows) -> Callable:
+    """`f(toy, theta) -> (value, gradient)` for the toys of `rows`, compiled once."""
+    n_rows = int(np.max(np.diff(rows.offsets), initial=1))
+    n_padded = -(-n_rows // 256) * 256
+    n_params = len(cost.names)
+    cached = cost.__dict__.setdefault("_independent", {})
+
+    def nll(theta: jax.Array, columns: jax.Array, shared: jax.Array, aux: jax.Array, n: jax.Array) -> jax.Array:
+        row = jnp.concatenate([columns, shared])
+        terms = jax.vmap(lambda r: cost.term(*[theta[i] for i in range(n_params)], *r), in_axes=1)(row)
+        total = jnp.sum(jnp.where(jnp.arange(row.shape[1]) < n, terms, 0.0))
+        return total if cost.rest is None else total + cost.rest(*[theta[i] for i in range(n_params)], *row[:, 0], *aux)
+
+    if "nll" not in cached:
+        cached["nll"] = jax.jit(jax.value_and_grad(nll))
+    last = SimpleNamespace(toy=None, data=None)
+
+    def evaluate(toy: int, theta: np.ndarray) -> tuple[float, np.ndarray]:
+        with jax.enable_x64(True):
+            if last.toy != toy:
+                begin, end = rows.offsets[toy], rows.offsets[toy + 1]
+                columns = rows.columns[:, begin:end]
+                pad = ((0, 0), (0, n_padded - (end - begin)))
+                mode = {"mode": "edge"} if end > begin else {}
+                shared = np.pad(rows.shared, pad, mode="edge") if rows.shared.size else np.zeros((0, n_padded))
+                data = (np.pad(columns, pad, **mode), shared, rows.aux[toy], end - begin)
+                last.toy, last.data = toy, jax.device_put(data, jax.devices("cpu")[0])
+            value, gradient = cached["nll"](np.asarray(theta, dtype=np.float64), *last.data)
+            return float(value), np.asarray(gradient)
+
+    return evaluate
+
+
+def migrad(
+    cost: Cost, rows: Rows, toy: int, start: np.ndarray, settings: Settings, evaluate: Callable | None = None
+) -> ReferenceFit:
+    """Fit one toy with MIGRAD: exact gradient, strategy 2, tolerance 1e-6."""
+    evaluate = evaluate or independent_cost(cost, rows)
+    last: dict[bytes, tuple[float, np.ndarray]] = {}
+
+    def both(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        key = np.asarray(theta, dtype=np.float64).tobytes()
+        if key not in last:
+            last.clear()
+            last[key] = evaluate(toy, theta)
+        return last[key]
+
+    minuit = Minuit(lambda theta: both(theta)[0], np.array(start), grad=lambda theta: both(theta)[1], name=cost.names)
+    minuit.errordef = settings.errordef
+    minuit.strategy = STRATEGY
+    minuit.tol = TOLERANCE
+    minuit.print_level = 0
+    minuit.limits = list(zip(settings.lower, settings.upper, strict=True))
+    minuit.fixed = list(~settings.free)
+    minuit.migrad()
+    covariance = minuit.covariance
+    with np.errstate(invalid="ignore"):
+        errors = np.full(len(start), np.nan) if covariance is None else np.sqrt(np.diagonal(np.asarray(covariance)))
+    fmin = minuit.fmin
+    return ReferenceFit(
+        np.array(minuit.values), errors, float(fmin.fval), float(fmin.edm), bool(minuit.valid), fmin.nfcn
+    )
+
+
+def validate(
+    cost: Cost,
+    rows: Rows,
+    result: FitResult,
+    toys: np.ndarray,
+    start: np.ndarray,
+    settings: Settings,
+    progress: Callable[[int], None] | None = None,
+) -> Validation:
+    """Refit some toys with MIGRAD and compare.
+
+    Parameters
+    ----------
+    cost, rows, result
+        The cost, and the data and fits of the same toys.
+    toys : (n,) int
+        Which of them.
+    start : (n_params,) or (n_toys, n_params)
+        Start values of the toys of `rows`.
+    settings : Settings
+    progress : callable, optional
+        Called with 1 after each toy.
+    """
+    evaluate = independent_cost(cost, rows)
+    starts = np.broadcast_to(start, (len(rows), len(cost.names)))
+    fits = []
+    for k in toys:
+        fits.append(migrad(cost, rows, int(k), starts[k], settings, evaluate))
+        if progress is not None:
+            progress(1)
+    n_params = len(cost.names)
+    values = np.array([f.values for f in fits]).reshape(-1, n_params)
+    fval = np.array([f.fval for f in fits])
+    valid = np.array([f.valid for f in fits], dtype=bool)
+    errors = result.errors[toys]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        difference = np.where(errors > 0, (result.values[toys] - values) / errors, np.nan)
+        # no error: held, or on a limit, where MIGRAD's transformed parameter comes close but never arrives
+        difference = np.where(~settings.free, 0.0, difference)
+        on_limit = result.at_limit[toys]
+        spread = np.array([f.errors for f in fits]).reshape(-1, n_params)
+        difference = np.where(on_limit & (np.abs(result.values[toys] - values) < 0.05 * spread), 0.0, difference)
+        above = fval > result.fval[toys] + 1e-3 * result.errordef
+        agrees = ~valid | above | (np.abs(difference) < AGREEMENT).all(axis=1)
+    return Validation(
+        toy=np.asarray(toys, dtype=np.int64),
+        values=values,
+        errors=np.array([f.errors for f in fits]).reshape(-1, n_params),
+        fval=fval,
+        edm=np.array([f.edm for f in fits]),
+        valid=valid,
+        difference=difference,
+        agrees=agrees,
+    )

@@ -1,0 +1,465 @@
+"""A JAX function as a graph of scalar operations.
+
+`trace` runs a function of scalars through JAX and rewrites its jaxpr as a list of scalar operations in which
+every expression stands once. Small fixed-size arrays inside the function disappear: an array becomes the
+array of its elements' node numbers, and operations that only move elements are carried out on those numbers
+by JAX itself, while the graph is built.
+
+The graph knows which nodes depend on the row (the event, bin or data point) and keeps a product in the form
+`coefficient * core`, where the coefficient does not depend on the row. What does not depend on the row then
+gathers in few nodes, which a loop over rows evaluates once.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend import core as jex_core
+
+__all__ = ["Graph", "Node", "UntranslatableError", "trace"]
+
+
+class UntranslatableError(NotImplementedError):
+    """A model uses an operation that has no scalar form here; the message names it and where it stands."""
+
+
+class Node(NamedTuple):
+    op: str
+    args: tuple
+    depends_on_row: bool
+
+
+_FOLD: dict[str, Callable] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "neg": operator.neg,
+    "abs": abs,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "and": operator.and_,
+    "or": operator.or_,
+    "not": operator.not_,
+}
+_COMMUTATIVE = {"add", "mul", "max", "min", "eq", "ne", "and", "or"}
+
+
+class Graph:
+    """Scalar operations, each expression once; a node's arguments have smaller numbers than the node."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.holds_float32 = False  # an array constant of the model came in float32
+        self._numbers: dict[tuple, int] = {}
+
+    def _intern(self, op: str, args: tuple, depends_on_row: bool) -> int:
+        key = (op, *(a.hex() if isinstance(a, float) else (type(a), a) for a in args))
+        if key not in self._numbers:
+            self._numbers[key] = len(self.nodes)
+            self.nodes.append(Node(op, args, depends_on_row))
+        return self._numbers[key]
+
+    def argument(self, kind: str, position: int) -> int:
+        """An input: a parameter ("theta"), a toy's measured value ("aux") or a column of the row."""
+        return self._intern(kind, (position,), kind in ("row", "shared"))
+
+    def const(self, value: Any) -> int:
+        if isinstance(value, bool | np.bool_):
+            return self._intern("const", (bool(value),), False)
+        if isinstance(value, int | np.integer):
+            return self._intern("const", (int(value),), False)
+        return self._intern("const", (float(value),), False)
+
+    def value(self, number: int) -> Any:
+        """The value of a constant node, None for any other."""
+        node = self.nodes[number]
+        return node.args[0] if node.op == "const" else None
+
+    def on_row(self, number: int) -> bool:
+        return self.nodes[number].depends_on_row
+
+    def split(self, number: int) -> tuple[int | None, int]:
+        """(coefficient, core) of a node that depends on the row."""
+        node = self.nodes[number]
+        if node.op == "mul" and self.on_row(number) and not self.on_row(node.args[0]):
+            return node.args[0], node.args[1]
+        if node.op == "neg":
+            return self.const(-1.0), node.args[0]
+        return None, number
+
+    def apply(self, op: str, *args: int) -> int:
+        """The node of `op` on nodes, simplified."""
+        values = [self.value(a) for a in args]
+        if op in _FOLD and all(v is not None for v in values):
+            return self.const(_FOLD[op](*values))
+        simplify = getattr(self, f"_{op}", None)
+        if simplify is not None:
+            return simplify(*args)
+        return self._plain(op, *args)
+
+    def _plain(self, op: str, *args: int) -> int:
+        if op in _COMMUTATIVE and args[1] < args[0]:
+            args = args[::-1]
+        return self._intern(op, args, any(self.on_row(a) for a in args))
+
+    def _neg(self, a: int) -> int:
+        node = self.nodes[a]
+        if node.op == "neg":
+            return node.args[0]
+        if node.op == "sub":
+            return self._sub(node.args[1], node.args[0])
+        coefficient, core = self.split(a)
+        if coefficient is not None and self.on_row(a):
+            return self._mul(self.apply("neg", coefficient), core)
+        return self._plain("neg", a)
+
+    def _add(self, a: int, b: int) -> int:
+        if self.value(a) == 0.0:
+            return b
+        if self.value(b) == 0.0:
+            return a
+        if self.nodes[b].op == "neg":
+            return self._sub(a, self.nodes[b].args[0])
+        if self.nodes[a].op == "neg":
+            return self._sub(b, self.nodes[a].args[0])
+        return self._combine("add", a, b)
+
+    def _sub(self, a: int, b: int) -> int:
+        if self.value(b) == 0.0:
+            return a
+        if self.value(a) == 0.0:
+            return self._neg(b)
+        if self.nodes[b].op == "neg":
+            return self._add(a, self.nodes[b].args[0])
+        return self._combine("sub", a, b)
+
+    def _combine(self, op: str, a: int, b: int) -> int:
+        """c1 * r + c2 * r = (c1 + c2) * r, for terms that depend on the row."""
+        if self.on_row(a) and self.on_row(b):
+            (ca, ra), (cb, rb) = self.split(a), self.split(b)
+            if ra == rb and (ca is not None or cb is not None):
+                one = self.const(1.0)
+                return self._mul(self.apply(op, one if ca is None else ca, one if cb is None else cb), ra)
+        return self._plain(op, a, b)
+
+    def _mul(self, a: int, b: int) -> int:
+        if self.on_row(a) and not self.on_row(b):
+            a, b = b, a
+        for one, other in ((a, b), (b, a)):
+            if self.value(one) == 1.0:
+                return other
+            if self.value(one) == -1.0 and not self.on_row(other):
+                return self._neg(other)
+        if not self.on_row(b):
+            for one, other in ((a, b), (b, a)):
+                if self.nodes[one].op == "neg":
+                    return self._neg(self._mul(self.nodes[one].args[0], other))
+            return self._plain("mul", a, b)
+        if not self.on_row(a):
+            coefficient, core = self.split(b)
+            if coefficient is not None:
+                return self._mul(self.apply("mul", a, coefficient), core)
+            if self.value(a) == -1.0:
+                return self._plain("neg", b)
+            return self._intern("mul", (a, b), True)
+        (ca, ra), (cb, rb) = self.split(a), self.split(b)
+        core = self._plain("mul", ra, rb)
+        for coefficient in (ca, cb):
+            if coefficient is not None:
+                core = self._mul(coefficient, core)
+        return core
+
+    def _div(self, a: int, b: int) -> int:
+        return self._mul(a, self._reciprocal(b))
+
+    def _reciprocal(self, b: int) -> int:
+        value = self.value(b)
+        if isinstance(value, float) and value != 0.0:
+            return self.const(1.0 / value)
+        coefficient, core = self.split(b)
+        if coefficient is not None and self.on_row(b):
+            return self._mul(self._reciprocal(coefficient), self._reciprocal(core))
+        if self.nodes[b].op == "neg":
+            return self._neg(self._reciprocal(self.nodes[b].args[0]))
+        if self.nodes[b].op == "reciprocal":
+            return self.nodes[b].args[0]
+        return self._plain("reciprocal", b)
+
+    def _select(self, condition: int, if_true: int, if_false: int) -> int:
+        if self.value(condition) is not None:
+            return if_true if self.value(condition) else if_false
+        if if_true == if_false:
+            return if_true
+        coefficient, core = self.split(if_true) if self.on_row(if_true) else (None, if_true)
+        if coefficient is not None and self.on_row(condition) and self.value(if_false) == 0.0:
+            return self._mul(coefficient, self._plain("select", condition, core, if_false))
+        return self._plain("select", condition, if_true, if_false)
+
+    def power(self, a: int, exponent: int) -> int:
+        """a to an integer power, by repeated squaring."""
+        if exponent < 0:
+            return self.power(self._reciprocal(a), -exponent)
+        result = self.const(1.0)
+        while exponent:
+            if exponent & 1:
+                result = self.apply("mul", result, a)
+            a, exponent = self.apply("mul", a, a) if exponent > 1 else a, exponent >> 1
+        return result
+
+    def live(self, outputs: Sequence[int]) -> list[int]:
+        """Numbers of all nodes that the outputs need, in an order in which they can be evaluated."""
+        seen: set[int] = set()
+        stack = list(outputs)
+        while stack:
+            number = stack.pop()
+            if number in seen:
+                continue
+            seen.add(number)
+            node = self.nodes[number]
+            if node.op not in ("const", "theta", "aux", "row", "shared"):
+                stack.extend(node.args)
+        return sorted(seen)
+
+
+# jaxpr primitive -> operation of the graph, for those that act on each element alone.
+_ELEMENTWISE = {
+    "add": "add",
+    "add_any": "add",
+    "sub": "sub",
+    "mul": "mul",
+    "div": "div",
+    "neg": "neg",
+    "abs": "abs",
+    "sign": "sign",
+    "exp": "exp",
+    "exp2": "exp2",
+    "log": "log",
+    "log1p": "log1p",
+    "expm1": "expm1",
+    "sqrt": "sqrt",
+    "rsqrt": "rsqrt",
+    "cbrt": "cbrt",
+    "sin": "sin",
+    "cos": "cos",
+    "tan": "tan",
+    "asin": "asin",
+    "acos": "acos",
+    "atan": "atan",
+    "atan2": "atan2",
+    "sinh": "sinh",
+    "cosh": "cosh",
+    "tanh": "tanh",
+    "asinh": "asinh",
+    "acosh": "acosh",
+    "atanh": "atanh",
+    "erf": "erf",
+    "erfc": "erfc",
+    "lgamma": "lgamma",
+    "floor": "floor",
+    "ceil": "ceil",
+    "pow": "pow",
+    "rem": "rem",
+    "max": "max",
+    "min": "min",
+    "lt": "lt",
+    "le": "le",
+    "gt": "gt",
+    "ge": "ge",
+    "eq": "eq",
+    "ne": "ne",
+    "and": "and",
+    "or": "or",
+    "not": "not",
+    "is_finite": "is_finite",
+}
+_UNCHANGED = {"copy", "copy_p", "stop_gradient", "optimization_barrier", "reduce_precision"}
+# Primitives that only move elements: JAX carries them out on arrays of node numbers.
+_MOVEMENT = {"reshape", "broadcast_in_dim", "squeeze", "transpose", "slice", "concatenate", "rev", "expand_dims"}
+_MOVEMENT_BY_INDEX = {"dynamic_slice", "gather"}
+_REDUCTIONS = {"reduce_sum": "add", "reduce_prod": "mul", "reduce_max": "max", "reduce_min": "min"}
+_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
+_CALLS |= {"custom_vjp_call": "call_jaxpr", "remat": "jaxpr", "checkpoint": "jaxpr", "core_call": "call_jaxpr"}
+
+
+class _Interpreter:
+    """Runs a jaxpr on arrays of node numbers."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+    def run(self, jaxpr: Any, consts: Sequence, args: Sequence[np.ndarray]) -> list[np.ndarray]:
+        env: dict = {}
+
+        def read(atom: Any) -> np.ndarray:
+            return self.constants(atom.val) if isinstance(atom, jex_core.Literal) else env[atom]
+
+        env.update(zip(jaxpr.constvars, map(self.constants, consts), strict=True))
+        env.update(zip(jaxpr.invars, args, strict=True))
+        for eqn in jaxpr.eqns:
+            outputs = self.equation(eqn, [read(atom) for atom in eqn.invars])
+            env.update(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def constants(self, values: Any) -> np.ndarray:
+        array = np.asarray(values)
+        self.graph.holds_float32 |= array.dtype == np.float32 and not np.all(array == np.round(array))
+        return self.elementwise(self.graph.const, array)
+
+    @staticmethod
+    def elementwise(function: Callable, *arrays: np.ndarray) -> np.ndarray:
+        broadcast = np.broadcast_arrays(*arrays)
+        flat = [function(*elements) for elements in zip(*(b.ravel() for b in broadcast), strict=True)]
+        return np.array(flat, dtype=np.int64).reshape(broadcast[0].shape)
+
+    def equation(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
+        name, params, graph = eqn.primitive.name, eqn.params, self.graph
+        if name in _ELEMENTWISE:
+            op = _ELEMENTWISE[name]
+            return [self.elementwise(lambda *a: graph.apply(op, *(int(x) for x in a)), *args)]
+        if name in _CALLS:
+            inner = params[_CALLS[name]]
+            return self.run(inner.jaxpr, inner.consts, args)
+        if name in _UNCHANGED:
+            return args
+        if name in _MOVEMENT or name in _MOVEMENT_BY_INDEX:
+            return [self.move(eqn, args)]
+        if name in _REDUCTIONS:
+            return [self.reduce(_REDUCTIONS[name], args[0], params["axes"])]
+        method = getattr(self, f"do_{name}", None)
+        if method is None:
+            raise UntranslatableError(f"no scalar form of the operation '{name}'{_where(eqn)}")
+        return method(eqn, *args)
+
+    def move(self, eqn: Any, args: list[np.ndarray]) -> np.ndarray:
+        first_index = 1 if eqn.primitive.name in _MOVEMENT_BY_INDEX else len(args)
+        indices = []
+        for numbers in args[first_index:]:
+            values = [self.graph.value(int(n)) for n in numbers.ravel()]
+            if any(v is None for v in values):
+                raise UntranslatableError(f"an index that depends on a parameter or on the row{_where(eqn)}")
+            indices.append(np.array(values, dtype=np.int32).reshape(numbers.shape))
+        params = dict(eqn.params)
+        if eqn.primitive.name == "gather" and params.get("fill_value") is None:
+            params["mode"] = jax.lax.GatherScatterMode.CLIP
+        with jax.ensure_compile_time_eval():
+            return np.asarray(eqn.primitive.bind(*args[:first_index], *indices, **params))
+
+    def reduce(self, op: str, numbers: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+        kept = [axis for axis in range(numbers.ndim) if axis not in axes]
+        moved = numbers.transpose([*axes, *kept]).reshape(-1, *(numbers.shape[axis] for axis in kept))
+        start = {"add": 0.0, "mul": 1.0, "max": -math.inf, "min": math.inf}[op]
+        result = np.full(moved.shape[1:], self.graph.const(start)) if len(moved) == 0 else moved[0]
+        for part in moved[1:]:
+            result = self.elementwise(lambda a, b: self.graph.apply(op, int(a), int(b)), result, part)
+        return result
+
+    def do_integer_pow(self, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
+        return [self.elementwise(lambda n: self.graph.power(int(n), eqn.params["y"]), a)]
+
+    def do_square(self, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
+        return [self.elementwise(lambda n: self.graph.power(int(n), 2), a)]
+
+    def do_logistic(self, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
+        graph = self.graph
+
+        def logistic(n: np.int64) -> int:
+            denominator = graph.apply("add", graph.const(1.0), graph.apply("exp", graph.apply("neg", int(n))))
+            return graph.apply("div", graph.const(1.0), denominator)
+
+        return [self.elementwise(logistic, a)]
+
+    def do_select_n(self, eqn: Any, which: np.ndarray, *cases: np.ndarray) -> list[np.ndarray]:
+        if len(cases) != 2:
+            raise UntranslatableError(f"a choice between {len(cases)} cases{_where(eqn)}")
+        # select_n takes the second case where the condition is true
+        choose = lambda w, a, b: self.graph.apply("select", int(w), int(b), int(a))  # noqa: E731
+        return [self.elementwise(choose, which, *cases)]
+
+    def do_clamp(self, eqn: Any, low: np.ndarray, x: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
+        clamp = lambda a, b, c: self.graph.apply("min", self.graph.apply("max", int(a), int(b)), int(c))  # noqa: E731
+        return [self.elementwise(clamp, low, x, high)]
+
+    def do_convert_element_type(self, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
+        target = np.dtype(eqn.params["new_dtype"])
+        source = np.dtype(eqn.invars[0].aval.dtype)
+        if target == source or (target.kind == source.kind and target.kind in "fiu"):
+            return [a]
+
+        def convert(number: np.int64) -> int:
+            value = self.graph.value(int(number))
+            if value is not None:
+                return self.graph.const(target.type(value).item())
+            if target.kind == "f" and source.kind == "b":
+                return self.graph.apply("select", int(number), self.graph.const(1.0), self.graph.const(0.0))
+            raise UntranslatableError(f"a conversion from {source} to {target}{_where(eqn)}")
+
+        return [self.elementwise(convert, a)]
+
+    def do_iota(self, eqn: Any) -> list[np.ndarray]:
+        shape, dimension = eqn.params["shape"], eqn.params["dimension"]
+        index = np.indices(shape)[dimension]
+        return [self.constants(index.astype(eqn.params["dtype"]))]
+
+    def do_dot_general(self, eqn: Any, a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
+        (contract_a, contract_b), (batch_a, _) = eqn.params["dimension_numbers"]
+        if batch_a:
+            raise UntranslatableError(f"a batched matrix product{_where(eqn)}")
+        left = np.moveaxis(a, contract_a, range(a.ndim - len(contract_a), a.ndim))
+        right = np.moveaxis(b, contract_b, range(len(contract_b)))
+        split = left.ndim - len(contract_a)
+        shape = left.shape[:split] + right.shape[len(contract_b) :]
+        length = math.prod(left.shape[split:])
+        rows, columns = left.reshape(-1, length), right.reshape(length, -1)
+        result = np.empty((rows.shape[0], columns.shape[1]), dtype=np.int64)
+        for i, j in np.ndindex(*result.shape):
+            total = self.graph.const(0.0)
+            for n, m in zip(rows[i], columns[:, j], strict=True):
+                total = self.graph.apply("add", total, self.graph.apply("mul", int(n), int(m)))
+            result[i, j] = total
+        return [result.reshape(shape)]
+
+
+def _where(eqn: Any) -> str:
+    """' at file:line' of the user's own code, as far as JAX knows it."""
+    try:
+        from jax._src import source_info_util
+
+        return f" at {source_info_util.summarize(eqn.source_info)}"
+    except (ImportError, AttributeError, TypeError):  # a private module of JAX: it may move
+        return ""
+
+
+def trace(function: Callable, kinds: Sequence[tuple[str, int]], graph: Graph) -> list[int]:
+    """Add the outputs of `function` to a graph.
+
+    Parameters
+    ----------
+    function : callable
+        Takes one float64 scalar for each entry of `kinds`; returns a flat sequence of scalars.
+    kinds : sequence of (kind, position)
+        What each argument is: a parameter ("theta"), a measured value of the toy ("aux"), a column of the row that
+        belongs to the toy ("row") or is shared by all toys ("shared").
+
+    Returns
+    -------
+    list of int
+        Node number of each output.
+
+    Raises
+    ------
+    UntranslatableError
+        If an operation has no scalar form; the message names it and the line of the model.
+    """
+    with jax.enable_x64(True):
+        scalar = jax.ShapeDtypeStruct((), np.float64)
+        closed = jax.make_jaxpr(function)(*[scalar] * len(kinds))
+        arguments = [np.array(graph.argument(kind, position)) for kind, position in kinds]
+        outputs = _Interpreter(graph).run(closed.jaxpr, closed.consts, arguments)
+    return [int(output) for output in outputs]

@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""Throw toys from a model, fit them all, validate some with MIGRAD, store everything, print what came out."""
+
+import argparse
+import os
+import sys
+import time
+
+STARTED = time.perf_counter()
+DONE, DOUBTFUL, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+# a run with more failed fits than this, or with any toy that MIGRAD contradicts, ends with exit code 1
+TOLERATED_FAILURES = 0.01
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run_toys.py",
+        description=__doc__,
+        epilog="Exit code 0: done; 1: done, but MIGRAD disagrees or many fits failed; 2: a wrong argument or input.",
+    )
+    parser.add_argument("--n", type=positive, default=1000, metavar="N", help="number of toys (default: 1000)")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="default: auto")
+    parser.add_argument("--backend", choices=("auto", "numba", "jax"), default="auto", help="default: auto")
+    parser.add_argument("--model", default="peak", help="a ready-made model, or a file my_study.py (default: peak)")
+    parser.add_argument("--list", action="store_true", help="list the ready-made models")
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        help="observed data (csv, npy, h5, parquet): fitted first, the toys are thrown from its fit",
+    )
+    parser.add_argument("--column", help="column or dataset of the data file, where it has several")
+    parser.add_argument(
+        "--truth", nargs="+", type=assignment, default=[], metavar="NAME=VALUE", help="true values of the toys"
+    )
+    parser.add_argument(
+        "--start",
+        nargs="+",
+        type=assignment,
+        default=[],
+        metavar="NAME=VALUE",
+        help="start values of the fits (default: the truth)",
+    )
+    parser.add_argument("--seed", type=natural, default=1, help="toy k depends on (seed, k) alone (default: 1)")
+    parser.add_argument("--out", default="toys.h5", help="output file (default: toys.h5)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
+    parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
+    parser.add_argument(
+        "--validate", type=natural, default=100, metavar="N", help="toys that MIGRAD refits (default: 100)"
+    )
+    parser.add_argument("--optimizer", choices=("newton", "lbfgs", "adam"), default="newton", help="default: newton")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def positive(text: str) -> int:
+    value = natural(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def natural(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    return value
+
+
+def assignment(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if not equals or not name or number != number or abs(number) == float("inf"):
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE with a finite number, got {text!r}")
+    return name, number
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments().parse_args(argv)
+    try:
+        import toys
+    except ImportError as error:
+        return fail(f"{error}: install the project first, with pip install -e . in its folder")
+    if getattr(toys, "BATCHFIT", None) is None:
+        return fail(
+            f"another package named 'toys' at {next(iter(toys.__path__))} hides batchfit's: use another environment"
+        )
+
+    from toys.command import InputError, Screen, list_studies, prepare, summary
+    from toys.run import Options, run
+    from toys.storage import StorageError
+
+    if args.list:
+        print(list_studies())
+        return DONE
+    screen = Screen(quiet=args.quiet)
+    try:
+        study, source = prepare(
+            args.model,
+            data=args.data,
+            column=args.column,
+            truth=dict(args.truth),
+            start=dict(args.start),
+            device=args.device,
+            backend=args.backend,
+            say=screen.say,
+        )
+        options = Options(
+            n_toys=args.n,
+            seed=args.seed,
+            device=args.device,
+            backend=args.backend,
+            optimizer=args.optimizer,
+            validate=args.validate,
+            overwrite=args.overwrite,
+            resume=args.resume,
+            source=source,
+            command_line=" ".join([os.path.basename(sys.argv[0]), *(sys.argv[1:] if argv is None else argv)]),
+        )
+        start_seconds = time.perf_counter() - STARTED
+        with screen:
+            report = run(study, args.out, options, phase=screen.phase, advance=screen.advance)
+    except (InputError, StorageError, ValueError, TypeError) as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        print(f"\nstopped: {args.out} is not complete; run the same command with --resume to continue", file=sys.stderr)
+        return INTERRUPTED
+    report.times = {"start": start_seconds, **report.times, "total": time.perf_counter() - STARTED}
+    text, doubtful = summary(study, report, args.out, TOLERATED_FAILURES)
+    print(text)
+    return DOUBTFUL if doubtful else DONE
+
+
+def fail(sentence: str) -> int:
+    print(f"run_toys.py: {sentence}", file=sys.stderr)
+    return WRONG_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,708 @@
+"""Files: what goes in comes out, what is damaged is noticed, and what is killed can continue."""
+
+import dataclasses
+import errno
+import os
+import subprocess
+import sys
+import tracemalloc
+
+import h5py
+import numpy as np
+import pytest
+
+from engine.data import Ragged
+from engine.result import FitResult
+from toys import storage
+from toys.storage import StorageError
+
+N_TOYS = 11
+BOUNDS = [(0, 4), (4, 9), (9, 11)]
+ATTRIBUTES = {
+    "model": "line",
+    "source": "def density(x):\n    return 1 / µ\n",
+    "seed": 2**63 + 1,
+    "errordef": 0.5,
+    "extended": True,
+    "parameters": ["slope", "n"],
+    "truth": '{"slope": 0.5}',
+    "start": np.array([0.5, np.nan, -0.0]),
+    "comment": "",
+    "nothing": [],
+}
+
+
+def make_result(n_toys=N_TOYS, seed=0, **changed):
+    """Random fits with every kind of number in them: NaN, infinity, all flags."""
+    rng = np.random.default_rng(seed)
+    arrays = {
+        "values": rng.normal(size=(n_toys, 2)),
+        "errors": rng.random((n_toys, 2)),
+        "covariance": rng.random((n_toys, 2, 2)),
+        "fval": rng.normal(size=n_toys),
+        "edm": rng.random(n_toys),
+        "valid": rng.random(n_toys) < 0.5,
+        "status": rng.integers(0, 7, n_toys).astype(np.int8),
+        "nfev": rng.integers(0, 2**40, n_toys),
+        "at_limit": rng.random((n_toys, 2)) < 0.5,
+        "has_posdef_covar": rng.random(n_toys) < 0.5,
+        "rescued": rng.random(n_toys) < 0.5,
+    }
+    for name in ("values", "errors", "covariance", "fval", "edm"):
+        arrays[name][1] = np.nan
+    arrays["fval"][-1] = np.inf
+    settings = {"names": ("slope", "n"), "errordef": 0.5, "backend": "numba", "device": "cpu"}
+    return FitResult(**(arrays | settings | changed))
+
+
+def make_ragged(lengths, d=None):
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    shape = offsets[-1] if d is None else (d, offsets[-1])
+    return Ragged(np.random.default_rng(1).normal(size=shape), offsets)
+
+
+def make_toys(kind, n_toys=N_TOYS):
+    rng = np.random.default_rng(2)
+    # the first toy, the last one, and all of the middle part are empty
+    lengths = np.array([0, 3, 1, 6, 0, 0, 0, 0, 0, 7, 0])
+    measured = rng.normal(size=(n_toys, 2))
+    return {
+        "ragged": lambda: {"values": make_ragged(lengths), "measured": measured},
+        "two observables": lambda: {"values": make_ragged(lengths, d=2)},
+        "empty": lambda: {"values": make_ragged(0 * lengths)},
+        "counts": lambda: {"counts": rng.poisson(3.0, (n_toys, 20)), "measured": measured},
+        "points": lambda: {"y": rng.normal(size=(n_toys, 6)), "measured": np.empty((n_toys, 0))},
+        "values": lambda: {"values": rng.normal(size=(n_toys, 3, 2))},
+    }[kind]()
+
+
+KINDS = ["ragged", "two observables", "empty", "counts", "points", "values"]
+
+
+def write_parts(path, toys, result, bounds=BOUNDS, attributes=ATTRIBUTES):
+    for first, stop in bounds:
+        part = {name: array[first:stop] for name, array in toys.items()}
+        storage.write_part(path, first, part, result[first:stop], attributes)
+
+
+def assert_equal_results(left, right):
+    for field in dataclasses.fields(FitResult):
+        mine, theirs = getattr(left, field.name), getattr(right, field.name)
+        np.testing.assert_array_equal(mine, theirs, err_msg=field.name)
+        assert np.asarray(mine).dtype == np.asarray(theirs).dtype
+
+
+def assert_equal_toys(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        assert type(left[name]) is type(right[name])
+        for mine, theirs in zip(left[name], right[name], strict=True):
+            np.testing.assert_array_equal(mine, theirs, err_msg=name)
+            assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
+
+
+def assert_clear(raised, path):
+    """One sentence with the file and an advice, without HDF5's own words."""
+    sentence = str(raised.value)
+    assert str(path) in sentence and ": " in sentence and "\n" not in sentence
+    assert "synchronously" not in sentence and "errno" not in sentence.lower()
+    assert raised.value.__cause__ is None and (raised.value.__suppress_context__ or raised.value.__context__ is None)
+
+
+def run_python(code, *arguments):
+    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "toys.h5"
+
+
+@pytest.fixture
+def joined(path):
+    """A complete file of ragged toys."""
+    write_parts(path, make_toys("ragged"), make_result())
+    storage.join(path, ATTRIBUTES, N_TOYS)
+    return path
+
+
+# --- what goes in comes out --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_joined_file_equals_what_was_written(path, kind):
+    toys, result = make_toys(kind), make_result()
+    # the order in which parts are finished does not matter
+    write_parts(path, toys, result, [BOUNDS[2], BOUNDS[0], BOUNDS[1]])
+    storage.join(path, ATTRIBUTES, N_TOYS)
+    assert_equal_results(storage.load(path), result)
+    assert_equal_toys(storage.load_toys(path), toys)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("first, stop", [(0, 1), (3, 10), (4, 9), (10, 11), (5, 5), (11, 11), (2, None)])
+def test_slice_of_toys(path, kind, first, stop):
+    toys = make_toys(kind)
+    write_parts(path, toys, make_result())
+    storage.join(path, {}, N_TOYS)
+    expected = {name: array[first:stop] for name, array in toys.items()}
+    assert_equal_toys(storage.load_toys(path, first, stop), expected)
+
+
+def test_slices_outside_raise(joined):
+    for first, stop in [(-1, 3), (0, 12), (5, 4), (12, None)]:
+        with pytest.raises(ValueError, match="<= 11"):
+            storage.load_toys(joined, first, stop)
+
+
+def test_part_has_the_layout_of_the_file(path):
+    toys, result = make_toys("ragged"), make_result()
+    part = storage.write_part(path, 512, toys, result, ATTRIBUTES)
+    assert part == path.with_name("toys.h5.parts") / "toys_0000000512-0000000523.h5"
+    assert storage.complete_parts(path) == [(512, 523, part)]
+    assert_equal_results(storage.load(part), result)
+    assert_equal_toys(storage.load_toys(part, 3, 10), {name: array[3:10] for name, array in toys.items()})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_and_chunks_are_irrelevant(path, kind, monkeypatch):
+    toys, result = make_toys(kind), make_result()
+    monkeypatch.setattr(storage, "_CHUNK_BYTES", 48)
+    monkeypatch.setattr(storage, "_BLOCK_BYTES", 40)
+    monkeypatch.setattr(storage, "_CACHE_BYTES", 96)
+    write_parts(path, toys, result)
+    storage.join(path, {}, N_TOYS)
+    assert_equal_results(storage.load(path), result)
+    assert_equal_toys(storage.load_toys(path), toys)
+
+
+def test_join_holds_blocks_only(path, monkeypatch):
+    n_toys, n_events = 8, 500_000
+    toys = {"values": make_ragged([n_events] * n_toys)}
+    write_parts(path, toys, make_result(n_toys), [(0, 3), (3, 8)])
+    monkeypatch.setattr(storage, "_BLOCK_BYTES", 2**20)
+    tracemalloc.start()
+    storage.join(path, {}, n_toys)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # 32 MB of events, of which two blocks may live at once
+    assert peak < 3 * 2**20
+    np.testing.assert_array_equal(storage.load_toys(path, 5, 6)["values"][0], toys["values"][5])
+
+
+def test_attributes(joined):
+    read = storage.read_attributes(joined)
+    assert read.keys() == {*ATTRIBUTES, "format_version", "first", "stop"}
+    assert (read["format_version"], read["first"], read["stop"]) == (storage.FORMAT_VERSION, 0, N_TOYS)
+    for name, value in ATTRIBUTES.items():
+        np.testing.assert_array_equal(read[name], value, err_msg=name)
+    plain = {name: type(value) for name, value in ATTRIBUTES.items() if name != "start"}
+    assert {name: type(read[name]) for name in plain} == plain
+
+
+@pytest.mark.parametrize("value", [None, {"a": 1}, 2**64, [1, "a", None], [[1], [1, 2]], "a\0b"])
+def test_attribute_that_cannot_be_stored(path, value):
+    with pytest.raises(TypeError, match="attribute 'truth' must be"):
+        storage.write_part(path, 0, {}, make_result(), {"truth": value})
+    assert storage.complete_parts(path) == []
+
+
+def test_validation(path, joined):
+    assert storage.read_validation(path) == {}
+    path.unlink()
+    validation = {
+        "toy": np.array([3, 7]),
+        "values": np.array([[1.0, np.nan], [2.0, 3.0]]),
+        "valid": np.array([True, False]),
+        "difference": np.array([[1e-5, np.nan], [0, 0]], np.float32),
+    }
+    write_parts(path, make_toys("counts"), make_result())
+    storage.join(path, {}, N_TOYS, validation)
+    read = storage.read_validation(path)
+    assert read.keys() == validation.keys()
+    for name, array in validation.items():
+        np.testing.assert_array_equal(read[name], array)
+    assert read["difference"].dtype == np.float64 and read["valid"].dtype == bool
+
+
+def test_parts_of_different_devices_are_all_listed(path):
+    for (first, stop), backend, device in zip(BOUNDS, ["numba", "jax", "numba"], ["cpu", "gpu", "cpu"], strict=True):
+        result = make_result(stop - first, backend=backend, device=device)
+        storage.write_part(path, first, {}, result, {})
+    storage.join(path, {}, N_TOYS)
+    assert (storage.load(path).backend, storage.load(path).device) == ("jax+numba", "cpu+gpu")
+
+
+# --- other programs ----------------------------------------------------------------------------------------
+
+
+def test_readable_with_h5py_and_pandas(joined):
+    pandas = pytest.importorskip("pandas")
+    toys, result = make_toys("ragged"), make_result()
+    with h5py.File(joined) as file:
+        values, offsets = file["toys/values"][...], file["toys/offsets"][...]
+        names, status = list(file["results"].attrs["names"]), file["results/status"][...]
+        table = pandas.DataFrame(file["results/values"][...], columns=names)
+        measured = pandas.DataFrame(file["toys/measured"][...])
+    np.testing.assert_array_equal(values[offsets[3] : offsets[4]], toys["values"][3])
+    np.testing.assert_array_equal(status, result.status)
+    np.testing.assert_array_equal(table["n"], result.values[:, 1])
+    np.testing.assert_array_equal(measured, toys["measured"])
+
+
+def test_every_array_has_a_dtype_chunks_and_a_checksum(path):
+    n_toys = 3
+    toys = {"values": make_ragged([100_000, 0, 200_000]), "y": np.ones((n_toys, 60_000), np.float32)}
+    write_parts(path, toys, make_result(n_toys), [(0, n_toys)])
+    storage.join(path, {}, n_toys, {"values": np.ones(4)})
+    datasets = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: datasets.update({name: item}) if hasattr(item, "shape") else None)
+        assert all(dataset.fletcher32 and dataset.compression is None for dataset in datasets.values())
+        real = {name for name, dataset in datasets.items() if dataset.dtype == np.dtype("<f8")}
+        assert real == {"toys/values", "toys/y", "validation/values"} | {
+            f"results/{name}" for name in ("values", "errors", "covariance", "fval", "edm")
+        }
+        # events in chunks of 1 MiB; whole toys of 480 kB
+        assert datasets["toys/values"].chunks == (2**17,)
+        assert datasets["toys/y"].chunks == (2, 60_000)
+
+
+# --- damage ------------------------------------------------------------------------------------------------
+
+
+def test_flipped_bits_never_give_other_numbers(path):
+    toys, result = make_toys("ragged"), make_result()
+    part = storage.write_part(path, 0, toys, result, {})
+    whole = part.read_bytes()
+    rng = np.random.default_rng(3)
+    n_noticed = 0
+    for position in rng.integers(0, len(whole), 300):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << rng.integers(8)
+        part.write_bytes(damaged)
+        try:
+            read_result, read_toys = storage.load(part), storage.load_toys(part)
+        except StorageError as error:
+            assert str(part) in str(error)
+            n_noticed += 1
+        else:
+            # the names are text in a heap without checksum
+            assert_equal_results(
+                dataclasses.replace(read_result, names=result.names, backend="numba", device="cpu"), result
+            )
+            assert_equal_toys(read_toys, toys)
+    assert n_noticed > 30
+
+
+def test_damaged_part_is_named_and_can_be_made_again(path):
+    toys, result = make_toys("counts"), make_result()
+    toys["counts"] = toys["counts"].astype(float)
+    write_parts(path, toys, result)
+    part = storage.complete_parts(path)[1][2]
+    damaged = bytearray(part.read_bytes())
+    damaged[damaged.index(toys["counts"][6].tobytes())] ^= 1
+    part.write_bytes(damaged)
+    with pytest.raises(StorageError, match="is damaged: delete it, then continue with --resume") as raised:
+        storage.join(path, {}, N_TOYS)
+    assert_clear(raised, part)
+    assert not path.exists() and len(storage.complete_parts(path)) == 3
+    part.unlink()
+    write_parts(path, toys, result, [BOUNDS[1]])
+    storage.join(path, {}, N_TOYS)
+    assert_equal_toys(storage.load_toys(path), toys)
+
+
+@pytest.mark.parametrize("length", [0, 7, 48, 1000, -1])
+def test_truncated_part_is_named(path, length):
+    write_parts(path, make_toys("ragged"), make_result())
+    part = storage.complete_parts(path)[1][2]
+    part.write_bytes(part.read_bytes()[:length])
+    with pytest.raises(StorageError, match="delete it, then continue with --resume") as raised:
+        storage.complete_parts(path)
+    assert_clear(raised, part)
+
+
+READERS = [storage.load, storage.load_toys, storage.read_attributes, storage.read_validation]
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_files_that_are_none_of_ours(tmp_path, joined, read):
+    def check(path, words):
+        with pytest.raises(StorageError, match=words) as raised:
+            read(path)
+        assert_clear(raised, path)
+
+    check(tmp_path / "missing.h5", "does not exist: check the path")
+    with pytest.raises(StorageError, match=r"none, the directory of toys.h5, does not exist: create it"):
+        read(tmp_path / "none" / "toys.h5")
+    check(tmp_path, "is a directory")
+    check(joined / "toys.h5", "should be its directory is a file")
+    check(tmp_path / ("x" * 300), "too long")
+    (tmp_path / "empty.h5").touch()
+    check(tmp_path / "empty.h5", "is empty")
+    (tmp_path / "text.h5").write_text("mass,width\n1,2\n" * 1000)
+    check(tmp_path / "text.h5", "not an HDF5 file")
+    (tmp_path / "truncated.h5").write_bytes(joined.read_bytes()[:-100])
+    check(tmp_path / "truncated.h5", "is truncated")
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["toys/y"] = np.ones(3)
+    check(tmp_path / "foreign.h5", "is an HDF5 file without toys")
+    for version in (storage.FORMAT_VERSION + 1, "2.0"):
+        with h5py.File(tmp_path / "newer.h5", "w") as file:
+            file.attrs["format_version"] = version
+        check(tmp_path / "newer.h5", f"has format version {version}, .*: install a newer one")
+
+
+def test_file_without_results_is_damaged(joined):
+    with h5py.File(joined, "r+") as file:
+        del file["results"]
+    for read in (storage.load, storage.load_toys):
+        with pytest.raises(StorageError, match="is damaged") as raised:
+            read(joined)
+        assert_clear(raised, joined)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads and writes whatever the permissions say")
+def test_permissions(tmp_path, joined):
+    joined.chmod(0)
+    with pytest.raises(StorageError, match="permission denied"):
+        storage.load(joined)
+    tmp_path.chmod(0o500)
+    with pytest.raises(StorageError, match="permission denied"):
+        storage.check_output(tmp_path / "other.h5")
+
+
+# --- parts that do not fit ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "bounds, missing",
+    [
+        ([(4, 9), (9, 11)], "0 to 3"),
+        ([(0, 4), (9, 11)], "4 to 8"),
+        ([(0, 4), (4, 9)], "9 to 10"),
+        ([], "0 to 10"),
+    ],
+)
+def test_gap(path, bounds, missing):
+    write_parts(path, make_toys("points"), make_result(), bounds)
+    with pytest.raises(StorageError, match=f"toys {missing} of .* are missing: continue with --resume") as raised:
+        storage.join(path, {}, N_TOYS)
+    assert_clear(raised, path)
+    assert not path.exists() and len(storage.complete_parts(path)) == len(bounds)
+
+
+def test_overlap(path):
+    write_parts(path, make_toys("points"), make_result(), [(0, 4), (3, 9), (9, 11)])
+    for call in (storage.complete_parts, lambda path: storage.join(path, {}, N_TOYS)):
+        with pytest.raises(StorageError, match="overlaps") as raised:
+            call(path)
+        assert_clear(raised, "toys_0000000003-0000000009.h5")
+
+
+def test_more_toys_than_asked_for(path):
+    write_parts(path, make_toys("points"), make_result())
+    for n_toys in (9, 10):
+        with pytest.raises(StorageError, match=f"holds 11 toys, more than the {n_toys} asked for"):
+            storage.join(path, {}, n_toys)
+
+
+def test_part_under_another_name(path):
+    write_parts(path, make_toys("points"), make_result(), [(0, 4)])
+    part = storage.complete_parts(path)[0][2]
+    renamed = part.rename(part.with_name("toys_0000000004-0000000008.h5"))
+    with pytest.raises(StorageError, match="does not hold the toys that its name says") as raised:
+        storage.complete_parts(path)
+    assert_clear(raised, renamed)
+
+
+def test_part_of_another_study(path):
+    toys, result = make_toys("points"), make_result()
+    others = [
+        (toys, dataclasses.replace(result, names=("a", "b"))),
+        (toys, dataclasses.replace(result, errordef=1.0)),
+        ({"y": toys["y"][:, :5], "measured": toys["measured"]}, result),
+        ({"y": toys["y"]}, result),
+        ({"y": (toys["y"] > 0), "measured": toys["measured"]}, result),
+    ]
+    for other_toys, other_result in others:
+        write_parts(path, toys, result, BOUNDS[:2])
+        write_parts(path, other_toys, other_result, BOUNDS[2:])
+        with pytest.raises(StorageError, match=r"differs from toys_0000000000-0000000004.h5") as raised:
+            storage.join(path, {}, N_TOYS)
+        assert_clear(raised, "toys_0000000009-0000000011.h5")
+
+
+def test_foreign_file_among_parts_is_named_and_kept(path):
+    write_parts(path, make_toys("points"), make_result())
+    foreign = storage.parts_directory(path) / "thesis.tex"
+    foreign.touch()
+    for call in (storage.complete_parts, storage.remove_parts):
+        with pytest.raises(StorageError, match="is no part of a run: move it") as raised:
+            call(path)
+        assert_clear(raised, foreign)
+    foreign.unlink()
+    assert len(storage.complete_parts(path)) == 3
+    storage.remove_parts(path)
+    storage.remove_parts(path)
+    assert not storage.parts_directory(path).exists()
+
+
+@pytest.mark.parametrize(
+    "first, toys, words",
+    [
+        (-1, {}, "toy 0 or later"),
+        (0, {"y": np.ones((3, 2))}, r"toys\['y'\] must have one row for each of 11 fits, got 3"),
+        (0, {"values": make_ragged([1, 2])}, "one row for each of 11 fits, got 2"),
+        (0, {"events": make_ragged([1] * N_TOYS)}, "must be called 'values', got 'events'"),
+        (0, {"offsets": np.ones(N_TOYS)}, "cannot be called 'offsets'"),
+        (0, {"a/b": np.ones(N_TOYS)}, "cannot be called 'a/b'"),
+    ],
+)
+def test_wrong_arguments(path, first, toys, words):
+    with pytest.raises(ValueError, match=words):
+        storage.write_part(path, first, toys, make_result(), {})
+    assert not storage.parts_directory(path).exists()
+
+
+def test_wrong_dtype(path):
+    with pytest.raises(TypeError, match="y must hold real numbers or booleans, got complex128"):
+        storage.write_part(path, 0, {"y": np.ones(N_TOYS) * 1j}, make_result(), {})
+    assert storage.complete_parts(path) == []
+
+
+def test_no_toys(path):
+    with pytest.raises(ValueError, match="n_toys must be at least 1"):
+        storage.join(path, {}, 0)
+    with pytest.raises(ValueError, match="0 toys"):
+        storage.write_part(path, 0, {}, make_result()[:0], {})
+
+
+# --- killed runs, full disks -------------------------------------------------------------------------------
+
+# dies as if killed, with a file half-written, at the moment when it would get its name
+KILLED = """
+import os, sys
+sys.path[:0] = sys.argv[1].split(os.pathsep)
+from test_storage import *
+path, what = sys.argv[2:]
+os.replace = lambda *names: os._exit(9)
+if what == "part":
+    write_parts(path, make_toys("ragged"), make_result(), BOUNDS[1:2])
+else:
+    storage.join(path, {}, N_TOYS)
+"""
+SEARCH = os.pathsep.join([os.path.dirname(__file__), *(p for p in sys.path if p)])
+
+
+@pytest.mark.parametrize("what, done", [("part", [BOUNDS[0], BOUNDS[2]]), ("join", BOUNDS)])
+def test_killed_run_continues_with_the_same_numbers(path, what, done):
+    toys, result = make_toys("ragged"), make_result()
+    write_parts(path, toys, result, done)
+    killed = run_python(KILLED, SEARCH, path, what)
+    assert killed.returncode == 9, killed.stderr
+    directory = storage.parts_directory(path)
+    (left,) = directory.glob("*.tmp.*")
+    assert not path.exists()
+    mine = directory / f"toys_0000000020-0000000030.h5.tmp.{os.getpid()}"
+    mine.touch()
+    assert [(first, stop) for first, stop, _ in storage.complete_parts(path)] == done
+    assert not left.exists() and mine.exists()
+    write_parts(path, toys, result, [bounds for bounds in BOUNDS if bounds not in done])
+    storage.join(path, ATTRIBUTES, N_TOYS)
+    assert_equal_results(storage.load(path), result)
+    assert_equal_toys(storage.load_toys(path), toys)
+
+
+@pytest.mark.parametrize("place", ["fsync", "replace"])
+def test_full_disk(path, monkeypatch, place):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    toys, result = make_toys("ragged"), make_result()
+    write_parts(path, toys, result, BOUNDS[:2])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, place, full)
+        with pytest.raises(StorageError, match="its disk is full: free space, then continue with --resume") as raised:
+            write_parts(path, toys, result, BOUNDS[2:])
+        assert_clear(raised, "toys_0000000009-0000000011.h5")
+    assert [part[:2] for part in storage.complete_parts(path)] == BOUNDS[:2]
+    assert len(os.listdir(storage.parts_directory(path))) == 2
+    write_parts(path, toys, result, BOUNDS[2:])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, place, full)
+        with pytest.raises(StorageError, match="its disk is full") as raised:
+            storage.join(path, {}, N_TOYS)
+        assert_clear(raised, path)
+    assert len(storage.complete_parts(path)) == 3 and not path.exists()
+
+
+# HDF5 itself runs into a wall, early or when it closes its file: no file of this process may exceed a size
+LIMITED = """
+import os, resource, sys
+sys.path[:0] = sys.argv[1].split(os.pathsep)
+from test_storage import *
+path, what, limit, n_points = sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+toys = {"y": np.ones((N_TOYS, n_points))}
+if what == "join":
+    write_parts(path, toys, make_result())
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    if what == "part":
+        write_parts(path, toys, make_result(), [(0, N_TOYS)])
+    else:
+        storage.join(path, {}, N_TOYS)
+except StorageError as error:
+    print(error)
+print(len(os.listdir(storage.parts_directory(path))))
+"""
+
+
+@pytest.mark.parametrize(
+    "what, limit, n_points", [("part", 10**6, 10**5), ("part", 9000, 10), ("join", 5 * 10**6, 10**5)]
+)
+def test_hdf5_cannot_write(path, what, limit, n_points):
+    run = run_python(LIMITED, SEARCH, path, what, limit, n_points)
+    # a process that HDF5 brought down would not return 0
+    assert run.returncode == 0 and run.stderr == ""
+    sentence, n_left = run.stdout.splitlines()
+    name = "toys_0000000000-0000000011.h5" if what == "part" else "toys.h5"
+    assert f"{name} cannot be written, it exceeds the allowed size: " in sentence
+    assert n_left == ("0" if what == "part" else "3")
+
+
+# --- before a run ------------------------------------------------------------------------------------------
+
+
+def test_check_output_of_a_new_file(path):
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        storage.check_output(path, **options)
+    assert list(path.parent.iterdir()) == []
+    with pytest.raises(ValueError, match="exclude each other"):
+        storage.check_output(path, overwrite=True, resume=True)
+
+
+def test_check_output_keeps_a_finished_file(joined):
+    with pytest.raises(StorageError, match="exists: pass --overwrite") as raised:
+        storage.check_output(joined)
+    assert_clear(raised, joined)
+    storage.check_output(joined, overwrite=True)
+    storage.check_output(joined, resume=True)
+    assert len(storage.load(joined)) == N_TOYS
+
+
+def test_check_output_keeps_an_unfinished_run(path):
+    write_parts(path, make_toys("points"), make_result())
+    with pytest.raises(StorageError, match=r"unfinished run: pass --resume .*, --overwrite") as raised:
+        storage.check_output(path)
+    assert_clear(raised, storage.parts_directory(path))
+    storage.check_output(path, overwrite=True)
+    storage.check_output(path, resume=True)
+    assert len(storage.complete_parts(path)) == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
+def test_check_output_of_impossible_places(tmp_path, options, monkeypatch):
+    def check(path, words):
+        with pytest.raises(StorageError, match=words) as raised:
+            storage.check_output(path, **options)
+        assert_clear(raised, path if path.parent.exists() else path.parent)
+
+    (tmp_path / "file").touch()
+    (tmp_path / "toys.h5.parts").touch()
+    check(tmp_path, "is a directory: name a file in it")
+    check(tmp_path / "missing" / "toys.h5", "missing, the directory of toys.h5, does not exist: create it")
+    check(tmp_path / "file" / "toys.h5", "should be its directory is a file")
+    check(tmp_path / "toys.h5", "toys.h5.parts is in the way")
+
+    def read_only(*arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    check(tmp_path / "other.h5", "its disk is read-only")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a directory where root cannot write")
+def test_check_output_really_tries_to_write():
+    with pytest.raises(StorageError, match=r"/proc/toys.h5 .*: "):
+        storage.check_output("/proc/toys.h5")
+
+
+def test_same_run(joined):
+    keys = ["model", "source", "seed", "start", "parameters", "extended", "format_version"]
+    mine = ATTRIBUTES | {"format_version": storage.FORMAT_VERSION}
+    read = storage.read_attributes(joined)
+    assert storage.same_run(read, mine, keys) == []
+    other = mine | {"seed": 3, "start": np.array([0.5, np.nan, 1e-300]), "comment": "other"}
+    assert storage.same_run(read, other, keys) == ["seed", "start"]
+    del other["source"]
+    assert storage.same_run(other, read, keys) == ["source", "seed", "start"]
+    assert storage.same_run({"a": "1"}, {"a": 1}, ["a", "b"]) == ["a"]
+
+
+# --- two writers -------------------------------------------------------------------------------------------
+
+HOLDER = """
+import os, sys, time
+sys.path[:0] = sys.argv[1].split(os.pathsep)
+from toys import storage
+with storage.lock(sys.argv[2]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_lock_of_another_process(path):
+    with subprocess.Popen([sys.executable, "-c", HOLDER, SEARCH, path], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            words = f"is being written by process {holder.pid} on .*: wait"
+            with pytest.raises(StorageError, match=words) as raised, storage.lock(path):
+                pass
+            assert_clear(raised, path)
+        finally:
+            holder.kill()
+    # the dead process left its file
+    assert path.with_name("toys.h5.lock").exists()
+    with storage.lock(path):
+        with pytest.raises(StorageError, match=f"process {os.getpid()} "), storage.lock(path):
+            pass
+        assert path.with_name("toys.h5.lock").exists()
+    with storage.lock(path):
+        pass
+    assert list(path.parent.iterdir()) == []
+
+
+def test_lock_is_given_back_by_an_error(path):
+    with pytest.raises(KeyboardInterrupt), storage.lock(path):
+        raise KeyboardInterrupt
+    with storage.lock(path):
+        pass
+
+
+def test_lock_that_was_removed_meanwhile_is_no_lock(path, monkeypatch):
+    """A holder that ends between our open and our lock takes its file away: a third could lock a new one."""
+    flock, calls = storage.fcntl.flock, []
+
+    def late(descriptor, operation):
+        if not calls:
+            path.with_name("toys.h5.lock").unlink()
+        calls.append(descriptor)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(storage.fcntl, "flock", late)
+    with storage.lock(path):
+        assert len(calls) == 2
+        with pytest.raises(StorageError), storage.lock(path):
+            pass
+
+
+def test_lock_in_a_missing_directory(tmp_path):
+    with (
+        pytest.raises(StorageError, match="does not exist: create it") as raised,
+        storage.lock(tmp_path / "missing" / "toys.h5"),
+    ):
+        pass
+    assert_clear(raised, tmp_path / "missing")

@@ -1,0 +1,190 @@
+"""What the command line needs beside the run: the study, the fit of observed data, the screen, the final table."""
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from engine.fit import find_devices, fit_batch
+from engine.status import Status
+from toys.models import STUDIES
+from toys.observed import InputError, read_observed
+from toys.run import Report
+from toys.statistics import calibration
+from toys.study import Study
+
+__all__ = ["InputError", "Screen", "list_studies", "prepare", "summary"]
+
+
+def list_studies() -> str:
+    """The ready-made studies, one line each."""
+    studies = [make() for make in STUDIES.values()]
+    width = max(len(study.name) for study in studies)
+    return "\n".join(f"{study.name:{width}}  {study.description}" for study in studies)
+
+
+def find_study(model: str) -> tuple[Study, str]:
+    """(study, source text) of a ready-made model, or of a file that defines `study`.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    if model in STUDIES:
+        make = STUDIES[model]
+        return make(), inspect.getsource(inspect.getmodule(make))
+    if not model.endswith(".py"):
+        raise InputError(f"no model named {model!r}: --list shows the ready-made ones, or give a file my_study.py")
+    path = Path(model)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location(f"batchfit_study_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's own code: whatever it raises is the user's to see
+        raise InputError(f"{path} fails when it is run: {type(error).__name__}: {error}") from error
+    study = getattr(module, "study", None)
+    if not isinstance(study, Study):
+        raise InputError(f"{path} must define a variable 'study' that is a toys.Study")
+    return study, path.read_text(encoding="utf-8")
+
+
+def prepare(
+    model: str,
+    *,
+    data: str | None,
+    column: str | None,
+    truth: Mapping[str, float],
+    start: Mapping[str, float],
+    device: str,
+    backend: str,
+    say: Callable[[str], None],
+) -> tuple[Study, str]:
+    """The study to run and the source text of its model; with observed data, at the values fitted to them.
+
+    Raises
+    ------
+    InputError, ValueError
+        If the model, the data or a parameter cannot be had, or the fit of the data is not valid.
+    """
+    study, source = find_study(model)
+    find_devices(device)
+    if column is not None and data is None:
+        raise InputError("--column goes with --data")
+    unknown = [name for name in start if name not in study.cost.names]
+    if unknown:
+        raise InputError(f"no parameter named {', '.join(unknown)}: the parameters are {', '.join(study.cost.names)}")
+    if data is not None:
+        events = read_observed(data, column, study.observable)
+        first = {**study.start, **start}
+        fit = fit_batch(study.cost, [events], first, limits=study.limits, device=device, backend=backend)[0]
+        if not fit.valid:
+            raise InputError(f"the fit of {data} is not valid: {fit.status.sentence} Try other --start values")
+        say(f"fit of {len(events)} events in {data}; the toys are thrown from its values")
+        say(str(fit))
+        study = study.at(dict(zip(study.cost.names, np.asarray(fit.values).tolist(), strict=True)))
+    if truth:
+        study = study.at(truth)
+    if start:
+        study = study.at({}, {**study.start, **start})
+    return study, source
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        unit = "fits" if task.description in ("fit", "validate") else ""
+        return Text(f"{task.speed:,.0f} {unit}/s" if task.speed and unit else "")
+
+
+class Screen:
+    """Progress bars on a terminal; nothing of them where the output is a file."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        columns = (
+            TextColumn("{task.description:>8}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+        )
+        self.progress = Progress(*columns, console=self.console, disable=quiet or not self.console.is_terminal)
+        self.task = None
+
+    def say(self, text: str) -> None:
+        print(text)
+
+    def phase(self, name: str, total: int) -> None:
+        self.task = self.progress.add_task(name, total=total)
+
+    def advance(self, n: int) -> None:
+        self.progress.advance(self.task, n)
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+
+def summary(study: Study, report: Report, out: str, tolerated: float) -> tuple[str, bool]:
+    """The final tables, and whether the run must be doubted: MIGRAD disagrees, or too many fits failed."""
+    result = report.result
+    counts = result.summary()
+    n_failed = counts.n_toys - counts.n_valid
+    doubts = []
+    console = Console(width=110, highlight=False)
+    with console.capture() as capture:
+        table = Table(box=box.SIMPLE_HEAD, title=f"{study.name}: {counts.n_toys} toys", title_justify="left")
+        for heading in ("parameter", "truth", "bias", "pull mean", "pull width", "coverage of 68.3 %"):
+            table.add_column(heading, justify="left" if heading == "parameter" else "right")
+        for row in calibration(result, study.truth):
+            table.add_row(
+                row.name,
+                f"{row.truth:.6g}",
+                f"{row.bias:+.2g} ± {row.bias_error:.1g}",
+                f"{row.pull_mean:+.3f} ± {row.pull_mean_error:.3f}",
+                f"{row.pull_width:.3f} ± {row.pull_width_error:.3f}",
+                f"{100 * row.coverage:.1f} % [{100 * row.coverage_low:.1f}, {100 * row.coverage_high:.1f}]",
+            )
+        console.print(table)
+        console.print(
+            f"{counts.n_valid} valid, {counts.n_at_limit} at a limit, {counts.n_rescued} rescued, {n_failed} failed"
+        )
+        for status, n in counts.failed.items():
+            console.print(f"  {n} {status.name}: {status.sentence}")
+        if n_failed > tolerated * counts.n_toys:
+            doubts.append(f"{n_failed} of {counts.n_toys} fits failed")
+        checked = report.validation
+        if checked is not None:
+            n_bad = int((~checked.agrees).sum())
+            console.print(
+                f"MIGRAD on {len(checked.toy)} toys: {int(checked.valid.sum())} valid, worst difference "
+                f"{checked.worst:.1e} sigma, {n_bad} disagree"
+            )
+            if n_bad:
+                doubts.append(
+                    f"MIGRAD disagrees on {n_bad} toys ({', '.join(map(str, checked.toy[~checked.agrees][:5]))})"
+                )
+        if report.n_resumed:
+            console.print(f"{report.n_resumed} toys were there from an earlier run")
+        times = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.times.items())
+        console.print(f"{result.backend} on {result.device}; seconds: {times}")
+        console.print(f"written: {out}")
+        for doubt in doubts:
+            console.print(f"WARNING: {doubt}")
+    return capture.get(), bool(doubts)

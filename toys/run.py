@@ -1,0 +1,311 @@
+"""The run: chunks of toys are thrown, fitted and written, one after the other, and then joined into one file.
+
+Chunks are a fixed grid of toy indices. While one chunk is written, the next is thrown and fitted. Memory follows
+the chunk, not the number of toys.
+"""
+
+import datetime
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from engine.drivers import Settings
+from engine.fit import EDM_GOAL, MAX_STEPS, fit_batch, limit_arrays
+from engine.reference import Validation, validate
+from engine.result import FitResult
+from toys import storage
+from toys.storage import StorageError
+from toys.study import Study, generate
+
+__all__ = ["Options", "Report", "run"]
+
+CHUNK_BYTES = 64 * 2**20
+LARGEST_CHUNK = 8192
+PACKAGES = ("batchfit", "jax", "jaxlib", "optax", "numpy", "iminuit", "numba", "h5py", "scipy")
+# What decides about the numbers: a run is continued only if all of these are the same.
+DECISIVE = (
+    "model", "source", "seed", "n_toys", "truth", "start", "limits", "optimizer", "backend", "chunk", "batchfit_version"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a study is run.
+
+    Attributes
+    ----------
+    n_toys : int
+    seed : int
+    device, optimizer : str
+        As for `fit_batch`.
+    backend : {"auto", "numba", "jax"}
+        Draws and fits the toys.
+    validate : int
+        How many toys MIGRAD refits.
+    overwrite, resume : bool
+        What to do with an output that is there.
+    source : str
+        Source text of the model, for the file.
+    command_line : str
+    """
+
+    n_toys: int
+    seed: int = 1
+    device: str = "auto"
+    backend: str = "auto"
+    optimizer: str = "newton"
+    validate: int = 100
+    overwrite: bool = False
+    resume: bool = False
+    source: str = ""
+    command_line: str = ""
+
+
+@dataclass
+class Report:
+    """What a run did. `times` are seconds of wall time; writing overlaps with the rest."""
+
+    result: FitResult
+    validation: Validation | None
+    times: dict[str, float] = field(default_factory=dict)
+    n_resumed: int = 0
+
+
+class _Writer:
+    """Writes parts in a thread of its own; an error comes out at the next call."""
+
+    def __init__(self, path: Path, attributes: Mapping[str, Any]) -> None:
+        self.path, self.attributes = path, attributes
+        self.seconds = 0.0
+        self.error: BaseException | None = None
+        self.queue: queue.Queue = queue.Queue(maxsize=1)
+        self.thread = threading.Thread(target=self._work, name="writer", daemon=True)
+        self.thread.start()
+
+    def _work(self) -> None:
+        while (task := self.queue.get()) is not None:
+            if self.error is None:
+                started = time.perf_counter()
+                try:
+                    storage.write_part(self.path, *task, self.attributes)
+                except BaseException as error:  # handed to the main thread
+                    self.error = error
+                self.seconds += time.perf_counter() - started
+
+    def put(self, first: int, toys: Mapping[str, Any], result: FitResult) -> None:
+        if self.error is not None:
+            raise self.error
+        self.queue.put((first, toys, result))
+
+    def close(self) -> None:
+        """Wait until all parts are on disk."""
+        self.queue.put(None)
+        self.thread.join()
+        if self.error is not None:
+            raise self.error
+
+
+def run(
+    study: Study,
+    out: str | Path,
+    options: Options,
+    *,
+    phase: Callable[[str, int], None] = lambda name, total: None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Report:
+    """Throw and fit toys, validate some with MIGRAD, and store everything.
+
+    Parameters
+    ----------
+    study : Study
+    out : path
+        The HDF5 file. While the run lasts, its parts lie in `<out>.parts`.
+    options : Options
+    phase, advance : callable
+        Told of the beginning of a phase ("compile", "fit", "validate", "join") with its total, and of steps done.
+
+    Raises
+    ------
+    StorageError
+        If the output cannot be written, or belongs to another run. What is complete stays, for `resume`.
+    ValueError
+        If an option cannot be had.
+    """
+    out = Path(out)
+    storage.check_output(out, overwrite=options.overwrite, resume=options.resume)
+    times: dict[str, float] = {}
+    with storage.lock(out):
+        phase("compile", 1)
+        with _timed(times, "compile"):
+            backend, device, bytes_per_toy = _compile(study, options)
+        advance(1)
+        chunk = _chunk(bytes_per_toy)
+        attributes = _attributes(study, options, backend, device, chunk)
+        if options.resume and out.exists():
+            _same(out, storage.read_attributes(out), attributes)
+            stored = storage.read_validation(out)
+            return Report(storage.load(out), Validation(**stored) if stored else None, times, options.n_toys)
+        if options.overwrite:
+            storage.remove_parts(out)
+        parts = storage.complete_parts(out)
+        for _, _, part in parts:
+            _same(part, storage.read_attributes(part), attributes)
+        done = {first for first, _, _ in parts}
+        n_resumed = sum(stop - first for first, stop, _ in parts)
+
+        phase("fit", options.n_toys)
+        advance(n_resumed)
+        writer = _Writer(out, attributes)
+        try:
+            for first in range(0, options.n_toys, chunk):
+                if first in done:
+                    continue
+                n_toys = min(chunk, options.n_toys - first)
+                with _timed(times, "generate"):
+                    data = generate(study, n_toys, options.seed, first, backend)
+                with _timed(times, "fit"):
+                    result = _fit(study, data, options, backend, advance)
+                with _timed(times, "wait for the disk"):
+                    writer.put(first, {"values": data}, result)
+        finally:
+            with _timed(times, "wait for the disk"):
+                writer.close()
+            times["write"] = writer.seconds
+
+        validation = None
+        if options.validate:
+            n_validated = min(options.validate, options.n_toys)
+            phase("validate", n_validated)
+            with _timed(times, "validate"):
+                validation = _validate(study, out, options.n_toys, n_validated, advance)
+        phase("join", 1)
+        with _timed(times, "join"):
+            storage.join(out, attributes, options.n_toys, validation._asdict() if validation else None)
+        advance(1)
+        return Report(storage.load(out), validation, times, n_resumed)
+
+
+def _fit(study: Study, data: Any, options: Options, backend: str, advance: Callable | bool = False) -> FitResult:
+    return fit_batch(
+        study.cost,
+        data,
+        study.start,
+        limits=study.limits,
+        optimizer=options.optimizer,
+        backend=backend,
+        device=options.device,
+        progress=advance,
+    )
+
+
+def _compile(study: Study, options: Options) -> tuple[str, str, int]:
+    """Throw and fit one toy, so that everything is compiled: (backend, device, bytes of a toy)."""
+    options_backend = options.backend
+    if options_backend == "auto" and options.device == "cpu" and options.optimizer == "newton":
+        options_backend = "numba"
+    try:
+        data = generate(study, 1, options.seed, 0, "jax" if options_backend == "jax" else "numba")
+        result = _fit(study, data, options, options.backend)
+    except NotImplementedError:  # the sampler has no numba form
+        data = generate(study, 1, options.seed, 0, "jax")
+        result = _fit(study, data, options, options.backend)
+    return result.backend, result.device, data.values.nbytes
+
+
+def _chunk(bytes_per_toy: int) -> int:
+    """Toys in a chunk: a power of two that fills about CHUNK_BYTES."""
+    chunk = 1
+    while chunk < LARGEST_CHUNK and 2 * chunk * bytes_per_toy <= CHUNK_BYTES:
+        chunk *= 2
+    return chunk
+
+
+def _validate(study: Study, out: Path, n_toys: int, n_validated: int, advance: Callable) -> Validation:
+    """MIGRAD on toys that are spread evenly over the run, from the same start."""
+    names = study.cost.names
+    parts = storage.complete_parts(out)
+    toys = np.unique(np.linspace(0, n_toys - 1, n_validated).astype(np.int64))
+    events, fits = [], []
+    for first, stop, part in parts:
+        inside = toys[(toys >= first) & (toys < stop)]
+        if not len(inside):
+            continue
+        fits.append(storage.load(part)[inside - first])
+        for toy in inside:
+            events.append(storage.load_toys(part, int(toy) - first, int(toy) - first + 1)["values"][0])
+    lower, upper = limit_arrays(names, study.limits)
+    free = np.ones(len(names), dtype=bool)
+    settings = Settings(lower, upper, free, study.cost.errordef, EDM_GOAL, MAX_STEPS["newton"])
+    start = np.array([study.start[name] for name in names], dtype=np.float64)
+    rows = study.cost.rows(events)
+    fitted = FitResult.concatenate(fits)
+    checked = validate(study.cost, rows, fitted, np.arange(len(toys)), start, settings, advance)
+    return checked._replace(toy=toys)
+
+
+def _attributes(study: Study, options: Options, backend: str, device: str, chunk: int) -> dict[str, Any]:
+    versions = {name: _version(name) for name in PACKAGES}
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": study.name,
+        "source": options.source,
+        "names": list(study.cost.names),
+        "errordef": study.cost.errordef,
+        "n_toys": options.n_toys,
+        "seed": options.seed if options.seed < 2**63 else str(options.seed),
+        "truth": json.dumps(dict(study.truth)),
+        "start": json.dumps(dict(study.start)),
+        "limits": json.dumps({name: list(pair) for name, pair in study.limits.items()}),
+        "optimizer": options.optimizer,
+        "backend": backend,
+        "device": device,
+        "precision": "float64",
+        "random": "threefry2x32",
+        "chunk": chunk,
+        "batchfit_version": versions["batchfit"],
+        "versions": json.dumps(versions),
+        "jax_devices": ", ".join(sorted({d.device_kind for d in jax.devices()})),
+        "command_line": options.command_line,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        from toys import BATCHFIT
+
+        return BATCHFIT if package == "batchfit" else "not installed"
+
+
+def _same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    different = storage.same_run(found, wanted, DECISIVE)
+    if different:
+        told = "; ".join(
+            f"{key} was {_short(found.get(key))} and is now {_short(wanted.get(key))}" for key in different
+        )
+        raise StorageError(f"{path} belongs to another run: {told}. Name another output, or pass --overwrite")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else "another text"
+
+
+@contextmanager
+def _timed(times: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        times[name] = times.get(name, 0.0) + time.perf_counter() - started

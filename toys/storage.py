@@ -1,0 +1,688 @@
+"""Toys, fits and validation of a study in one HDF5 file, written part by part.
+
+Layout of `toys.h5`, and of every part of it:
+
+    /            attributes: those of the study, and format_version, first, stop: the range of toys
+    /toys        named arrays, one row per toy; events of ragged toys as the pair values, offsets
+    /results     the arrays of `FitResult`, one row per toy; attributes: names, errordef, backend, device
+    /validation  named arrays, one row per refitted toy (optional, never in a part)
+
+Real numbers are float64, integers and booleans keep their dtype. Every array carries a fletcher32 checksum,
+and lies in chunks of about 1 MiB: whole toys where there is one row per toy; where the toys are ragged, a
+fixed number of events, whichever toys they belong to. Nothing is compressed: random mantissas do not get
+smaller.
+
+While a run lasts, each part is an immutable file in `toys.h5.parts/`, written aside, synchronised to disk and
+renamed: it exists complete or not at all. `join` copies the parts into `toys.h5` in the same way, which for a
+moment takes the space twice. All functions take the path of the final file. Whatever goes wrong with a file
+is a `StorageError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import functools
+import io
+import math
+import os
+import re
+import socket
+import tempfile
+from collections.abc import Container, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from engine.data import Ragged
+from engine.result import FitResult
+
+__all__ = [
+    "FORMAT_VERSION",
+    "StorageError",
+    "check_output",
+    "complete_parts",
+    "join",
+    "load",
+    "load_toys",
+    "lock",
+    "parts_directory",
+    "read_attributes",
+    "read_validation",
+    "remove_parts",
+    "same_run",
+    "write_part",
+]
+
+FORMAT_VERSION = 1
+
+# unlike the oldest format, this one has checksums in its headers too; HDF5 1.10 (2016) and later read it
+_LIBVER = ("v110", "v110")
+_CHUNK_BYTES = 2**20
+# copied at once by `join`: larger blocks are no faster
+_BLOCK_BYTES = 8 * 2**20
+# parts seldom end with a chunk: it stays here until the next part fills it
+_CACHE_BYTES = 4 * 2**20
+
+_RESULT_ATTRIBUTES = ("names", "errordef", "backend", "device")
+_RESULT_ARRAYS = [f.name for f in dataclasses.fields(FitResult) if f.name not in _RESULT_ATTRIBUTES]
+_PART = re.compile(r"toys_(\d{10,})-(\d{10,})\.h5")
+_TEMPORARY = re.compile(r".+\.tmp\.(\d+)")
+
+
+class StorageError(Exception):
+    """A file cannot be read or written; the sentence names it and says what to do."""
+
+
+# --- before and during a run -------------------------------------------------------------------------------
+
+
+def parts_directory(path: str | Path) -> Path:
+    """Where the parts of `path` lie while a run lasts: `toys.h5.parts` beside `toys.h5`."""
+    return _beside(path, ".parts")
+
+
+def check_output(path: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Raise StorageError now if `path` could not be written at the end of a run; nothing is changed.
+
+    Without `overwrite` and `resume`, neither the file nor parts of it may exist.
+
+    Raises
+    ------
+    StorageError
+    ValueError
+        If both `overwrite` and `resume` are given.
+    """
+    path, parts = Path(path), parts_directory(path)
+    if overwrite and resume:
+        raise ValueError("overwrite and resume exclude each other")
+    with _writing(path):
+        _refuse_directory(path)
+        # permission bits say nothing to root, or of a full or read-only disk: really try
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(b"0")
+    if parts.exists() and not parts.is_dir():
+        raise StorageError(f"{parts} is in the way: move it, or name another output")
+    if overwrite or resume:
+        return
+    if path.exists():
+        raise StorageError(f"{path} exists: pass --overwrite to replace it, or name another output")
+    if parts.exists():
+        raise StorageError(
+            f"{parts} holds an unfinished run: pass --resume to continue it, --overwrite to start anew, "
+            "or name another output"
+        )
+
+
+@contextlib.contextmanager
+def lock(path: str | Path) -> Iterator[None]:
+    """Hold `toys.h5.lock`, so that no two processes write one output.
+
+    The operating system gives the lock of a dead process back, whatever file it left.
+
+    Raises
+    ------
+    StorageError
+        If another process holds the lock, naming that process.
+    """
+    lock_file = _beside(path, ".lock")
+    with _writing(lock_file):
+        descriptor = _acquire(lock_file, path)
+    try:
+        yield
+    finally:
+        # removed before it is given back: whoever opened it meanwhile sees that it has no name any more
+        lock_file.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def same_run(a: Mapping[str, Any], b: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    """Those of `keys` whose attributes differ, or are in one only: empty if the runs give the same numbers.
+
+    The caller knows which attributes decide about numbers: model, seed, truth, sizes of parts, versions.
+    NaN equals NaN, and an array equals the list of its numbers.
+    """
+
+    def comparable(attributes: Mapping[str, Any], key: str) -> str:
+        return repr(np.asarray(attributes[key]).tolist()) if key in attributes else ""
+
+    return [key for key in keys if comparable(a, key) != comparable(b, key)]
+
+
+# --- parts -------------------------------------------------------------------------------------------------
+
+
+def write_part(
+    path: str | Path,
+    first: int,
+    toys: Mapping[str, np.ndarray | Ragged],
+    result: FitResult,
+    attributes: Mapping[str, Any],
+) -> Path:
+    """Write toys first, first + 1, ... and their fits as one part of `path`.
+
+    Parameters
+    ----------
+    path : path of the final file
+    first : int
+        Index of the first toy.
+    toys : dict
+        Arrays of shape (n_toys, ...). Ragged toys are called "values".
+    result : FitResult of n_toys fits
+    attributes : dict
+        Text, numbers, booleans, or arrays and lists of them.
+
+    Returns
+    -------
+    Path of the part.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If arrays do not have one row per toy, or hold something that cannot be stored.
+    StorageError
+    """
+    n_toys = len(result)
+    if first < 0 or n_toys == 0:
+        raise ValueError(f"a part starts at toy 0 or later and holds a toy, got first = {first}, {n_toys} toys")
+    for name, array in toys.items():
+        if len(array) != n_toys:
+            raise ValueError(f"toys[{name!r}] must have one row for each of {n_toys} fits, got {len(array)}")
+        if isinstance(array, Ragged) and name != "values":
+            raise ValueError(f"ragged toys must be called 'values', got {name!r}")
+        if name == "offsets" or "/" in name:
+            raise ValueError(f"toys cannot be called {name!r}")
+    directory = parts_directory(path)
+    with _writing(directory):
+        if not directory.is_dir():
+            directory.mkdir()
+            _synchronise(directory.parent)
+    part = directory / f"toys_{first:010d}-{first + n_toys:010d}.h5"
+    with _new_file(part) as (file, _):
+        _write_attributes(file, attributes)
+        _write_attributes(file, _range(first, first + n_toys))
+        group = file.create_group("toys")
+        for name, array in toys.items():
+            if isinstance(array, Ragged):
+                _write_array(group, "offsets", array.offsets)
+                _write_array(group, "values", array.values, axis=array.values.ndim - 1)
+            else:
+                _write_array(group, name, array)
+        group = file.create_group("results")
+        _write_attributes(group, {name: getattr(result, name) for name in _RESULT_ATTRIBUTES})
+        for name in _RESULT_ARRAYS:
+            _write_array(group, name, getattr(result, name))
+    return part
+
+
+def complete_parts(path: str | Path) -> list[tuple[int, int, Path]]:
+    """The parts of `path` as (first, stop, file), sorted; what dead processes left half-written is removed.
+
+    Array contents are not read, so that this is quick: their checksums are verified when they are.
+
+    Raises
+    ------
+    StorageError
+        If a part cannot be opened, does not hold the toys that its name says, or overlaps another, or if
+        there is a file that is none of a run.
+    """
+    parts, temporaries = _list_parts(path)
+    for pid, temporary in temporaries:
+        if not _alive(pid):
+            with _writing(temporary):
+                temporary.unlink(missing_ok=True)
+    end = 0
+    for first, stop, part in parts:
+        if first < end:
+            raise StorageError(f"{part} overlaps another part: {_advice(part)}")
+        end = stop
+        with _open(part) as file, _reading(part):
+            told = (file.attrs["first"], file.attrs["stop"])
+            if told != (first, stop) or _n_toys(file) != {stop - first}:
+                raise StorageError(f"{part} does not hold the toys that its name says: {_advice(part)}")
+    return parts
+
+
+def remove_parts(path: str | Path) -> None:
+    """Remove all parts of `path` and their directory, which may be missing.
+
+    Raises
+    ------
+    StorageError
+        If the directory holds a file that is none of a run.
+    """
+    parts, temporaries = _list_parts(path)
+    directory = parts_directory(path)
+    with _writing(directory):
+        for *_, file in [*parts, *temporaries]:
+            file.unlink(missing_ok=True)
+        if directory.exists():
+            directory.rmdir()
+
+
+def _list_parts(path: str | Path) -> tuple[list[tuple[int, int, Path]], list[tuple[int, Path]]]:
+    """Parts as (first, stop, file) and half-written files as (process, file), sorted."""
+    directory = parts_directory(path)
+    parts, temporaries = [], []
+    with _reading(directory):
+        files = sorted(directory.iterdir()) if directory.exists() else []
+    for file in files:
+        if match := _PART.fullmatch(file.name):
+            parts.append((int(match[1]), int(match[2]), file))
+        elif match := _TEMPORARY.fullmatch(file.name):
+            temporaries.append((int(match[1]), file))
+        else:
+            raise StorageError(f"{file} is no part of a run: move it elsewhere")
+    return sorted(parts), temporaries
+
+
+def join(
+    path: str | Path,
+    attributes: Mapping[str, Any],
+    n_toys: int,
+    validation: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Make the final file out of its parts, which must be toys 0 to n_toys - 1, and remove the parts.
+
+    Reads and writes blocks of some MiB, whatever the number of toys. Backends or devices that differ between
+    parts are all listed, as in `"jax+numba"`.
+
+    Parameters
+    ----------
+    path : path of the final file
+    attributes : dict, see `write_part`
+    n_toys : int
+    validation : dict of arrays, optional
+
+    Raises
+    ------
+    StorageError
+        If toys are missing, a part is damaged, or parts differ in their arrays or parameters. The parts stay.
+    """
+    if n_toys < 1:
+        raise ValueError(f"n_toys must be at least 1, got {n_toys}")
+    path, parts = Path(path), complete_parts(path)
+    _check_cover(path, parts, n_toys)
+    layout, n_events, result_attributes = _common_layout(parts)
+    with _new_file(path, aside=parts_directory(path)) as (file, disk):
+        _write_attributes(file, attributes)
+        _write_attributes(file, _range(0, n_toys))
+        # closing a dataset empties its chunk cache: all stay open until the end
+        targets = {}
+        for name, (axis, dtype, shape) in layout.items():
+            length = n_events if _is_ragged(layout, name) else n_toys + (name == "toys/offsets")
+            targets[name] = _create(file, name, (*shape[:axis], length, *shape[axis:]), dtype, axis=axis)
+        _write_attributes(file["results"], result_attributes)
+        for name, array in (validation or {}).items():
+            _write_array(file.require_group("validation"), name, array)
+        first_event = 0
+        for first, _, part in parts:
+            with _open(part) as source:
+                for name, (axis, _, _) in layout.items():
+                    ragged = _is_ragged(source, name)
+                    # offset 0 of a part is the last offset of the part before
+                    add = first_event if name == "toys/offsets" else 0
+                    at = first_event if ragged else first
+                    _copy(part, source[name], targets[name], at=at, axis=axis, add=add)
+                if "toys/offsets" in layout:
+                    first_event += source["toys/values"].shape[-1]
+            disk.check()
+    remove_parts(path)
+
+
+def _check_cover(path: Path, parts: list[tuple[int, int, Path]], n_toys: int) -> None:
+    ends = [0, *(stop for _, stop, _ in parts)]
+    firsts = [*(first for first, _, _ in parts), n_toys]
+    for end, first in zip(ends, firsts, strict=True):
+        if first > end:
+            raise StorageError(f"toys {end} to {first - 1} of {path} are missing: continue with --resume")
+    if ends[-1] > n_toys:
+        raise StorageError(
+            f"{parts_directory(path)} holds {ends[-1]} toys, more than the {n_toys} asked for: "
+            "ask for as many, or pass --overwrite to start anew"
+        )
+
+
+def _common_layout(
+    parts: list[tuple[int, int, Path]],
+) -> tuple[dict[str, tuple[int, np.dtype, tuple[int, ...]]], int, dict[str, Any]]:
+    """Datasets of all parts as name -> (axis of the toys, dtype, shape of the other axes), the number of
+    ragged events, and the attributes of the results."""
+    common, n_events, labels = None, 0, {"backend": set(), "device": set()}
+    for _, _, part in parts:
+        with _open(part) as file, _reading(part):
+            layout = {}
+            for name, dataset in _datasets(file).items():
+                axis = dataset.ndim - 1 if _is_ragged(file, name) else 0
+                layout[name] = (axis, dataset.dtype, dataset.shape[:axis] + dataset.shape[axis + 1 :])
+                n_events += dataset.shape[axis] if _is_ragged(file, name) else 0
+            attributes = _plain(file["results"])
+            for label, texts in labels.items():
+                texts.update(attributes.pop(label).split("+"))
+        common = common or (layout, attributes)
+        if common != (layout, attributes):
+            raise StorageError(f"{part} differs from {parts[0][2].name} in its arrays or parameters: {_advice(part)}")
+    layout, attributes = common
+    return layout, n_events, attributes | {label: "+".join(sorted(texts)) for label, texts in labels.items()}
+
+
+def _copy(part: Path, source: h5py.Dataset, target: h5py.Dataset, *, at: int, axis: int = 0, add: int = 0) -> None:
+    """Copy all of `source` to `target`, from index `at` of the axis on, in blocks; `add` a number to each."""
+    length = source.shape[axis]
+    step = _per_block(_BLOCK_BYTES, source.shape, source.dtype, axis)
+    before = (slice(None),) * axis
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        with _reading(part):
+            block = source[(*before, slice(start, stop))]
+        if add:
+            block += add
+        target[(*before, slice(at + start, at + stop))] = block
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+def load(path: str | Path) -> FitResult:
+    """All fits of a file.
+
+    Raises
+    ------
+    StorageError
+        If there is no such file, it is none of ours, damaged, or written by a newer version.
+    """
+    with _open(path) as file, _reading(path):
+        group = file["results"]
+        return FitResult(**_plain(group), **{name: group[name][...] for name in _RESULT_ARRAYS})
+
+
+def load_toys(path: str | Path, first: int = 0, stop: int | None = None) -> dict[str, np.ndarray | Ragged]:
+    """The toys `first` to `stop - 1` of a file, by default all, as they were given to `write_part`.
+
+    Raises
+    ------
+    ValueError
+        If the file has no such toys.
+    StorageError
+        As `load`.
+    """
+    with _open(path) as file:
+        with _reading(path):
+            (n_toys,) = _n_toys(file)
+        stop = n_toys if stop is None else stop
+        if not 0 <= first <= stop <= n_toys:
+            raise ValueError(f"toys must be in 0 <= first <= stop <= {n_toys}, got {first} and {stop}")
+        with _reading(path):
+            group = file["toys"]
+            toys: dict[str, np.ndarray | Ragged] = {}
+            for name in group:
+                if _is_ragged(file, f"toys/{name}"):
+                    offsets = group["offsets"][first : stop + 1]
+                    toys[name] = Ragged(group[name][..., offsets[0] : offsets[-1]], offsets - offsets[0])
+                elif name != "offsets":
+                    toys[name] = group[name][first:stop]
+            return toys
+
+
+def read_attributes(path: str | Path) -> dict[str, Any]:
+    """Attributes of a file or a part as text, numbers, booleans and lists.
+
+    Raises StorageError as `load` does.
+    """
+    with _open(path) as file, _reading(path):
+        return _plain(file)
+
+
+def read_validation(path: str | Path) -> dict[str, np.ndarray]:
+    """Arrays of the validation, empty if there was none.
+
+    Raises StorageError as `load` does.
+    """
+    with _open(path) as file, _reading(path):
+        return {name: dataset[...] for name, dataset in file.get("validation", {}).items()}
+
+
+# --- HDF5 --------------------------------------------------------------------------------------------------
+
+
+def _range(first: int, stop: int) -> dict[str, int]:
+    return {"format_version": FORMAT_VERSION, "first": first, "stop": stop}
+
+
+def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Datasets with one entry per toy."""
+    return {f"{group}/{name}": dataset for group in ("toys", "results") for name, dataset in file[group].items()}
+
+
+def _is_ragged(names: Container[str], name: str) -> bool:
+    """Whether dataset `name` of a file, or of the names of its datasets, holds the events of ragged toys."""
+    return name == "toys/values" and "toys/offsets" in names
+
+
+def _n_toys(file: h5py.File) -> set[int]:
+    """Numbers of toys according to each dataset: a single one, if all is well."""
+    return {
+        len(dataset) - (name == "toys/offsets")
+        for name, dataset in _datasets(file).items()
+        if not _is_ragged(file, name)
+    }
+
+
+def _per_block(n_bytes: int, shape: tuple[int, ...], dtype: np.dtype, axis: int) -> int:
+    """How many entries of an axis, at least one, fit into `n_bytes`."""
+    return max(1, n_bytes // max(1, dtype.itemsize * math.prod(shape[:axis] + shape[axis + 1 :])))
+
+
+def _create(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype, *, axis: int) -> h5py.Dataset:
+    if 0 in shape:
+        # HDF5 has no chunks of nothing
+        return group.create_dataset(name, shape, dtype)
+    n = min(shape[axis], _per_block(_CHUNK_BYTES, shape, dtype, axis))
+    chunks = (*shape[:axis], n, *shape[axis + 1 :])
+    return group.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=True)
+
+
+def _write_array(group: h5py.Group, name: str, array: np.ndarray, *, axis: int = 0) -> None:
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers or booleans, got {array.dtype}")
+    dtype = np.dtype(np.float64) if array.dtype.kind == "f" else array.dtype
+    _create(group, name, array.shape, dtype, axis=axis)[...] = array
+
+
+def _write_attributes(group: h5py.Group, attributes: Mapping[str, Any]) -> None:
+    for name, value in attributes.items():
+        try:
+            array = np.asarray(value)
+            many_texts = array.ndim > 0 and array.dtype.kind == "U"
+            group.attrs[name] = array.astype(h5py.string_dtype()) if many_texts else value
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"attribute {name!r} must be text, a number, a boolean or an array of these, got {value!r}"
+            ) from None
+
+
+def _plain(group: h5py.Group) -> dict[str, Any]:
+    return {name: value if isinstance(value, str) else value.tolist() for name, value in group.attrs.items()}
+
+
+def _open(path: str | Path) -> h5py.File:
+    """The file, opened for reading, if it is one of ours."""
+    path = Path(path)
+    with _reading(path):
+        _refuse_directory(path)
+        file = h5py.File(path, "r")
+        version = file.attrs.get("format_version")
+    if isinstance(version, np.integer) and version <= FORMAT_VERSION:
+        return file
+    file.close()
+    if version is None:
+        raise StorageError(f"{path} is an HDF5 file without toys: name a file that run_toys.py wrote")
+    raise StorageError(
+        f"{path} has format version {version}, but this program reads versions up to {FORMAT_VERSION}: "
+        "install a newer one"
+    )
+
+
+class _Disk(io.FileIO):
+    """A file for HDF5 to write, which keeps the first failure to itself until `check`.
+
+    After a failed write HDF5 can neither close its file nor forget it, and brings the process down later.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: memoryview) -> int:
+        left = data
+        while left and self.failure is None:
+            with self._keep_failure():
+                left = left[super().write(left) :]
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        if self.failure is None:
+            with self._keep_failure():
+                super().truncate(size)
+        return size
+
+    @contextlib.contextmanager
+    def _keep_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failure = error
+
+    def check(self) -> None:
+        """Raise the failure, if there was one."""
+        if self.failure is not None:
+            raise self.failure
+
+
+@contextlib.contextmanager
+def _new_file(path: Path, aside: Path | None = None) -> Iterator[tuple[h5py.File, _Disk]]:
+    """A file that appears under `path` complete or not at all; meanwhile it lies in `aside`."""
+    temporary = (aside or path.parent) / f"{path.name}.tmp.{os.getpid()}"
+    with _writing(path):
+        try:
+            with _Disk(temporary, "w+") as disk:
+                with h5py.File(disk, "w", libver=_LIBVER, rdcc_nbytes=_CACHE_BYTES) as file:
+                    yield file, disk
+                disk.check()
+                os.fsync(disk.fileno())
+            os.replace(temporary, path)
+            _synchronise(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+# --- the operating system ----------------------------------------------------------------------------------
+
+
+def _beside(path: str | Path, suffix: str) -> Path:
+    return Path(f"{path}{suffix}")
+
+
+def _refuse_directory(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a directory")
+
+
+def _synchronise(directory: Path) -> None:
+    """Wait until the names of the files in a directory are on the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _acquire(lock_file: Path, path: str | Path) -> int:
+    """Open descriptor of the lock file, locked for this process alone."""
+    while True:
+        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # no name: its holder finished between our open and our lock
+            if os.fstat(descriptor).st_nlink:
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode())
+                return descriptor
+        except BlockingIOError:
+            holder = os.read(descriptor, 1000).decode(errors="replace") or "unknown"
+            os.close(descriptor)
+            raise StorageError(
+                f"{path} is being written by process {holder}: wait for its end, or name another output"
+            ) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+_SENTENCES = {
+    errno.ENOENT: "does not exist: check the path",
+    errno.ENOTDIR: "cannot exist, because what should be its directory is a file: check the path",
+    errno.EISDIR: "is a directory: name a file in it",
+    errno.ENAMETOOLONG: "is too long a name: name another file",
+    errno.EACCES: "cannot be {done}, permission denied: change its permissions, or name another file",
+    errno.EPERM: "cannot be {done}, permission denied: change its permissions, or name another file",
+    errno.EROFS: "cannot be written, its disk is read-only: name another file",
+    errno.ENOSPC: "cannot be written, its disk is full: free space, then continue with --resume",
+    errno.EDQUOT: "cannot be written, the disk quota is used up: free space, then continue with --resume",
+    errno.EFBIG: "cannot be written, it exceeds the allowed size: raise that limit, or use another disk",
+    errno.EAGAIN: "is open in another program: close it there",
+}
+
+
+@contextlib.contextmanager
+def _clear_errors(path: str | Path, done: str) -> Iterator[None]:
+    """Turn what the system and HDF5 say of a file that is "read" or "written" into a StorageError."""
+    # HDF5 also raises KeyError, for a missing group, and what is read may not fit together: ValueError
+    caught = (OSError, RuntimeError) + ((KeyError, ValueError, TypeError) if done == "read" else ())
+    try:
+        yield
+    except caught as error:
+        raise StorageError(_sentence(Path(path), error, done)) from None
+
+
+_reading = functools.partial(_clear_errors, done="read")
+_writing = functools.partial(_clear_errors, done="written")
+
+
+def _sentence(path: Path, error: Exception, done: str) -> str:
+    # HDF5 puts the number into its text only
+    told = re.search(r"errno = (\d+)", str(error))
+    number = int(told[1]) if told else getattr(error, "errno", None)
+    if number == errno.ENOENT and not path.parent.exists():
+        return f"{path.parent}, the directory of {path.name}, does not exist: create it"
+    if number in _SENTENCES:
+        return f"{path} " + _SENTENCES[number].format(done=done)
+    if number:
+        return f"{path} cannot be {done}: {os.strerror(number)}"
+    if done == "written":
+        return f"{path} cannot be written: {error}"
+    if "file signature not found" in str(error):
+        what = "is empty" if path.stat().st_size == 0 else "is not an HDF5 file"
+    else:
+        what = "is truncated" if "truncated file" in str(error) else "is damaged"
+    return f"{path} {what}: {_advice(path)}"
+
+
+def _advice(path: Path) -> str:
+    if _PART.fullmatch(path.name):
+        return "delete it, then continue with --resume"
+    return "name another file, restore a copy, or run again with --overwrite"
