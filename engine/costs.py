@@ -58,10 +58,11 @@ class Cost:
         programs = self.__dict__.setdefault("_programs", {})
         if form not in programs:
             n_columns, n_shared, n_aux = form
-            programs[form] = build_program(
+            program = build_program(
                 self.term, self.rest, n_params=len(self.names), n_columns=n_columns, n_shared=n_shared, n_aux=n_aux
             )
-            if programs[form].graph.holds_float32:
+            # the first of two threads wins: what is compiled is kept by the identity of the program
+            if programs.setdefault(form, program).graph.holds_float32:
                 warnings.warn(
                     "the model holds an array of float32 constants, which are good to 7 digits only: make it with "
                     "numpy in float64, or under jax.enable_x64",
@@ -87,7 +88,9 @@ class _Unbinned(Cost):
         columns = events.values if events.values.ndim == 2 else events.values[None]
         n_toys = len(events)
         bad = np.zeros(n_toys, dtype=bool)
-        if not np.isfinite(np.sum(columns)):  # one cheap pass; the second only where it must be
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspect = not np.isfinite(np.sum(columns))  # one cheap pass; the second only where it must be
+        if suspect:
             wrong = np.flatnonzero(~np.isfinite(columns).all(axis=0))
             bad[np.searchsorted(events.offsets, wrong, side="right") - 1] = True
         return Rows(columns, events.offsets, np.zeros((0, 0)), np.zeros((n_toys, 0)), bad)

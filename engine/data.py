@@ -22,8 +22,8 @@ class Ragged:
 
     Raises
     ------
-    ValueError
-        If the offsets do not start at 0, decrease, or do not end at the number of events.
+    TypeError, ValueError
+        If the offsets are not whole numbers, do not start at 0, decrease, or do not end at the number of events.
     """
 
     values: np.ndarray
@@ -31,7 +31,10 @@ class Ragged:
 
     def __post_init__(self) -> None:
         values = np.ascontiguousarray(_as_float64(self.values, "values"))
-        offsets = np.ascontiguousarray(self.offsets, dtype=np.int64)
+        offsets = np.asarray(self.offsets)
+        if offsets.size and offsets.dtype.kind not in "iu":
+            raise TypeError(f"offsets must be whole numbers, got {_kind(self.offsets)}")
+        offsets = np.ascontiguousarray(offsets, dtype=np.int64)
         if values.ndim not in (1, 2):
             raise ValueError(f"values must have shape (n_events,) or (d, n_events), got {values.shape}")
         if offsets.ndim != 1 or len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != values.shape[-1]:
@@ -83,14 +86,12 @@ class Rows:
         return len(self.offsets) - 1
 
 
-def ragged_events(data: Any, n_observables: int | None = None) -> Ragged:
+def ragged_events(data: Any) -> Ragged:
     """Unbinned toys in any of the accepted forms as Ragged.
 
     Parameters
     ----------
     data : Ragged, or (n_toys, n_events) or (n_toys, d, n_events) array, or sequence of (n,) or (d, n) arrays
-    n_observables : int, optional
-        The d that is expected.
 
     Raises
     ------
@@ -131,6 +132,8 @@ def ragged_events(data: Any, n_observables: int | None = None) -> Ragged:
 
 
 def _as_float64(array: Any, name: str) -> np.ndarray:
+    if np.ma.is_masked(array):
+        raise TypeError(f"{name} has masked entries, which the fit would not see: leave them out")
     try:
         given = np.asarray(array)
         if given.dtype.kind not in "fiub":

@@ -34,6 +34,20 @@ MAX_SHIFTS = 40
 _HELPER = {"error_model": "numpy", "cache": True, "nogil": True}
 
 
+# Loops, because an assignment to a slice compiles the text of its error message too, which takes seconds.
+@njit(**_HELPER)
+def _copy(source, target):
+    for i in range(len(source)):
+        target[i] = source[i]
+
+
+@njit(**_HELPER)
+def _fill(matrix, value):
+    for i in range(matrix.shape[0]):
+        for j in range(matrix.shape[1]):
+            matrix[i, j] = value
+
+
 @njit(**_HELPER)
 def _factorise(a, n, shift, lower):
     """Cholesky factor of a + shift * I; False where a pivot is not positive."""
@@ -254,7 +268,7 @@ def _propose(theta, gradient, hessian, lower_limit, upper_limit, free, radius, s
         truncated = _gain(gradient, hessian, whole)
         if truncated > gain:
             gain = truncated
-            step[:] = whole
+            _copy(whole, step)
     length = 0.0
     for i in range(n_params):
         length += (step[i] / scale[i]) ** 2
@@ -285,12 +299,12 @@ def _covariance(hessian, active, errordef, covariance, work):
     a = work[6 : 6 + n_params]
     factor = work[6 + n_params : 6 + 2 * n_params]
     index = np.empty(n_params, np.int64)
-    covariance[:, :] = 0.0
+    _fill(covariance, 0.0)
     n = 0
     for i in range(n_params):
         if not active[i]:
             if not hessian[i, i] > 0.0:
-                covariance[:, :] = np.nan
+                _fill(covariance, np.nan)
                 return False
             scale[n] = 1.0 / np.sqrt(hessian[i, i])
             index[n] = i
@@ -299,7 +313,7 @@ def _covariance(hessian, active, errordef, covariance, work):
         for c in range(n):
             a[r, c] = hessian[index[r], index[c]] * scale[r] * scale[c]
     if not _factorise(a, n, 0.0, factor):
-        covariance[:, :] = np.nan
+        _fill(covariance, np.nan)
         return False
     for c in range(n):
         for r in range(n):
@@ -326,8 +340,8 @@ def _fit_one(
     hessian = np.empty((n_params, n_params))
     trial_hessian = np.empty((n_params, n_params))
     work = np.empty((6 + 2 * n_params, n_params))
-    theta[:] = start
-    origin[:] = start
+    _copy(start, theta)
+    _copy(start, origin)
     kernel(theta, rows, shared, aux, begin, end, out)
     nfev = 1
     value, absolute = out[0], out[1]
@@ -387,9 +401,9 @@ def _fit_one(
             radius = 0.25 * length
         if accepted:
             value, absolute = out[0], out[1]
-            theta[:] = trial
-            gradient[:] = trial_gradient
-            hessian[:, :] = trial_hessian
+            _copy(trial, theta)
+            _copy(trial_gradient, gradient)
+            hessian, trial_hessian = trial_hessian, hessian
             for i in range(n_params):
                 if free[i] and abs(theta[i]) > RUNAWAY * max(abs(origin[i]), 1.0):
                     status = UNBOUNDED
@@ -405,7 +419,7 @@ def _fit_one(
         for i in range(n_params):
             theta[i] = min(max(theta[i] + step[i], lower_limit[i]), upper_limit[i])
         value -= gain
-        gradient[:] = trial_gradient
+        _copy(trial_gradient, gradient)
     active = np.empty(n_params, np.bool_)
     for i in range(n_params):
         outward_lower = theta[i] <= lower_limit[i] and gradient[i] > 0.0
@@ -413,7 +427,7 @@ def _fit_one(
         at_limit[i] = free[i] and (outward_lower or outward_upper)
         active[i] = at_limit[i] or not free[i]
     if status == NONFINITE:
-        covariance[:, :] = np.nan
+        _fill(covariance, np.nan)
         posdef = False
     else:
         posdef = _covariance(hessian, active, errordef, covariance, work)

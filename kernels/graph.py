@@ -282,8 +282,18 @@ _ELEMENTWISE = {
 _UNCHANGED = {"copy", "copy_p", "stop_gradient", "optimization_barrier", "reduce_precision"}
 # Primitives that only move elements: JAX carries them out on arrays of node numbers.
 _MOVEMENT = {"reshape", "broadcast_in_dim", "squeeze", "transpose", "slice", "concatenate", "rev", "expand_dims"}
-_MOVEMENT_BY_INDEX = {"dynamic_slice", "gather"}
+_MOVEMENT |= {"stack", "unstack", "split", "pad", "tile"}
+# Those among them that take indices, and which arguments these are.
+_INDICES = {"dynamic_slice": slice(1, None), "gather": slice(1, 2)}
+_INDICES |= {"dynamic_update_slice": slice(2, None), "scatter": slice(1, 2)}
 _REDUCTIONS = {"reduce_sum": "add", "reduce_prod": "mul", "reduce_max": "max", "reduce_min": "min"}
+_REDUCTIONS |= {"reduce_and": "and", "reduce_or": "or"}
+# Operations on integers that mean something else on floating-point numbers.
+_NOT_ON_INTEGERS = {"div", "rem", "pow", "sign", "max", "min", "not", "and", "or", "integer_pow", "clamp"}
+_NOT_ON_INTEGERS |= {"reduce_max", "reduce_min"}
+_CONTROL = {"while"}  # never carried out, not even on constants
+# A loop of more turns is not written out.
+MAX_TURNS = 64
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
 _CALLS |= {"custom_vjp_call": "call_jaxpr", "remat": "jaxpr", "checkpoint": "jaxpr", "core_call": "call_jaxpr"}
 
@@ -320,6 +330,8 @@ class _Interpreter:
 
     def equation(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
         name, params, graph = eqn.primitive.name, eqn.params, self.graph
+        if name in _NOT_ON_INTEGERS and eqn.outvars[0].aval.dtype.kind in "iu":
+            return self.folded(eqn, args)
         if name in _ELEMENTWISE:
             op = _ELEMENTWISE[name]
             return [self.elementwise(lambda *a: graph.apply(op, *(int(x) for x in a)), *args)]
@@ -328,33 +340,48 @@ class _Interpreter:
             return self.run(inner.jaxpr, inner.consts, args)
         if name in _UNCHANGED:
             return args
-        if name in _MOVEMENT or name in _MOVEMENT_BY_INDEX:
-            return [self.move(eqn, args)]
+        if name in _MOVEMENT or name in _INDICES:
+            return self.move(eqn, args)
         if name in _REDUCTIONS:
             return [self.reduce(_REDUCTIONS[name], args[0], params["axes"])]
         method = getattr(self, f"do_{name}", None)
-        if method is None:
-            raise UntranslatableError(f"no scalar form of the operation '{name}'{_where(eqn)}")
-        return method(eqn, *args)
+        return self.folded(eqn, args) if method is None else method(eqn, *args)
 
-    def move(self, eqn: Any, args: list[np.ndarray]) -> np.ndarray:
-        first_index = 1 if eqn.primitive.name in _MOVEMENT_BY_INDEX else len(args)
-        indices = []
-        for numbers in args[first_index:]:
-            values = [self.graph.value(int(n)) for n in numbers.ravel()]
-            if any(v is None for v in values):
-                raise UntranslatableError(f"an index that depends on a parameter or on the row{_where(eqn)}")
-            indices.append(np.array(values, dtype=np.int32).reshape(numbers.shape))
-        params = dict(eqn.params)
-        if eqn.primitive.name == "gather" and params.get("fill_value") is None:
-            params["mode"] = jax.lax.GatherScatterMode.CLIP
+    def folded(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
+        """The outputs of an equation that has no scalar form, where all that it takes is constant."""
+        name, known = eqn.primitive.name, [self.known(numbers) for numbers in args]
+        if any(values is None for values in known) or name in _CONTROL:
+            on = " on integers" if name in _NOT_ON_INTEGERS else ""
+            raise UntranslatableError(f"no scalar form of the operation '{name}'{on}{_where(eqn)}")
+        inputs = [np.asarray(v, dtype=atom.aval.dtype) for v, atom in zip(known, eqn.invars, strict=True)]
         with jax.ensure_compile_time_eval():
-            return np.asarray(eqn.primitive.bind(*args[:first_index], *indices, **params))
+            outputs = eqn.primitive.bind(*inputs, **eqn.params)
+        outputs = outputs if eqn.primitive.multiple_results else [outputs]
+        return [self.elementwise(self.graph.const, np.asarray(output)) for output in outputs]
+
+    def known(self, numbers: np.ndarray) -> np.ndarray | None:
+        """The values of constant nodes, None if any is not constant."""
+        values = [self.graph.value(int(n)) for n in numbers.ravel()]
+        return None if any(v is None for v in values) else np.array(values).reshape(numbers.shape)
+
+    def move(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
+        name, moved, params = eqn.primitive.name, list(args), dict(eqn.params)
+        for k in range(len(args))[_INDICES.get(name, slice(0))]:
+            indices = self.known(args[k])
+            if indices is None:
+                raise UntranslatableError(f"an index that depends on a parameter or on the row{_where(eqn)}")
+            moved[k] = indices.astype(np.int32)
+        if name == "gather":  # what lies outside is a node as well
+            fill = params["fill_value"]
+            params["fill_value"] = self.graph.const(math.nan if fill is None else fill)
+        with jax.ensure_compile_time_eval():
+            outputs = eqn.primitive.bind(*moved, **params)
+        return [np.asarray(output) for output in (outputs if eqn.primitive.multiple_results else [outputs])]
 
     def reduce(self, op: str, numbers: np.ndarray, axes: Sequence[int]) -> np.ndarray:
         kept = [axis for axis in range(numbers.ndim) if axis not in axes]
         moved = numbers.transpose([*axes, *kept]).reshape(-1, *(numbers.shape[axis] for axis in kept))
-        start = {"add": 0.0, "mul": 1.0, "max": -math.inf, "min": math.inf}[op]
+        start = {"add": 0.0, "mul": 1.0, "max": -math.inf, "min": math.inf, "and": True, "or": False}[op]
         result = np.full(moved.shape[1:], self.graph.const(start)) if len(moved) == 0 else moved[0]
         for part in moved[1:]:
             result = self.elementwise(lambda a, b: self.graph.apply(op, int(a), int(b)), result, part)
@@ -396,11 +423,45 @@ class _Interpreter:
             value = self.graph.value(int(number))
             if value is not None:
                 return self.graph.const(target.type(value).item())
-            if target.kind == "f" and source.kind == "b":
+            if source.kind == "b":
                 return self.graph.apply("select", int(number), self.graph.const(1.0), self.graph.const(0.0))
+            if source.kind in "iu" and target.kind == "f":  # a count of conditions: held as a float already
+                return int(number)
             raise UntranslatableError(f"a conversion from {source} to {target}{_where(eqn)}")
 
         return [self.elementwise(convert, a)]
+
+    def do_cond(self, eqn: Any, index: np.ndarray, *args: np.ndarray) -> list[np.ndarray]:
+        """All branches, and a choice between their results."""
+        branches, which = eqn.params["branches"], int(index)
+        chosen = self.graph.value(which)
+        if chosen is not None:
+            branch = branches[min(max(int(chosen), 0), len(branches) - 1)]
+            return self.run(branch.jaxpr, branch.consts, args)
+        results = self.run(branches[0].jaxpr, branches[0].consts, args)
+        for k, branch in enumerate(branches[1:]):
+            beyond = self.graph.apply("gt", which, self.graph.const(k + 0.5))
+            choose = lambda a, b, c=beyond: self.graph.apply("select", c, int(a), int(b))  # noqa: E731
+            others = self.run(branch.jaxpr, branch.consts, args)
+            results = [self.elementwise(choose, new, old) for new, old in zip(others, results, strict=True)]
+        return results
+
+    def do_scan(self, eqn: Any, *args: np.ndarray) -> list[np.ndarray]:
+        """A loop of known length, written out."""
+        body, length, n_carry = (eqn.params[key] for key in ("jaxpr", "length", "num_carry"))
+        first_carry = eqn.params["num_consts"]
+        consts, carry = list(args[:first_carry]), list(args[first_carry : first_carry + n_carry])
+        if length > MAX_TURNS:
+            raise UntranslatableError(f"a loop of {length} turns, more than {MAX_TURNS}{_where(eqn)}")
+        turns = range(length)[::-1] if eqn.params["reverse"] else range(length)
+        stacked = [np.empty(v.aval.shape, dtype=np.int64) for v in eqn.outvars[n_carry:]]
+        for k in turns:
+            each = [numbers[k] for numbers in args[first_carry + n_carry :]]
+            results = self.run(body.jaxpr, body.consts, [*consts, *carry, *map(np.asarray, each)])
+            carry = results[:n_carry]
+            for whole, part in zip(stacked, results[n_carry:], strict=True):
+                whole[k] = part
+        return [*carry, *stacked]
 
     def do_iota(self, eqn: Any) -> list[np.ndarray]:
         shape, dimension = eqn.params["shape"], eqn.params["dimension"]

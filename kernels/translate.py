@@ -80,7 +80,7 @@ _EXPRESSIONS = {
     "is_finite": "math.isfinite({0})",
     "select": "({1} if {0} else {2})",
 }
-_ARGUMENTS = {"theta": "theta[{}]", "aux": "aux[{}]", "row": "rows[{}, i]", "shared": "shared[{}, i - begin]"}
+_ARGUMENTS = {"theta": "theta[{}]", "aux": "aux[{}]", "row": "rows[{}, i]", "shared": "shared[{}, i - first]"}
 
 
 def _constant(value: bool | int | float) -> str:
@@ -117,7 +117,8 @@ def kernel_source(program: Program) -> str:
     lines = ["def row_sums(theta, rows, shared, aux, begin, end, out):"]
     lines += [f"    {line}" for line in _assignments(graph, live, on_row=False)]
     lines += [f"    s{m} = 0.0" for m in range(len(cores))]
-    lines += ["    for i in range(begin, end):"]
+    # unsigned, or numba would look for negative indices at every row
+    lines += ["    first = np.uint64(begin)", "    for i in range(first, np.uint64(end)):"]
     lines += [f"        {line}" for line in _assignments(graph, live, on_row=True)]
     lines += [f"        s{m} += v{core}" for m, core in enumerate(cores)]
     for k, (terms, rest) in enumerate(zip(program.combinations, program.rest, strict=True)):
@@ -168,7 +169,11 @@ def import_source(source: str) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:  # a half-made module must not be taken for a kernel at the next call
+        del sys.modules[name]
+        raise
     return module
 
 

@@ -15,14 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.fit import find_devices, fit_batch
-from engine.status import Status
 from toys.models import STUDIES
 from toys.observed import InputError, read_observed
 from toys.run import Report
 from toys.statistics import calibration
 from toys.study import Study
 
-__all__ = ["InputError", "Screen", "list_studies", "prepare", "summary"]
+__all__ = ["InputError", "Screen", "find_study", "list_studies", "prepare", "summary"]
 
 
 def list_studies() -> str:

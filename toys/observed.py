@@ -70,7 +70,7 @@ def read_observed(
         outside = np.flatnonzero((values < low) | (values > high))
         if len(outside):
             raise InputError(
-                f"{path} holds {len(outside)} of {len(values)} events outside of the model's range {low:g} to {high:g}, "
+                f"{path} holds {len(outside)} of {len(values)} events outside of the range {low:g} to {high:g}, "
                 f"the first is event {outside[0] + 1} with {values[outside[0]]:g}: cut the data to the range"
             )
     return values

@@ -10,7 +10,7 @@ Layout of `toys.h5`, and of every part of it:
 Real numbers are float64, integers and booleans keep their dtype. Every array carries a fletcher32 checksum,
 and lies in chunks of about 1 MiB: whole toys where there is one row per toy; where the toys are ragged, a
 fixed number of events, whichever toys they belong to. Nothing is compressed: random mantissas do not get
-smaller.
+smaller. Text is UTF-8 of fixed length, which h5py returns as bytes.
 
 While a run lasts, each part is an immutable file in `toys.h5.parts/`, written aside, synchronised to disk and
 renamed: it exists complete or not at all. `join` copies the parts into `toys.h5` in the same way, which for a
@@ -498,8 +498,11 @@ def _write_attributes(group: h5py.Group, attributes: Mapping[str, Any]) -> None:
     for name, value in attributes.items():
         try:
             array = np.asarray(value)
-            many_texts = array.ndim > 0 and array.dtype.kind == "U"
-            group.attrs[name] = array.astype(h5py.string_dtype()) if many_texts else value
+            if array.dtype.kind == "U":
+                # of fixed length: HDF5 keeps other text without a checksum, and a flipped bit there can hang it
+                array = np.char.encode(array, "utf-8")
+                array = array.astype(h5py.string_dtype("utf-8", max(1, array.dtype.itemsize)))
+            group.attrs[name] = array
         except (TypeError, ValueError):
             raise TypeError(
                 f"attribute {name!r} must be text, a number, a boolean or an array of these, got {value!r}"
@@ -507,7 +510,12 @@ def _write_attributes(group: h5py.Group, attributes: Mapping[str, Any]) -> None:
 
 
 def _plain(group: h5py.Group) -> dict[str, Any]:
-    return {name: value if isinstance(value, str) else value.tolist() for name, value in group.attrs.items()}
+    """Attributes as Python's own text, numbers and lists."""
+    attributes = {}
+    for name, value in group.attrs.items():
+        array = np.asarray(value)
+        attributes[name] = (np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array).tolist()
+    return attributes
 
 
 def _open(path: str | Path) -> h5py.File:
@@ -516,11 +524,13 @@ def _open(path: str | Path) -> h5py.File:
     with _reading(path):
         _refuse_directory(path)
         file = h5py.File(path, "r")
-        version = file.attrs.get("format_version")
-    if isinstance(version, np.integer) and version <= FORMAT_VERSION:
+        # attrs.get would take a damaged attribute for a missing one
+        ours = "format_version" in file.attrs
+        version = file.attrs["format_version"] if ours else 0
+    if ours and isinstance(version, np.integer) and version <= FORMAT_VERSION:
         return file
     file.close()
-    if version is None:
+    if not ours:
         raise StorageError(f"{path} is an HDF5 file without toys: name a file that run_toys.py wrote")
     raise StorageError(
         f"{path} has format version {version}, but this program reads versions up to {FORMAT_VERSION}: "

@@ -28,6 +28,7 @@ ATTRIBUTES = {
     "truth": '{"slope": 0.5}',
     "start": np.array([0.5, np.nan, -0.0]),
     "comment": "",
+    "long": "µ" * 100_000,
     "nothing": [],
 }
 
@@ -201,7 +202,7 @@ def test_attributes(joined):
     assert {name: type(read[name]) for name in plain} == plain
 
 
-@pytest.mark.parametrize("value", [None, {"a": 1}, 2**64, [1, "a", None], [[1], [1, 2]], "a\0b"])
+@pytest.mark.parametrize("value", [None, {"a": 1}, 2**64, [1, "a", None], [[1], [1, 2]]])
 def test_attribute_that_cannot_be_stored(path, value):
     with pytest.raises(TypeError, match="attribute 'truth' must be"):
         storage.write_part(path, 0, {}, make_result(), {"truth": value})
@@ -242,7 +243,7 @@ def test_readable_with_h5py_and_pandas(joined):
     toys, result = make_toys("ragged"), make_result()
     with h5py.File(joined) as file:
         values, offsets = file["toys/values"][...], file["toys/offsets"][...]
-        names, status = list(file["results"].attrs["names"]), file["results/status"][...]
+        names, status = [name.decode() for name in file["results"].attrs["names"]], file["results/status"][...]
         table = pandas.DataFrame(file["results/values"][...], columns=names)
         measured = pandas.DataFrame(file["toys/measured"][...])
     np.testing.assert_array_equal(values[offsets[3] : offsets[4]], toys["values"][3])
@@ -285,13 +286,10 @@ def test_flipped_bits_never_give_other_numbers(path):
         try:
             read_result, read_toys = storage.load(part), storage.load_toys(part)
         except StorageError as error:
-            assert str(part) in str(error)
+            assert str(part) in str(error) and "without toys" not in str(error)
             n_noticed += 1
         else:
-            # the names are text in a heap without checksum
-            assert_equal_results(
-                dataclasses.replace(read_result, names=result.names, backend="numba", device="cpu"), result
-            )
+            assert_equal_results(read_result, result)
             assert_equal_toys(read_toys, toys)
     assert n_noticed > 30
 
