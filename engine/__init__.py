@@ -3,8 +3,9 @@
 import kernels
 
 if getattr(kernels, "BATCHFIT", None) is None:
+    _place = next(iter(getattr(kernels, "__path__", [kernels.__file__])))
     raise ImportError(
-        f"batchfit's engine found another package named 'kernels' at {next(iter(kernels.__path__))}: "
+        f"batchfit's engine found another package named 'kernels' at {_place}: "
         "put batchfit first on sys.path or uninstall the other one"
     )
 

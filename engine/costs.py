@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax import errors as jax_errors
 
 from engine.data import Rows, ragged_events
@@ -152,7 +153,9 @@ class ExtendedUnbinnedNLL(_Unbinned):
     def _pair(self, args: Sequence) -> tuple:
         result = self.evaluate(args)
         if not isinstance(result, tuple | list) or len(result) != 2:
-            raise TypeError(f"{_called(self.model)} must return (integral, density), got {type(result).__name__}")
+            got = type(result).__name__ + (f" of {len(result)}" if isinstance(result, tuple | list) else "")
+            got = "one array" if isinstance(result, Array) else got
+            raise TypeError(f"{_called(self.model)} must return (integral, density), got {got}")
         return tuple(result)
 
     def term(self, *args: Any) -> Any:
@@ -175,15 +178,17 @@ def parameter_names(model: Callable, name: Sequence[str] | None) -> tuple[str, .
     if not callable(model):
         raise TypeError(f"the model must be a function, got {type(model).__name__}")
     if name is not None:
+        if isinstance(name, str) or not all(isinstance(each, str) for each in name):
+            raise TypeError(f"name must be a sequence of names, got {name!r}")
         names = tuple(name)
     else:
         try:
-            parameters = list(inspect.signature(model).parameters.values())[1:]
+            parameters = list(inspect.signature(model).parameters.values())
         except (TypeError, ValueError):
             raise ValueError(f"{_called(model)} does not tell its parameters: pass name=[...]") from None
         if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.KEYWORD_ONLY) for p in parameters):
             raise ValueError(f"{_called(model)} has *args or keywords: pass name=[...] for its positional parameters")
-        names = tuple(p.name for p in parameters)
+        names = tuple(p.name for p in parameters[1:])
     if not names:
         raise ValueError(f"{_called(model)} has no parameters after x")
     if len(set(names)) != len(names):
@@ -195,6 +200,7 @@ def call_model(model: Callable, x: Any, theta: Sequence) -> Any:
     """The model at one row; what goes wrong inside it is told in one sentence."""
     mistakes = (
         TypeError,
+        ValueError,
         IndexError,
         jax_errors.JAXTypeError,
         jax_errors.JAXIndexError,
@@ -211,6 +217,10 @@ def call_model(model: Callable, x: Any, theta: Sequence) -> Any:
 
 
 def scalar_result(model: Callable, result: Any, what: str) -> None:
+    dtype = getattr(result, "dtype", None)
+    if not isinstance(result, int | float) and getattr(dtype, "kind", None) not in ("f", "i", "u", "b"):
+        got = type(result).__name__ if dtype is None else dtype
+        raise TypeError(f"the {what} that {_called(model)} returns must be a real number, got {got}")
     shape = jnp.shape(result)
     if shape != ():
         raise ValueError(f"the {what} that {_called(model)} returns for one event must be a number, got shape {shape}")

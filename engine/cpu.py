@@ -15,6 +15,7 @@ __all__ = ["NumbaDriver"]
 
 # numba's default threading layer aborts the process when two Python threads enter it at once.
 _ONE_AT_A_TIME = threading.Lock()
+_COMPILING = threading.Lock()
 
 
 class NumbaDriver:
@@ -83,8 +84,9 @@ class NumbaDriver:
 
 def compiled(cost: Cost, rows: Rows) -> Callable:
     """The kernel of a cost, compiled once for each form of its data."""
-    kernels = cost.__dict__.setdefault("_kernels", {})
-    program = cost.program(rows)
-    if id(program) not in kernels:
-        kernels[id(program)] = compile_kernel(program)
-    return kernels[id(program)]
+    with _COMPILING:  # two threads would write one file and find each other's module half made
+        kernels = cost.__dict__.setdefault("_kernels", {})
+        program = cost.program(rows)
+        if id(program) not in kernels:
+            kernels[id(program)] = compile_kernel(program)
+        return kernels[id(program)]

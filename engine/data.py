@@ -35,7 +35,7 @@ class Ragged:
         if offsets.size and offsets.dtype.kind not in "iu":
             raise TypeError(f"offsets must be whole numbers, got {_kind(self.offsets)}")
         offsets = np.ascontiguousarray(offsets, dtype=np.int64)
-        if values.ndim not in (1, 2):
+        if values.ndim not in (1, 2) or (values.ndim == 2 and not values.shape[0]):
             raise ValueError(f"values must have shape (n_events,) or (d, n_events), got {values.shape}")
         if offsets.ndim != 1 or len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != values.shape[-1]:
             raise ValueError(f"offsets must go from 0 to the number of events {values.shape[-1]}, got {_ends(offsets)}")
@@ -110,7 +110,11 @@ def ragged_events(data: Any) -> Ragged:
         if array.ndim not in (2, 3):
             raise ValueError(f"data must have shape (n_toys, n_events) or (n_toys, d, n_events), got {array.shape}")
         n_toys, n_events = array.shape[0], array.shape[-1]
-        values = array.reshape(-1) if array.ndim == 2 else np.moveaxis(array, 0, 1).reshape(array.shape[1], -1)
+        values = (
+            array.reshape(-1)
+            if array.ndim == 2
+            else np.moveaxis(array, 0, 1).reshape(array.shape[1], n_toys * n_events)
+        )
         return Ragged(values, np.arange(n_toys + 1, dtype=np.int64) * n_events)
     if not isinstance(data, Sequence):
         raise TypeError(

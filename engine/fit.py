@@ -2,7 +2,8 @@
 
 import difflib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -94,11 +95,12 @@ def fit_batch(
     start_values = start_points(cost.names, start, len(rows))
     free, start_values = held(cost.names, fixed, start_values)
     lower, upper = limit_arrays(cost.names, limits)
-    check_start(cost.names, start_values, lower, upper)
-    if tol is not None and not 0.0 < tol <= VALID_EDM:
-        raise ValueError(f"tol must be above 0 and at most {VALID_EDM:g} (in units of errordef), got {tol}")
+    check_start(cost.names, start_values, lower, upper, free)
+    if tol is not None and not (isinstance(tol, float | int | np.floating) and 0.0 < tol <= VALID_EDM):
+        raise ValueError(f"tol must be above 0 and at most {VALID_EDM:g} (in units of errordef), got {tol!r}")
     for name, value, least in (("max_steps", max_steps, 1), ("batch_size", batch_size, 1), ("retries", retries, 0)):
-        if value is not None and (not isinstance(value, int | np.integer) or value < least):
+        unset = value is None and name != "retries"
+        if not unset and (not isinstance(value, int | np.integer) or value < least):
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
     driver = pick_driver(cost, rows, optimizer, backend, device, max_steps, batch_size)
@@ -341,6 +343,8 @@ def held(names: tuple[str, ...], fixed: Any, start: np.ndarray) -> tuple[np.ndar
         return free, start
     if isinstance(fixed, str):
         fixed = [fixed]
+    if not isinstance(fixed, Mapping | Sequence | set | frozenset):
+        raise TypeError(f"fixed must be names, or a dict name -> value, got {type(fixed).__name__}")
     known(names, fixed, "fixed")
     start = start.copy()
     for name in fixed:
@@ -375,35 +379,28 @@ def limit_arrays(names: tuple[str, ...], limits: Any) -> tuple[np.ndarray, np.nd
     return lower, upper
 
 
-def check_start(names: tuple[str, ...], start: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
+def check_start(
+    names: tuple[str, ...], start: np.ndarray, lower: np.ndarray, upper: np.ndarray, free: np.ndarray
+) -> None:
     outside = (start < lower) | (start > upper)
     if outside.any():
         toy, i = np.argwhere(outside)[0]
         raise ValueError(
-            f"the start {names[i]} = {start[toy, i]:g} of toy {toy} is outside of "
+            f"the {'start' if free[i] else 'fixed'} {names[i]} = {start[toy, i]:g} of toy {toy} is outside of "
             f"its limits ({lower[i]:g}, {upper[i]:g})"
         )
 
 
-class progress_bar:  # noqa: N801 - used as a function
-    """A context that gives what reports finished toys, or None."""
-
-    def __init__(self, progress: bool | Callable[[int], None], total: int) -> None:
-        self.progress, self.total, self.bar = progress, total, None
-
-    def __enter__(self) -> Callable[[int], None] | None:
-        if callable(self.progress):
-            return self.progress
-        if not self.progress:
-            return None
+@contextmanager
+def progress_bar(progress: bool | Callable[[int], None], total: int) -> Iterator[Callable[[int], None] | None]:
+    """What reports finished toys: the caller's function, a bar, or None."""
+    if callable(progress):
+        yield progress
+    elif not progress:
+        yield None
+    else:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("fit"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns)
-        self.bar.start()
-        task = self.bar.add_task("fit", total=self.total)
-        return lambda n: self.bar.advance(task, n)
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        with Progress(TextColumn("fit"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+            task = bar.add_task("fit", total=total)
+            yield lambda n: bar.advance(task, n)

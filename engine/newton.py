@@ -72,9 +72,9 @@ class NewtonState(NamedTuple):
 class Box(NamedTuple):
     """Limits and free parameters, each (n_params,)."""
 
-    lower: Array
-    upper: Array
-    free: Array
+    lower: Any
+    upper: Any
+    free: Any
 
 
 def unpack(outputs: Array, n_params: int) -> Evaluation:
@@ -93,7 +93,7 @@ def _solve(factor: Array, b: Array) -> Array:
     return solve_triangular(factor, solve_triangular(factor, b, lower=True), lower=True, trans=1)
 
 
-def _factorise(a: Array, shift: Array) -> tuple[Array, Array]:
+def _factorise(a: Array, shift: Array | float) -> tuple[Array, Array]:
     factor = jnp.linalg.cholesky(a + shift * jnp.eye(len(a)), symmetrize_input=False)
     good = jnp.all(jnp.diagonal(factor) ** 2 > PIVOT * (1.0 + shift))
     return jnp.where(good, factor, jnp.eye(len(a))), good
@@ -109,7 +109,8 @@ def _solve_within(a: Array, b: Array, moving: Array, radius: Array) -> tuple[Arr
     inside = posdef & (jnp.linalg.norm(newton_step) <= radius)
     bounded = jnp.where(jnp.isinf(radius), FIRST_RADIUS, radius)
     size = jnp.max(jnp.where(moving, jnp.sum(jnp.abs(jnp.where(moving, a, 0.0)), axis=1), 0.0))
-    high = jnp.linalg.norm(b) / bounded + size
+    # a little above Gershgorin's bound: there the shifted matrix has pivots that count as positive
+    high = jnp.linalg.norm(b) / bounded + (1.0 + 1e-6) * size + 1e-12
 
     def search(carry: tuple) -> tuple:
         shift, low, high, _, count, _ = carry

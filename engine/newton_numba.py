@@ -116,7 +116,8 @@ def _solve_within(a, b, n, radius, lower, p, w):
         for j in range(n):
             row += abs(a[i, j])
         size = max(size, row)
-    low, high = 0.0, _norm(b, n) / radius + size
+    # a little above Gershgorin's bound: there the shifted matrix has pivots that count as positive
+    low, high = 0.0, _norm(b, n) / radius + (1.0 + 1e-6) * size + 1e-12
     shift = 1e-3 * high if not posdef else 0.0
     factorised = posdef
     for _ in range(MAX_SHIFTS):
@@ -348,7 +349,7 @@ def _fit_one(
     status = RUNNING
     edm, posdef = np.nan, False
     if not _unpack(out, gradient, hessian):
-        status = NONFINITE
+        status, value = NONFINITE, np.nan
     radius = np.inf
     while status == RUNNING:
         gain, length, shift, posdef, slope = _propose(

@@ -50,7 +50,8 @@ class Validation(NamedTuple):
     difference : (n, n_params) float64
         (this engine - MIGRAD) / error; NaN where there is no error, 0 for fixed parameters.
     agrees : (n,) bool
-        All differences below 1e-3; or MIGRAD failed, or ended above this engine's minimum.
+        All differences below 1e-3 and this engine's fval is the cost at its values; or MIGRAD failed, or ended above
+        this engine's minimum.
     """
 
     toy: np.ndarray
@@ -96,9 +97,9 @@ def independent_cost(cost: Cost, rows: Rows) -> Callable:
                 begin, end = rows.offsets[toy], rows.offsets[toy + 1]
                 columns = rows.columns[:, begin:end]
                 pad = ((0, 0), (0, n_padded - (end - begin)))
-                mode = {"mode": "edge"} if end > begin else {}
+                filled = np.pad(columns, pad, mode="edge") if end > begin else np.pad(columns, pad)
                 shared = np.pad(rows.shared, pad, mode="edge") if rows.shared.size else np.zeros((0, n_padded))
-                data = (np.pad(columns, pad, **mode), shared, rows.aux[toy], end - begin)
+                data = (filled, shared, rows.aux[toy], end - begin)
                 last.toy, last.data = toy, jax.device_put(data, jax.devices("cpu")[0])
             value, gradient = cached["nll"](np.asarray(theta, dtype=np.float64), *last.data)
             return float(value), np.asarray(gradient)
@@ -162,9 +163,11 @@ def validate(
     """
     evaluate = independent_cost(cost, rows)
     starts = np.broadcast_to(start, (len(rows), len(cost.names)))
-    fits = []
-    for k in toys:
-        fits.append(migrad(cost, rows, int(k), starts[k], settings, evaluate))
+    toys = np.asarray(toys, dtype=np.int64)
+    fits, ours = [], np.empty(len(toys))
+    for i, k in enumerate(toys.tolist()):
+        fits.append(migrad(cost, rows, k, starts[k], settings, evaluate))
+        ours[i] = evaluate(k, result.values[k])[0]
         if progress is not None:
             progress(1)
     n_params = len(cost.names)
@@ -179,10 +182,11 @@ def validate(
         on_limit = result.at_limit[toys]
         spread = np.array([f.errors for f in fits]).reshape(-1, n_params)
         difference = np.where(on_limit & (np.abs(result.values[toys] - values) < 0.05 * spread), 0.0, difference)
-        above = fval > result.fval[toys] + 1e-3 * result.errordef
-        agrees = ~valid | above | (np.abs(difference) < AGREEMENT).all(axis=1)
+        above = fval > ours + 1e-3 * result.errordef
+        same_cost = np.abs(result.fval[toys] - ours) < 1e-3 * result.errordef
+        agrees = ~valid | (same_cost & (above | (np.abs(difference) < AGREEMENT).all(axis=1)))
     return Validation(
-        toy=np.asarray(toys, dtype=np.int64),
+        toy=toys,
         values=values,
         errors=np.array([f.errors for f in fits]).reshape(-1, n_params),
         fval=fval,

@@ -267,7 +267,9 @@ class FitResult:
         def listed(field: str) -> str:
             return "+".join(sorted({part for result in results for part in getattr(result, field).split("+")}))
 
-        arrays = {field: np.concatenate([getattr(result, field) for result in results]) for field in _ARRAYS}
+        arrays: dict[str, Any] = {
+            field: np.concatenate([getattr(result, field) for result in results]) for field in _ARRAYS
+        }
         return dataclasses.replace(first, **arrays, backend=listed("backend"), device=listed("device"))
 
     def pulls(self, truth: Mapping[str, Any] | np.ndarray) -> np.ndarray:

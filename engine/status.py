@@ -1,9 +1,6 @@
 """How a fit can end: one integer and one sentence for each way."""
 
-from __future__ import annotations
-
 import enum
-from typing import Self
 
 
 class Status(enum.IntEnum):
@@ -13,21 +10,28 @@ class Status(enum.IntEnum):
     changes its meaning. Being at a limit, or rescued by a retry, is a flag of the result and not a status.
     """
 
-    sentence: str
+    CONVERGED = 0
+    MAX_STEPS = 1
+    NONFINITE = 2
+    HESSIAN_NOT_POSDEF = 3
+    BAD_DATA = 4
+    STALLED = 5
+    UNBOUNDED = 6
 
-    def __new__(cls, value: int, sentence: str) -> Self:
-        member = int.__new__(cls, value)
-        member._value_ = value
-        member.sentence = sentence
-        return member
+    @property
+    def sentence(self) -> str:
+        """What happened, in words."""
+        return _SENTENCES[self]
 
-    CONVERGED = 0, "The iteration met the convergence criterion."
-    MAX_STEPS = 1, "The step limit was reached before the convergence criterion was met."
-    NONFINITE = 2, "The cost is not finite at the start, or nowhere near it."
-    HESSIAN_NOT_POSDEF = (
-        3,
-        "A saddle or a flat direction: the Hessian is not positive definite, the covariance undefined.",
-    )
-    BAD_DATA = 4, "The toy's data hold NaN, infinity or a value that the cost forbids: nothing was fitted."
-    STALLED = 5, "No step lowers the cost, yet its gradient is not zero: a kink, a jump or a noisy cost."
-    UNBOUNDED = 6, "The cost falls without end as a parameter runs away: no minimum within the limits."
+
+_SENTENCES = {
+    Status.CONVERGED: "The iteration met the convergence criterion.",
+    Status.MAX_STEPS: "The step limit was reached before the convergence criterion was met.",
+    Status.NONFINITE: "The cost is not finite at the start, or nowhere near it.",
+    Status.HESSIAN_NOT_POSDEF: (
+        "A saddle or a flat direction: the Hessian is not positive definite, the covariance undefined."
+    ),
+    Status.BAD_DATA: "The toy's data hold NaN, infinity or a value that the cost forbids: nothing was fitted.",
+    Status.STALLED: "No step lowers the cost, yet its gradient is not zero: a kink, a jump or a noisy cost.",
+    Status.UNBOUNDED: "The cost falls without end as a parameter runs away: no minimum within the limits.",
+}

@@ -21,6 +21,7 @@ from engine.data import Rows
 from engine.drivers import Fits, Settings
 from engine.newton import Box, NewtonState, covariance_of, newton_init, newton_step, unpack
 from engine.newton_numba import RUNNING
+from engine.status import Status
 from kernels.derivatives import packed_index
 from kernels.graph import UntranslatableError
 from kernels.xla import row_sums, row_sums_untranslated
@@ -200,7 +201,9 @@ class XlaDriver:
                 state, (covariance, posdef, at_limit) = jax.tree.map(lambda a: np.asarray(a)[lanes], finished)
                 fits.values[rows], fits.covariance[rows] = state.theta, covariance
                 fits.fval[rows], fits.edm[rows] = state.best.value, state.edm
-                fits.status[rows], fits.nfev[rows] = state.status, state.nfev + nfev[rows]
+                undefined = (state.status == Status.CONVERGED) & ~posdef
+                fits.status[rows] = np.where(undefined, Status.HESSIAN_NOT_POSDEF, state.status)
+                fits.nfev[rows] = state.nfev + nfev[rows]
                 fits.posdef[rows], fits.at_limit[rows] = posdef, at_limit
                 if progress is not None:
                     progress(len(rows))

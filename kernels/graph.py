@@ -262,6 +262,7 @@ _ELEMENTWISE = {
     "erf": "erf",
     "erfc": "erfc",
     "lgamma": "lgamma",
+    "digamma": "digamma",
     "floor": "floor",
     "ceil": "ceil",
     "pow": "pow",
@@ -289,13 +290,14 @@ _INDICES |= {"dynamic_update_slice": slice(2, None), "scatter": slice(1, 2)}
 _REDUCTIONS = {"reduce_sum": "add", "reduce_prod": "mul", "reduce_max": "max", "reduce_min": "min"}
 _REDUCTIONS |= {"reduce_and": "and", "reduce_or": "or"}
 # Operations on integers that mean something else on floating-point numbers.
-_NOT_ON_INTEGERS = {"div", "rem", "pow", "sign", "max", "min", "not", "and", "or", "integer_pow", "clamp"}
-_NOT_ON_INTEGERS |= {"reduce_max", "reduce_min"}
+_NOT_ON_INTEGERS = {"div", "rem", "pow", "not", "and", "or"}
+# Those that are carried out at once on constant integers, which may be indices.
+_FOLDED_ON_INTEGERS = _NOT_ON_INTEGERS | {"sign", "max", "min", "clamp", "reduce_max", "reduce_min"}
 _CONTROL = {"while"}  # never carried out, not even on constants
 # A loop of more turns is not written out.
 MAX_TURNS = 64
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
-_CALLS |= {"custom_vjp_call": "call_jaxpr", "remat": "jaxpr", "checkpoint": "jaxpr", "core_call": "call_jaxpr"}
+_CALLS |= {"custom_vjp_call": "call_jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr", "core_call": "call_jaxpr"}
 
 
 class _Interpreter:
@@ -303,6 +305,7 @@ class _Interpreter:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        self.within: list = []  # the equations that the present one is part of, such as calls
 
     def run(self, jaxpr: Any, consts: Sequence, args: Sequence[np.ndarray]) -> list[np.ndarray]:
         env: dict = {}
@@ -313,7 +316,9 @@ class _Interpreter:
         env.update(zip(jaxpr.constvars, map(self.constants, consts), strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
         for eqn in jaxpr.eqns:
+            self.within.append(eqn)
             outputs = self.equation(eqn, [read(atom) for atom in eqn.invars])
+            self.within.pop()
             env.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
@@ -330,14 +335,15 @@ class _Interpreter:
 
     def equation(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
         name, params, graph = eqn.primitive.name, eqn.params, self.graph
-        if name in _NOT_ON_INTEGERS and eqn.outvars[0].aval.dtype.kind in "iu":
+        on_integers = name in _FOLDED_ON_INTEGERS and eqn.outvars[0].aval.dtype.kind in "iu"
+        if on_integers and (name in _NOT_ON_INTEGERS or all(self.known(a) is not None for a in args)):
             return self.folded(eqn, args)
         if name in _ELEMENTWISE:
             op = _ELEMENTWISE[name]
             return [self.elementwise(lambda *a: graph.apply(op, *(int(x) for x in a)), *args)]
         if name in _CALLS:
             inner = params[_CALLS[name]]
-            return self.run(inner.jaxpr, inner.consts, args)
+            return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), args)
         if name in _UNCHANGED:
             return args
         if name in _MOVEMENT or name in _INDICES:
@@ -352,7 +358,7 @@ class _Interpreter:
         name, known = eqn.primitive.name, [self.known(numbers) for numbers in args]
         if any(values is None for values in known) or name in _CONTROL:
             on = " on integers" if name in _NOT_ON_INTEGERS else ""
-            raise UntranslatableError(f"no scalar form of the operation '{name}'{on}{_where(eqn)}")
+            raise UntranslatableError(f"no scalar form of the operation '{name}'{on}{self.where()}")
         inputs = [np.asarray(v, dtype=atom.aval.dtype) for v, atom in zip(known, eqn.invars, strict=True)]
         with jax.ensure_compile_time_eval():
             outputs = eqn.primitive.bind(*inputs, **eqn.params)
@@ -369,7 +375,7 @@ class _Interpreter:
         for k in range(len(args))[_INDICES.get(name, slice(0))]:
             indices = self.known(args[k])
             if indices is None:
-                raise UntranslatableError(f"an index that depends on a parameter or on the row{_where(eqn)}")
+                raise UntranslatableError(f"an index that depends on a parameter or on the row{self.where()}")
             moved[k] = indices.astype(np.int32)
         if name == "gather":  # what lies outside is a node as well
             fill = params["fill_value"]
@@ -387,11 +393,20 @@ class _Interpreter:
             result = self.elementwise(lambda a, b: self.graph.apply(op, int(a), int(b)), result, part)
         return result
 
+    def where(self) -> str:
+        return _where(*reversed(self.within))
+
     def do_integer_pow(self, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
         return [self.elementwise(lambda n: self.graph.power(int(n), eqn.params["y"]), a)]
 
     def do_square(self, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
         return [self.elementwise(lambda n: self.graph.power(int(n), 2), a)]
+
+    def do_polygamma(self, eqn: Any, order: np.ndarray, a: np.ndarray) -> list[np.ndarray]:
+        orders = self.known(order)
+        if orders is None or np.any(orders != 1.0):
+            raise UntranslatableError(f"a polygamma function of another order than 1{self.where()}")
+        return [self.elementwise(lambda n: self.graph.apply("trigamma", int(n)), a)]
 
     def do_logistic(self, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
         graph = self.graph
@@ -404,7 +419,7 @@ class _Interpreter:
 
     def do_select_n(self, eqn: Any, which: np.ndarray, *cases: np.ndarray) -> list[np.ndarray]:
         if len(cases) != 2:
-            raise UntranslatableError(f"a choice between {len(cases)} cases{_where(eqn)}")
+            raise UntranslatableError(f"a choice between {len(cases)} cases{self.where()}")
         # select_n takes the second case where the condition is true
         choose = lambda w, a, b: self.graph.apply("select", int(w), int(b), int(a))  # noqa: E731
         return [self.elementwise(choose, which, *cases)]
@@ -427,7 +442,7 @@ class _Interpreter:
                 return self.graph.apply("select", int(number), self.graph.const(1.0), self.graph.const(0.0))
             if source.kind in "iu" and target.kind == "f":  # a count of conditions: held as a float already
                 return int(number)
-            raise UntranslatableError(f"a conversion from {source} to {target}{_where(eqn)}")
+            raise UntranslatableError(f"a conversion from {source} to {target}{self.where()}")
 
         return [self.elementwise(convert, a)]
 
@@ -452,7 +467,7 @@ class _Interpreter:
         first_carry = eqn.params["num_consts"]
         consts, carry = list(args[:first_carry]), list(args[first_carry : first_carry + n_carry])
         if length > MAX_TURNS:
-            raise UntranslatableError(f"a loop of {length} turns, more than {MAX_TURNS}{_where(eqn)}")
+            raise UntranslatableError(f"a loop of {length} turns, more than {MAX_TURNS}{self.where()}")
         turns = range(length)[::-1] if eqn.params["reverse"] else range(length)
         stacked = [np.empty(v.aval.shape, dtype=np.int64) for v in eqn.outvars[n_carry:]]
         for k in turns:
@@ -471,7 +486,7 @@ class _Interpreter:
     def do_dot_general(self, eqn: Any, a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
         (contract_a, contract_b), (batch_a, _) = eqn.params["dimension_numbers"]
         if batch_a:
-            raise UntranslatableError(f"a batched matrix product{_where(eqn)}")
+            raise UntranslatableError(f"a batched matrix product{self.where()}")
         left = np.moveaxis(a, contract_a, range(a.ndim - len(contract_a), a.ndim))
         right = np.moveaxis(b, contract_b, range(len(contract_b)))
         split = left.ndim - len(contract_a)
@@ -487,14 +502,18 @@ class _Interpreter:
         return [result.reshape(shape)]
 
 
-def _where(eqn: Any) -> str:
-    """' at file:line' of the user's own code, as far as JAX knows it."""
+def _where(*eqns: Any) -> str:
+    """' at file:line' of the user's own code, as far as JAX knows it: of the first equation that has one.
+
+    The inside of a function of JAX has no line of the user; the call that surrounds it has.
+    """
     try:
         from jax._src import source_info_util
 
-        return f" at {source_info_util.summarize(eqn.source_info)}"
+        places = [source_info_util.summarize(eqn.source_info) for eqn in eqns]
     except (ImportError, AttributeError, TypeError):  # a private module of JAX: it may move
         return ""
+    return next((f" at {place}" for place in places if place), "")
 
 
 def trace(function: Callable, kinds: Sequence[tuple[str, int]], graph: Graph) -> list[int]:

@@ -10,7 +10,8 @@ density p: p, d p, d^2 p, ... with d = x - mu), so 22 outputs of the 5-parameter
 product each; and a factor that does not depend on the row is applied once for each toy and not for each row.
 
 A sum with a term that does not depend on the row, such as x - mu, is never multiplied out: that would trade
-(x - mu)^2 for a difference of large numbers.
+(x - mu)^2 for a difference of large numbers. For the same reason a sum is left as it stands where a term of it holds
+no parameter: y - f(x, theta) is a measured value minus its expectation, which nearly cancel.
 """
 
 from collections import Counter
@@ -52,6 +53,7 @@ class _Products:
         self.graph = graph
         self.memo: dict[int, dict[tuple[int, ...], int]] = {}
         self.emitted: dict[tuple[int, ...], int] = {}
+        self.theta_memo: dict[int, bool] = {}
 
     def expand(self, number: int) -> dict[tuple[int, ...], int]:
         if number not in self.memo:
@@ -60,19 +62,22 @@ class _Products:
 
     def _expand(self, number: int) -> dict[tuple[int, ...], int]:
         graph, node = self.graph, self.graph.nodes[number]
-        whole = {(number,): graph.const(1.0)}
+        whole: dict[tuple[int, ...], int] = {(number,): graph.const(1.0)}
+        terms: dict[tuple[int, ...], int]
         if not node.depends_on_row:
             return {(): number}
         if node.op == "neg":
             return self.scale(graph.const(-1.0), self.expand(node.args[0]))
         if node.op in ("add", "sub") and all(graph.on_row(a) for a in node.args):
             sign = graph.const(1.0 if node.op == "add" else -1.0)
-            return self.merge(self.expand(node.args[0]), self.scale(sign, self.expand(node.args[1]))) or whole
+            terms = self.merge(self.expand(node.args[0]), self.scale(sign, self.expand(node.args[1])))
+            of_data = any(not any(self.on_theta(factor) for factor in product) for product in terms)
+            return whole if of_data else terms
         if node.op == "mul":
             left, right = (self.expand(a) for a in node.args)
             if len(left) * len(right) > MAX_PRODUCTS:
                 return whole
-            terms: dict[tuple[int, ...], int] = {}
+            terms = {}
             for a, ca in left.items():
                 terms = self.merge(terms, {tuple(sorted(a + b)): graph.apply("mul", ca, cb) for b, cb in right.items()})
             return terms
@@ -88,6 +93,14 @@ class _Products:
                     },
                 )
         return whole
+
+    def on_theta(self, number: int) -> bool:
+        """Whether a node depends on a parameter."""
+        if number not in self.theta_memo:
+            node = self.graph.nodes[number]
+            leaf = node.op in ("const", "theta", "aux", "row", "shared")
+            self.theta_memo[number] = node.op == "theta" if leaf else any(map(self.on_theta, node.args))
+        return self.theta_memo[number]
 
     def scale(self, factor: int, terms: dict) -> dict:
         return {p: self.graph.apply("mul", factor, c) for p, c in terms.items()}

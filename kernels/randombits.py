@@ -68,7 +68,7 @@ def toy_key(seed: int, toy: int | Array) -> Array:
     toy : int or () uint32
         0 <= toy < 2^32; may be traced.
     """
-    root = jax.random.wrap_key_data(np.array(key_words(seed), np.uint32), impl="threefry2x32")
+    root = jax.random.wrap_key_data(jnp.asarray(key_words(seed), np.uint32), impl="threefry2x32")
     return jax.random.fold_in(root, jnp.asarray(toy, jnp.uint32))
 
 

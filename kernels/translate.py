@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import llvmlite
@@ -22,7 +22,15 @@ from kernels import vectormath
 from kernels.graph import Graph, trace
 from kernels.program import Program
 
-__all__ = ["KERNEL_SIGNATURE", "MAP_SIGNATURE", "cache_directory", "compile_kernel", "compile_map", "kernel_source"]
+__all__ = [
+    "KERNEL_SIGNATURE",
+    "MAP_SIGNATURE",
+    "cache_directory",
+    "compile_kernel",
+    "compile_map",
+    "compile_sum",
+    "kernel_source",
+]
 
 # kernel(theta, rows, shared, aux, begin, end, out): rows begin to end of the toy; see kernels.program for `out`
 KERNEL_SIGNATURE = "void(f8[::1], f8[:, ::1], f8[:, ::1], f8[::1], i8, i8, f8[::1])"
@@ -58,13 +66,15 @@ _EXPRESSIONS = {
     "asinh": "math.asinh({0})",
     "acosh": "math.acosh({0})",
     "atanh": "math.atanh({0})",
-    "erf": "math.erf({0})",
-    "erfc": "math.erfc({0})",
+    "erf": "erf({0})",
+    "erfc": "erfc({0})",
     "lgamma": "math.lgamma({0})",
+    "digamma": "digamma({0})",
+    "trigamma": "trigamma({0})",
     "floor": "np.floor({0})",
     "ceil": "np.ceil({0})",
     "pow": "math.pow({0}, {1})",
-    "rem": "math.fmod({0}, {1})",
+    "rem": "np.fmod({0}, {1})",
     # as in JAX, a NaN on either side comes through
     "max": "({0} if {0} > {1} or {0} != {0} else {1})",
     "min": "({0} if {0} < {1} or {0} != {0} else {1})",
@@ -114,7 +124,7 @@ def kernel_source(program: Program) -> str:
     graph, cores = program.graph, program.cores
     coefficients = [c for terms in program.combinations for c, _ in terms if c is not None]
     live = graph.live([*cores, *coefficients, *(r for r in program.rest if r is not None)])
-    lines = ["def row_sums(theta, rows, shared, aux, begin, end, out):"]
+    lines = ["def row_sums(theta, rows, shared, aux, begin, end, out):", "    use_wide_vectors()"]
     lines += [f"    {line}" for line in _assignments(graph, live, on_row=False)]
     lines += [f"    s{m} = 0.0" for m in range(len(cores))]
     # unsigned, or numba would look for negative indices at every row
@@ -146,7 +156,7 @@ _HEADER = """import math
 import numpy as np
 from numba import njit
 
-from kernels.vectormath import COMPILE_HELPER, COMPILE_ROW, exp, log
+from kernels.vectormath import COMPILE_HELPER, COMPILE_ROW, digamma, erf, erfc, exp, log, trigamma, use_wide_vectors
 
 """
 
@@ -167,6 +177,7 @@ def import_source(source: str) -> types.ModuleType:
     elif path.read_text(encoding="utf-8") != source:
         raise RuntimeError(f"{path} is not what this program wrote there: delete it and run again")
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # it has a loader: the file ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -202,7 +213,7 @@ def compile_map(function: Callable, n_params: int):
     arguments = [("row", 0)] + [("theta", k) for k in range(n_params)]
     [result] = trace(lambda *scalars: [function(*scalars)], arguments, graph)
     live = graph.live([result])
-    lines = ["def map_rows(theta, rows, begin, end):"]
+    lines = ["def map_rows(theta, rows, begin, end):", "    use_wide_vectors()"]
     lines += [f"    {line}" for line in _assignments(graph, live, on_row=False)]
     # an index that may be negative counts from the end, and LLVM would not vectorise the store
     lines += ["    for i in range(np.uint64(begin), np.uint64(end)):"]
@@ -211,3 +222,51 @@ def compile_map(function: Callable, n_params: int):
     # nothing is summed, so nothing is gained where the order of operations is given up
     decorator = f"@njit({MAP_SIGNATURE!r}, cache=True, nogil=True, **COMPILE_HELPER)\n"
     return import_source(_HEADER + decorator + "\n".join(lines) + "\n").map_rows
+
+
+def compile_sum(
+    kernels: Sequence[Callable],
+    indices: Sequence[Sequence[int]],
+    places: Sequence[Sequence[int]],
+    factors: Sequence[float],
+    shapes: Sequence[tuple[int, int]],
+    n_params: int,
+) -> Callable:
+    """The kernel of a weighted sum of costs, of type `KERNEL_SIGNATURE`.
+
+    Parameters
+    ----------
+    kernels : sequence of compiled kernels
+    indices : sequence of sequences of int
+        For each, the positions of its parameters among those of the sum.
+    places : sequence of sequences of int
+        For each, the positions of its outputs among those of the sum.
+    factors : sequence of float
+    shapes : sequence of (n_shared, n_aux)
+        How many shared columns and measured values each takes. They stand one after the other; before the measured
+        values stand the numbers of rows of each kernel, and its rows follow those of the kernels before.
+    n_params : int
+    """
+    n = len(kernels)
+    lines = [f"from {k.py_func.__module__} import row_sums as part{p}" for p, k in enumerate(kernels)]
+    lines += [f"PLACES{p} = np.array({[int(i) for i in place]})" for p, place in enumerate(places)]
+    lines += [f"@njit({KERNEL_SIGNATURE!r}, cache=True, **COMPILE_ROW)"]
+    lines += ["def row_sums(theta, rows, shared, aux, begin, end, out):"]
+    lines += [f"    for k in range({2 + n_params + n_params * (n_params + 1) // 2}):", "        out[k] = 0.0"]
+    lines += ["    first = begin"]
+    n_shared, n_aux = 0, n
+    for p, (index, place, factor, (more_shared, more_aux)) in enumerate(
+        zip(indices, places, factors, shapes, strict=True)
+    ):
+        lines += [f"    last = first + int(aux[{p}])", f"    theta{p} = np.empty({len(index)})"]
+        lines += [f"    theta{p}[{k}] = theta[{i}]" for k, i in enumerate(index)]
+        lines += [
+            f"    out{p} = np.empty({len(place)})",
+            f"    part{p}(theta{p}, rows, shared[{n_shared}:{n_shared + more_shared}], "
+            f"aux[{n_aux}:{n_aux + more_aux}], first, last, out{p})",
+            f"    for k in range({len(place)}):",
+            f"        out[PLACES{p}[k]] += {float(factor)!r} * out{p}[k]",
+            "    first = last",
+        ]
+        n_shared, n_aux = n_shared + more_shared, n_aux + more_aux
+    return import_source(_HEADER + "\n".join(lines) + "\n").row_sums

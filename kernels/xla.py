@@ -49,6 +49,8 @@ _FUNCTIONS: dict[str, Callable] = {
     "erf": special.erf,
     "erfc": special.erfc,
     "lgamma": special.gammaln,
+    "digamma": special.digamma,
+    "trigamma": lambda a: special.polygamma(1, a),
     "floor": jnp.floor,
     "ceil": jnp.ceil,
     "pow": jnp.power,

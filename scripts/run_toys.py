@@ -5,6 +5,7 @@ import argparse
 import os
 import sys
 import time
+from typing import NoReturn
 
 STARTED = time.perf_counter()
 DONE, DOUBTFUL, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -12,8 +13,15 @@ DONE, DOUBTFUL, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 TOLERATED_FAILURES = 0.01
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_INPUT, f"{self.prog}: {message}; --help shows all arguments\n")
+
+
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="run_toys.py",
         description=__doc__,
         epilog="Exit code 0: done; 1: done, but MIGRAD disagrees or many fits failed; 2: a wrong argument or input.",
@@ -30,11 +38,18 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--column", help="column or dataset of the data file, where it has several")
     parser.add_argument(
-        "--truth", nargs="+", type=assignment, default=[], metavar="NAME=VALUE", help="true values of the toys"
+        "--truth",
+        nargs="+",
+        action="extend",
+        type=assignment,
+        default=[],
+        metavar="NAME=VALUE",
+        help="true values of the toys",
     )
     parser.add_argument(
         "--start",
         nargs="+",
+        action="extend",
         type=assignment,
         default=[],
         metavar="NAME=VALUE",
@@ -83,21 +98,34 @@ def assignment(text: str) -> tuple[str, float]:
 def main(argv: list[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     try:
+        return study_toys(args, " ".join([os.path.basename(sys.argv[0]), *(sys.argv[1:] if argv is None else argv)]))
+    except KeyboardInterrupt:
+        print(
+            f"\nstopped: {args.out} is not complete; run the same command with --resume"
+            f"{' instead of --overwrite' if args.overwrite else ''} to continue",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+
+
+def study_toys(args: argparse.Namespace, command_line: str) -> int:
+    try:
         import toys
     except ImportError as error:
-        return fail(f"{error}: install the project first, with pip install -e . in its folder")
+        install = ": install the project first, with pip install -e . in its folder"
+        return fail(f"{error}{install if isinstance(error, ModuleNotFoundError) else ''}")
     if getattr(toys, "BATCHFIT", None) is None:
-        return fail(
-            f"another package named 'toys' at {next(iter(toys.__path__))} hides batchfit's: use another environment"
-        )
+        place = next(iter(getattr(toys, "__path__", [toys.__file__])))
+        return fail(f"another package named 'toys' at {place} hides batchfit's: use another environment")
 
-    from toys.command import InputError, Screen, list_studies, prepare, summary
+    from toys.command import InputError, Screen, explain, list_studies, prepare, summary, use_compilation_cache
+    from toys.files import StorageError
     from toys.run import Options, run
-    from toys.storage import StorageError
 
     if args.list:
         print(list_studies())
         return DONE
+    use_compilation_cache()
     screen = Screen(quiet=args.quiet)
     try:
         study, source = prepare(
@@ -120,16 +148,18 @@ def main(argv: list[str] | None = None) -> int:
             overwrite=args.overwrite,
             resume=args.resume,
             source=source,
-            command_line=" ".join([os.path.basename(sys.argv[0]), *(sys.argv[1:] if argv is None else argv)]),
+            command_line=command_line,
         )
         start_seconds = time.perf_counter() - STARTED
         with screen:
             report = run(study, args.out, options, phase=screen.phase, advance=screen.advance)
-    except (InputError, StorageError, ValueError, TypeError) as error:
+    except (InputError, StorageError) as error:
         return fail(str(error))
-    except KeyboardInterrupt:
-        print(f"\nstopped: {args.out} is not complete; run the same command with --resume to continue", file=sys.stderr)
-        return INTERRUPTED
+    except Exception as error:
+        sentence = explain(error, args.model)
+        if sentence is None and not isinstance(error, ValueError | TypeError | NotImplementedError | OSError):
+            raise
+        return fail(sentence or str(error))
     report.times = {"start": start_seconds, **report.times, "total": time.perf_counter() - STARTED}
     text, doubtful = summary(study, report, args.out, TOLERATED_FAILURES)
     print(text)

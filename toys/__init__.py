@@ -3,13 +3,15 @@
 import engine
 
 if getattr(engine, "BATCHFIT", None) is None:
+    _place = next(iter(getattr(engine, "__path__", [engine.__file__])))
     raise ImportError(
-        f"batchfit's toys found another package named 'engine' at {next(iter(engine.__path__))}: "
+        f"batchfit's toys found another package named 'engine' at {_place}: "
         "put batchfit first on sys.path or uninstall the other one"
     )
 
+from toys.files import StorageError
 from toys.sampling import Component, ExtendedMixture
-from toys.storage import StorageError, load, load_toys
+from toys.storage import load, load_toys
 from toys.study import Study, generate
 
 #: Tells batchfit's packages from others of the same common names.

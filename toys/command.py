@@ -2,26 +2,55 @@
 
 import importlib.util
 import inspect
+import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import jax
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
-from engine.fit import find_devices, fit_batch
+from engine.fit import find_devices, fit_batch, known
+from kernels.translate import cache_directory
 from toys.models import STUDIES
 from toys.observed import InputError, read_observed
 from toys.run import Report
 from toys.statistics import calibration
 from toys.study import Study
 
-__all__ = ["InputError", "Screen", "find_study", "list_studies", "prepare", "summary"]
+__all__ = [
+    "InputError",
+    "Screen",
+    "explain",
+    "find_study",
+    "list_studies",
+    "prepare",
+    "summary",
+    "use_compilation_cache",
+]
+
+
+def use_compilation_cache() -> None:
+    """Keep what XLA compiles on disk, as the numba kernels are; for programs, which own JAX's settings."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def list_studies() -> str:
@@ -41,22 +70,46 @@ def find_study(model: str) -> tuple[Study, str]:
     """
     if model in STUDIES:
         make = STUDIES[model]
-        return make(), inspect.getsource(inspect.getmodule(make))
+        return make(), inspect.getsource(sys.modules[make.__module__])
     if not model.endswith(".py"):
         raise InputError(f"no model named {model!r}: --list shows the ready-made ones, or give a file my_study.py")
     path = Path(model)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     spec = importlib.util.spec_from_file_location(f"batchfit_study_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} cannot be loaded as a Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and pickle look for it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code: whatever it raises is the user's to see
-        raise InputError(f"{path} fails when it is run: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # the user's own code: whatever it raises is the user's to see
+        told = explain(error, model) or f"{path}: {_in_one_line(error)}"
+        raise InputError(f"{told}: the file of a model must run without errors") from error
     study = getattr(module, "study", None)
     if not isinstance(study, Study):
         raise InputError(f"{path} must define a variable 'study' that is a toys.Study")
-    return study, path.read_text(encoding="utf-8")
+    return study, importlib.util.decode_source(path.read_bytes())
+
+
+def explain(error: BaseException, model: str) -> str | None:
+    """What went wrong and in which line of the user's own file, in one line; None for any other error.
+
+    Parameters
+    ----------
+    error : exception
+        Raised while the code of a study was run.
+    model : str
+        The file of the study, or the name of a ready-made one.
+    """
+    path = Path(model).absolute()
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    return f"{model}, line {lines[-1]}: {_in_one_line(error)}" if lines else None
+
+
+def _in_one_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
 def prepare(
@@ -81,13 +134,12 @@ def prepare(
     find_devices(device)
     if column is not None and data is None:
         raise InputError("--column goes with --data")
-    unknown = [name for name in start if name not in study.cost.names]
-    if unknown:
-        raise InputError(f"no parameter named {', '.join(unknown)}: the parameters are {', '.join(study.cost.names)}")
+    for what, given in (("--truth", truth), ("--start", start)):
+        known(study.cost.names, given, what)
     if data is not None:
         events = read_observed(data, column, study.observable)
         first = {**study.start, **start}
-        fit = fit_batch(study.cost, [events], first, limits=study.limits, device=device, backend=backend)[0]
+        (fit,) = fit_batch(study.cost, [events], first, limits=study.limits, device=device, backend=backend)
         if not fit.valid:
             raise InputError(f"the fit of {data} is not valid: {fit.status.sentence} Try other --start values")
         say(f"fit of {len(events)} events in {data}; the toys are thrown from its values")
@@ -119,7 +171,7 @@ class Screen:
             TimeRemainingColumn(),
         )
         self.progress = Progress(*columns, console=self.console, disable=quiet or not self.console.is_terminal)
-        self.task = None
+        self.task: TaskID | None = None
 
     def say(self, text: str) -> None:
         print(text)
@@ -128,7 +180,8 @@ class Screen:
         self.task = self.progress.add_task(name, total=total)
 
     def advance(self, n: int) -> None:
-        self.progress.advance(self.task, n)
+        if self.task is not None:
+            self.progress.advance(self.task, n)
 
     def __enter__(self) -> Self:
         self.progress.start()

@@ -1,6 +1,7 @@
 """Figures of a run: the fitted spectrum of one toy, and the pulls of all."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,21 +47,23 @@ def plot_run(study: Study, path: str | Path, out: str | Path, toy: int = 0, bins
     result = storage.load(path)
     if not 0 <= toy < len(result):
         raise FigureError(f"{path} has the toys 0 to {len(result) - 1}, not {toy}")
-    if study.observable is None or not isinstance(study.cost, ExtendedUnbinnedNLL):
+    cost = study.cost
+    if study.observable is None or not isinstance(cost, ExtendedUnbinnedNLL):
         raise FigureError("the spectrum can be drawn for extended unbinned studies with a range only")
-    events = storage.load_toys(path, toy, toy + 1)["values"][0]
+    events = np.asarray(storage.load_toys(path, toy, toy + 1)["values"][0])
     low, high = study.observable
     counts, edges = np.histogram(events, bins, study.observable)
     centres, width = 0.5 * (edges[1:] + edges[:-1]), (high - low) / bins
     x = np.linspace(low, high, 400)
     with jax.enable_x64(True):
-        model = jax.vmap(lambda x: study.cost.model(x, *result.values[toy])[1])
+        model = jax.vmap(lambda x: cost.model(x, *result.values[toy])[1])
         density = np.asarray(model(x))
         pull = (counts - np.asarray(model(centres)) * width) / np.sqrt(np.maximum(counts, 1))
 
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
-    spectrum, pulls = figure.subfigures(1, 2, width_ratios=(1.05, 1))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1.05, 1))
+    spectrum, pulls = halves
     top, bottom = spectrum.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     top.errorbar(centres, counts, np.sqrt(counts), fmt="o", ms=3, lw=1, color="black", label=f"toy {toy}")
     top.plot(x, density * width, color="tab:red", label="fit")
@@ -80,7 +83,7 @@ def plot_run(study: Study, path: str | Path, out: str | Path, toy: int = 0, bins
     for axis, row in zip(axes.flat, table, strict=False):
         pull = values[:, result.names.index(row.name)]
         pull = pull[np.isfinite(pull)]
-        axis.hist(pull, 40, (-4, 4), density=True, color="tab:blue", alpha=0.6)
+        axis.hist(pull, 40, range=(-4, 4), density=True, color="tab:blue", alpha=0.6)
         axis.plot(grid, np.exp(-0.5 * grid**2) / np.sqrt(2 * np.pi), color="black", lw=1)
         axis.set(yticks=[], xlim=(-4, 4))
         axis.set_title(

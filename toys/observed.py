@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from toys import storage
+from toys.files import StorageError
 
 __all__ = ["InputError", "read_observed"]
 
@@ -39,15 +40,15 @@ def read_observed(
         of the range.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
-    if path.is_dir():
-        raise InputError(f"{path} is a directory, not a data file")
     readers = {".csv": _csv, ".txt": _csv, ".npy": _npy, ".h5": _hdf5, ".hdf5": _hdf5, ".parquet": _parquet}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(f"{path}: unknown kind of file {path.suffix!r}, known are {', '.join(readers)}")
     try:
+        if not path.exists():
+            raise InputError(f"{path}: no such file")
+        if path.is_dir():
+            raise InputError(f"{path} is a directory, not a data file")
+        reader = readers.get(path.suffix.lower())
+        if reader is None:
+            raise InputError(f"{path}: unknown kind of file {path.suffix!r}, known are {', '.join(readers)}")
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty")
         values = reader(path, column)
@@ -77,12 +78,16 @@ def read_observed(
 
 
 def _choose(path: Path, names: list[str], column: str | None, what: str) -> str:
+    if not names:
+        raise InputError(f"{path} has no {what} of numbers")
     if column is None and len(names) == 1:
         return names[0]
     if column is None:
         raise InputError(f"{path} has the {what}s {', '.join(names)}: choose one with --column")
     if column not in names:
-        raise InputError(f"{path} has no {what} {column!r}, only {', '.join(names) or 'none'}")
+        raise InputError(f"{path} has no {what} {column!r}, only {', '.join(names)}")
+    if names.count(column) > 1:
+        raise InputError(f"{path} has {names.count(column)} {what}s called {column!r}: rename them")
     return column
 
 
@@ -95,9 +100,8 @@ def _csv(path: Path, column: str | None) -> np.ndarray:
 
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [
-                (line, row) for line, row in enumerate(csv.reader(file), start=1) if any(cell.strip() for cell in row)
-            ]
+            lines = csv.reader(file)
+            rows = [(lines.line_num, row) for row in lines if any(cell.strip() for cell in row)]
     except (UnicodeDecodeError, csv.Error):
         raise InputError(f"{path} is no comma-separated text in UTF-8") from None
     if not rows:
@@ -120,16 +124,18 @@ def _npy(path: Path, column: str | None) -> np.ndarray:
     if column is not None:
         raise InputError(f"{path} is a single array: leave out --column")
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError):
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError:
         raise InputError(f"{path} is no NumPy array file, or one of Python objects") from None
 
 
 def _hdf5(path: Path, column: str | None) -> np.ndarray:
     try:
         names = storage.dataset_names(path)
+        column = None if column is None else column.strip("/")
         return storage.read_dataset(path, _choose(path, names, column, "dataset"))
-    except storage.StorageError as error:
+    except StorageError as error:
         raise InputError(str(error)) from None
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -23,8 +23,9 @@ from engine.drivers import Settings
 from engine.fit import EDM_GOAL, MAX_STEPS, fit_batch, limit_arrays
 from engine.reference import Validation, validate
 from engine.result import FitResult
+from kernels.graph import UntranslatableError
 from toys import storage
-from toys.storage import StorageError
+from toys.files import StorageError, check_output, lock
 from toys.study import Study, generate
 
 __all__ = ["Options", "Report", "run"]
@@ -97,7 +98,8 @@ class _Writer:
             if self.error is None:
                 started = time.perf_counter()
                 try:
-                    storage.write_part(self.path, *task, self.attributes)
+                    first, toys, result = task
+                    storage.write_part(self.path, first, toys, result, self.attributes)
                 except BaseException as error:  # handed to the main thread
                     self.error = error
                 self.seconds += time.perf_counter() - started
@@ -141,20 +143,27 @@ def run(
     ValueError
         If an option cannot be had.
     """
+    if not 1 <= options.n_toys <= 2**32:
+        raise ValueError(f"the number of toys must lie in 1 to 2^32, got {options.n_toys}")
     out = Path(out)
-    storage.check_output(out, overwrite=options.overwrite, resume=options.resume)
+    check_output(out, overwrite=options.overwrite, resume=options.resume)
     times: dict[str, float] = {}
-    with storage.lock(out):
+    with lock(out):
         phase("compile", 1)
         with _timed(times, "compile"):
-            backend, device, bytes_per_toy = _compile(study, options)
+            sampled, backend, device, bytes_per_toy = _compile(study, options)
         advance(1)
         chunk = _chunk(bytes_per_toy)
         attributes = _attributes(study, options, backend, device, chunk)
         if options.resume and out.exists():
-            _same(out, storage.read_attributes(out), attributes)
-            stored = storage.read_validation(out)
-            return Report(storage.load(out), Validation(**stored) if stored else None, times, options.n_toys)
+            found = storage.read_attributes(out)
+            # beside another run's file, parts are those of a run that was to overwrite it
+            if not storage.same_run(found, attributes, DECISIVE) or not storage.complete_parts(out):
+                _same(out, found, attributes)
+                stored = storage.read_validation(out)
+                report = Report(storage.load(out), Validation(**stored) if stored else None, times, options.n_toys)
+                storage.remove_parts(out)
+                return report
         if options.overwrite:
             storage.remove_parts(out)
         parts = storage.complete_parts(out)
@@ -172,7 +181,7 @@ def run(
                     continue
                 n_toys = min(chunk, options.n_toys - first)
                 with _timed(times, "generate"):
-                    data = generate(study, n_toys, options.seed, first, backend)
+                    data = generate(study, n_toys, options.seed, first, sampled)
                 with _timed(times, "fit"):
                     result = _fit(study, data, options, backend, advance)
                 with _timed(times, "wait for the disk"):
@@ -208,18 +217,17 @@ def _fit(study: Study, data: Any, options: Options, backend: str, advance: Calla
     )
 
 
-def _compile(study: Study, options: Options) -> tuple[str, str, int]:
-    """Throw and fit one toy, so that everything is compiled: (backend, device, bytes of a toy)."""
-    options_backend = options.backend
-    if options_backend == "auto" and options.device == "cpu" and options.optimizer == "newton":
-        options_backend = "numba"
+def _compile(study: Study, options: Options) -> tuple[str, str, str, int]:
+    """Throw and fit one toy, so that everything is compiled: (backends of sampler and fit, device, bytes of a toy)."""
+    sampled = "jax" if options.backend == "jax" else "numba"
     try:
-        data = generate(study, 1, options.seed, 0, "jax" if options_backend == "jax" else "numba")
-        result = _fit(study, data, options, options.backend)
-    except NotImplementedError:  # the sampler has no numba form
-        data = generate(study, 1, options.seed, 0, "jax")
-        result = _fit(study, data, options, options.backend)
-    return result.backend, result.device, data.values.nbytes
+        data = generate(study, 1, options.seed, 0, sampled)
+    except UntranslatableError:
+        sampled = "jax"
+        data = generate(study, 1, options.seed, 0, sampled)
+    result = _fit(study, data, options, options.backend)
+    # on an accelerator the toys are thrown where they are fitted
+    return "jax" if result.backend == "jax" else sampled, result.backend, result.device, data.values.nbytes
 
 
 def _chunk(bytes_per_toy: int) -> int:
@@ -240,7 +248,7 @@ def _validate(study: Study, out: Path, n_toys: int, n_validated: int, advance: C
         inside = toys[(toys >= first) & (toys < stop)]
         if not len(inside):
             continue
-        fits.append(storage.load(part)[inside - first])
+        fits.append(cast(FitResult, storage.load(part)[inside - first]))
         for toy in inside:
             events.append(storage.load_toys(part, int(toy) - first, int(toy) - first + 1)["values"][0])
     lower, upper = limit_arrays(names, study.limits)
@@ -265,7 +273,7 @@ def _attributes(study: Study, options: Options, backend: str, device: str, chunk
         "seed": options.seed if options.seed < 2**63 else str(options.seed),
         "truth": json.dumps(dict(study.truth)),
         "start": json.dumps(dict(study.start)),
-        "limits": json.dumps({name: list(pair) for name, pair in study.limits.items()}),
+        "limits": json.dumps({name: _numbers(pair) for name, pair in study.limits.items()}),
         "optimizer": options.optimizer,
         "backend": backend,
         "device": device,
@@ -277,6 +285,10 @@ def _attributes(study: Study, options: Options, backend: str, device: str, chunk
         "jax_devices": ", ".join(sorted({d.device_kind for d in jax.devices()})),
         "command_line": options.command_line,
     }
+
+
+def _numbers(pair: tuple[float | None, float | None] | None) -> list[float | None] | None:
+    return None if pair is None else [None if end is None else float(end) for end in pair]
 
 
 def _version(package: str) -> str:

@@ -159,7 +159,8 @@ class ExtendedMixture:
     def draw(self, key: Array, tables: Tables) -> tuple[Array, Array]:
         """One toy from prepared tables, as `__call__`; `tables` may be traced."""
         with jax.enable_x64(True):
-            drawn, total = [], 0
+            drawn: list[Array] = []
+            total: Any = 0
             position = source = jnp.arange(sum(tables.most))
             for c, component in enumerate(self.components):
                 u = randombits.uniform(jax.random.fold_in(key, 2 * c), 1)[0]
@@ -282,7 +283,19 @@ def draw_toys(draw: Callable, argument: Any, *, n_toys: int, seed: int, first: i
 def _draw_chunk(draw: Callable, argument: Any, words: Array, toys: Array) -> tuple[Array, Array]:
     root = jax.random.wrap_key_data(words, impl="threefry2x32")
     keys = jax.vmap(jax.random.fold_in, (None, 0))(root, toys)
-    return jax.vmap(draw, (0, None))(keys, argument)
+    return jax.vmap(lambda key: _one_toy(draw(key, argument)))(keys)
+
+
+def _one_toy(drawn: Any) -> tuple[Array, Array]:
+    """What a sampler returned, if it is one toy."""
+    try:
+        values, n = (jnp.asarray(part) for part in drawn)
+        if values.ndim == 1 and n.ndim == 0 and jnp.issubdtype(n.dtype, jnp.integer):
+            return values, n
+        got = f"shapes {values.shape} and {n.shape} of {values.dtype} and {n.dtype}"
+    except (TypeError, ValueError):
+        got = type(drawn).__name__
+    raise TypeError(f"a sampler must return (padded values, n): a 1-D array and a whole number, got {got}")
 
 
 @lru_cache(maxsize=256)

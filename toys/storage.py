@@ -15,22 +15,17 @@ smaller. Text is UTF-8 of fixed length, which h5py returns as bytes.
 While a run lasts, each part is an immutable file in `toys.h5.parts/`, written aside, synchronised to disk and
 renamed: it exists complete or not at all. `join` copies the parts into `toys.h5` in the same way, which for a
 moment takes the space twice. All functions take the path of the final file. Whatever goes wrong with a file
-is a `StorageError`.
+is a `StorageError` (see `toys.files`).
+
+`dataset_names` and `read_dataset` read any HDF5 file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
-import functools
-import io
 import math
-import os
 import re
-import socket
-import tempfile
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,18 +35,29 @@ import numpy as np
 
 from engine.data import Ragged
 from engine.result import FitResult
+from toys.files import (
+    PART,
+    Disk,
+    StorageError,
+    advice,
+    alive,
+    new_file,
+    parts_directory,
+    reading,
+    refuse_directory,
+    synchronise,
+    writing,
+)
 
 __all__ = [
     "FORMAT_VERSION",
-    "StorageError",
-    "check_output",
     "complete_parts",
+    "dataset_names",
     "join",
     "load",
     "load_toys",
-    "lock",
-    "parts_directory",
     "read_attributes",
+    "read_dataset",
     "read_validation",
     "remove_parts",
     "same_run",
@@ -70,74 +76,9 @@ _CACHE_BYTES = 4 * 2**20
 
 _RESULT_ATTRIBUTES = ("names", "errordef", "backend", "device")
 _RESULT_ARRAYS = [f.name for f in dataclasses.fields(FitResult) if f.name not in _RESULT_ATTRIBUTES]
-_PART = re.compile(r"toys_(\d{10,})-(\d{10,})\.h5")
+# what to do about a damaged file that is none of ours
+_ANOTHER = "name another file, or restore a copy"
 _TEMPORARY = re.compile(r".+\.tmp\.(\d+)")
-
-
-class StorageError(Exception):
-    """A file cannot be read or written; the sentence names it and says what to do."""
-
-
-# --- before and during a run -------------------------------------------------------------------------------
-
-
-def parts_directory(path: str | Path) -> Path:
-    """Where the parts of `path` lie while a run lasts: `toys.h5.parts` beside `toys.h5`."""
-    return _beside(path, ".parts")
-
-
-def check_output(path: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
-    """Raise StorageError now if `path` could not be written at the end of a run; nothing is changed.
-
-    Without `overwrite` and `resume`, neither the file nor parts of it may exist.
-
-    Raises
-    ------
-    StorageError
-    ValueError
-        If both `overwrite` and `resume` are given.
-    """
-    path, parts = Path(path), parts_directory(path)
-    if overwrite and resume:
-        raise ValueError("overwrite and resume exclude each other")
-    with _writing(path):
-        _refuse_directory(path)
-        # permission bits say nothing to root, or of a full or read-only disk: really try
-        with tempfile.TemporaryFile(dir=path.parent) as file:
-            file.write(b"0")
-    if parts.exists() and not parts.is_dir():
-        raise StorageError(f"{parts} is in the way: move it, or name another output")
-    if overwrite or resume:
-        return
-    if path.exists():
-        raise StorageError(f"{path} exists: pass --overwrite to replace it, or name another output")
-    if parts.exists():
-        raise StorageError(
-            f"{parts} holds an unfinished run: pass --resume to continue it, --overwrite to start anew, "
-            "or name another output"
-        )
-
-
-@contextlib.contextmanager
-def lock(path: str | Path) -> Iterator[None]:
-    """Hold `toys.h5.lock`, so that no two processes write one output.
-
-    The operating system gives the lock of a dead process back, whatever file it left.
-
-    Raises
-    ------
-    StorageError
-        If another process holds the lock, naming that process.
-    """
-    lock_file = _beside(path, ".lock")
-    with _writing(lock_file):
-        descriptor = _acquire(lock_file, path)
-    try:
-        yield
-    finally:
-        # removed before it is given back: whoever opened it meanwhile sees that it has no name any more
-        lock_file.unlink(missing_ok=True)
-        os.close(descriptor)
 
 
 def same_run(a: Mapping[str, Any], b: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
@@ -197,10 +138,10 @@ def write_part(
         if name == "offsets" or "/" in name:
             raise ValueError(f"toys cannot be called {name!r}")
     directory = parts_directory(path)
-    with _writing(directory):
+    with writing(directory):
         if not directory.is_dir():
             directory.mkdir()
-            _synchronise(directory.parent)
+            synchronise(directory.parent)
     part = directory / f"toys_{first:010d}-{first + n_toys:010d}.h5"
     with _new_file(part) as (file, _):
         _write_attributes(file, attributes)
@@ -232,18 +173,18 @@ def complete_parts(path: str | Path) -> list[tuple[int, int, Path]]:
     """
     parts, temporaries = _list_parts(path)
     for pid, temporary in temporaries:
-        if not _alive(pid):
-            with _writing(temporary):
+        if not alive(pid):
+            with writing(temporary):
                 temporary.unlink(missing_ok=True)
     end = 0
     for first, stop, part in parts:
         if first < end:
-            raise StorageError(f"{part} overlaps another part: {_advice(part)}")
+            raise StorageError(f"{part} overlaps another part: {advice(part)}")
         end = stop
-        with _open(part) as file, _reading(part):
+        with _open(part) as file, reading(part):
             told = (file.attrs["first"], file.attrs["stop"])
             if told != (first, stop) or _n_toys(file) != {stop - first}:
-                raise StorageError(f"{part} does not hold the toys that its name says: {_advice(part)}")
+                raise StorageError(f"{part} does not hold the toys that its name says: {advice(part)}")
     return parts
 
 
@@ -257,8 +198,8 @@ def remove_parts(path: str | Path) -> None:
     """
     parts, temporaries = _list_parts(path)
     directory = parts_directory(path)
-    with _writing(directory):
-        for *_, file in [*parts, *temporaries]:
+    with writing(directory):
+        for file in [part for _, _, part in parts] + [temporary for _, temporary in temporaries]:
             file.unlink(missing_ok=True)
         if directory.exists():
             directory.rmdir()
@@ -268,10 +209,10 @@ def _list_parts(path: str | Path) -> tuple[list[tuple[int, int, Path]], list[tup
     """Parts as (first, stop, file) and half-written files as (process, file), sorted."""
     directory = parts_directory(path)
     parts, temporaries = [], []
-    with _reading(directory):
+    with reading(directory):
         files = sorted(directory.iterdir()) if directory.exists() else []
     for file in files:
-        if match := _PART.fullmatch(file.name):
+        if match := PART.fullmatch(file.name):
             parts.append((int(match[1]), int(match[2]), file))
         elif match := _TEMPORARY.fullmatch(file.name):
             temporaries.append((int(match[1]), file))
@@ -352,9 +293,10 @@ def _common_layout(
 ) -> tuple[dict[str, tuple[int, np.dtype, tuple[int, ...]]], int, dict[str, Any]]:
     """Datasets of all parts as name -> (axis of the toys, dtype, shape of the other axes), the number of
     ragged events, and the attributes of the results."""
-    common, n_events, labels = None, 0, {"backend": set(), "device": set()}
+    layouts: list[tuple[dict, dict]] = []
+    n_events, labels = 0, {"backend": set[str](), "device": set[str]()}
     for _, _, part in parts:
-        with _open(part) as file, _reading(part):
+        with _open(part) as file, reading(part):
             layout = {}
             for name, dataset in _datasets(file).items():
                 axis = dataset.ndim - 1 if _is_ragged(file, name) else 0
@@ -363,10 +305,10 @@ def _common_layout(
             attributes = _plain(file["results"])
             for label, texts in labels.items():
                 texts.update(attributes.pop(label).split("+"))
-        common = common or (layout, attributes)
-        if common != (layout, attributes):
-            raise StorageError(f"{part} differs from {parts[0][2].name} in its arrays or parameters: {_advice(part)}")
-    layout, attributes = common
+        layouts = [*layouts[:1], (layout, attributes)]
+        if layouts[0] != layouts[-1]:
+            raise StorageError(f"{part} differs from {parts[0][2].name} in its arrays or parameters: {advice(part)}")
+    layout, attributes = layouts[0]
     return layout, n_events, attributes | {label: "+".join(sorted(texts)) for label, texts in labels.items()}
 
 
@@ -377,7 +319,7 @@ def _copy(part: Path, source: h5py.Dataset, target: h5py.Dataset, *, at: int, ax
     before = (slice(None),) * axis
     for start in range(0, length, step):
         stop = min(start + step, length)
-        with _reading(part):
+        with reading(part):
             block = source[(*before, slice(start, stop))]
         if add:
             block += add
@@ -395,7 +337,7 @@ def load(path: str | Path) -> FitResult:
     StorageError
         If there is no such file, it is none of ours, damaged, or written by a newer version.
     """
-    with _open(path) as file, _reading(path):
+    with _open(path) as file, reading(path):
         group = file["results"]
         return FitResult(**_plain(group), **{name: group[name][...] for name in _RESULT_ARRAYS})
 
@@ -411,12 +353,12 @@ def load_toys(path: str | Path, first: int = 0, stop: int | None = None) -> dict
         As `load`.
     """
     with _open(path) as file:
-        with _reading(path):
+        with reading(path):
             (n_toys,) = _n_toys(file)
         stop = n_toys if stop is None else stop
         if not 0 <= first <= stop <= n_toys:
             raise ValueError(f"toys must be in 0 <= first <= stop <= {n_toys}, got {first} and {stop}")
-        with _reading(path):
+        with reading(path):
             group = file["toys"]
             toys: dict[str, np.ndarray | Ragged] = {}
             for name in group:
@@ -433,7 +375,7 @@ def read_attributes(path: str | Path) -> dict[str, Any]:
 
     Raises StorageError as `load` does.
     """
-    with _open(path) as file, _reading(path):
+    with _open(path) as file, reading(path):
         return _plain(file)
 
 
@@ -442,8 +384,51 @@ def read_validation(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises StorageError as `load` does.
     """
-    with _open(path) as file, _reading(path):
+    with _open(path) as file, reading(path):
         return {name: dataset[...] for name, dataset in file.get("validation", {}).items()}
+
+
+# --- files of other programs -------------------------------------------------------------------------------
+
+
+def dataset_names(path: str | Path) -> list[str]:
+    """Full names, without the leading slash, of all one-dimensional arrays of real numbers in any HDF5 file.
+
+    Raises
+    ------
+    StorageError
+        If the file is missing, damaged or none of HDF5.
+    """
+    names: list[str] = []
+
+    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset) and item.ndim == 1 and item.dtype.kind in "fiu":
+            names.append(name)
+
+    with _open_any(path) as file, reading(path, _ANOTHER):
+        file.visititems(visit)
+    return names
+
+
+def read_dataset(path: str | Path, name: str) -> np.ndarray:
+    """One of the arrays that `dataset_names` lists.
+
+    Raises
+    ------
+    StorageError
+        As `dataset_names`, or if there is no array of that name.
+    """
+    with _open_any(path) as file, reading(path, _ANOTHER):
+        dataset = file.get(name)
+        if not isinstance(dataset, h5py.Dataset):
+            raise StorageError(f"{path} has no dataset {name!r}")
+        return dataset[...]
+
+
+def _open_any(path: str | Path) -> h5py.File:
+    with reading(path, _ANOTHER):
+        refuse_directory(Path(path))
+        return h5py.File(path, "r")
 
 
 # --- HDF5 --------------------------------------------------------------------------------------------------
@@ -521,8 +506,8 @@ def _plain(group: h5py.Group) -> dict[str, Any]:
 def _open(path: str | Path) -> h5py.File:
     """The file, opened for reading, if it is one of ours."""
     path = Path(path)
-    with _reading(path):
-        _refuse_directory(path)
+    with reading(path):
+        refuse_directory(path)
         file = h5py.File(path, "r")
         # attrs.get would take a damaged attribute for a missing one
         ours = "format_version" in file.attrs
@@ -538,161 +523,11 @@ def _open(path: str | Path) -> h5py.File:
     )
 
 
-class _Disk(io.FileIO):
-    """A file for HDF5 to write, which keeps the first failure to itself until `check`.
-
-    After a failed write HDF5 can neither close its file nor forget it, and brings the process down later.
-    """
-
-    failure: OSError | None = None
-
-    def write(self, data: memoryview) -> int:
-        left = data
-        while left and self.failure is None:
-            with self._keep_failure():
-                left = left[super().write(left) :]
-        return len(data)
-
-    def truncate(self, size: int) -> int:
-        if self.failure is None:
-            with self._keep_failure():
-                super().truncate(size)
-        return size
-
-    @contextlib.contextmanager
-    def _keep_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self.failure = error
-
-    def check(self) -> None:
-        """Raise the failure, if there was one."""
-        if self.failure is not None:
-            raise self.failure
-
-
 @contextlib.contextmanager
-def _new_file(path: Path, aside: Path | None = None) -> Iterator[tuple[h5py.File, _Disk]]:
+def _new_file(path: Path, aside: Path | None = None) -> Iterator[tuple[h5py.File, Disk]]:
     """A file that appears under `path` complete or not at all; meanwhile it lies in `aside`."""
-    temporary = (aside or path.parent) / f"{path.name}.tmp.{os.getpid()}"
-    with _writing(path):
-        try:
-            with _Disk(temporary, "w+") as disk:
-                with h5py.File(disk, "w", libver=_LIBVER, rdcc_nbytes=_CACHE_BYTES) as file:
-                    yield file, disk
-                disk.check()
-                os.fsync(disk.fileno())
-            os.replace(temporary, path)
-            _synchronise(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-# --- the operating system ----------------------------------------------------------------------------------
-
-
-def _beside(path: str | Path, suffix: str) -> Path:
-    return Path(f"{path}{suffix}")
-
-
-def _refuse_directory(path: Path) -> None:
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a directory")
-
-
-def _synchronise(directory: Path) -> None:
-    """Wait until the names of the files in a directory are on the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _acquire(lock_file: Path, path: str | Path) -> int:
-    """Open descriptor of the lock file, locked for this process alone."""
-    while True:
-        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # no name: its holder finished between our open and our lock
-            if os.fstat(descriptor).st_nlink:
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode())
-                return descriptor
-        except BlockingIOError:
-            holder = os.read(descriptor, 1000).decode(errors="replace") or "unknown"
-            os.close(descriptor)
-            raise StorageError(
-                f"{path} is being written by process {holder}: wait for its end, or name another output"
-            ) from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-_SENTENCES = {
-    errno.ENOENT: "does not exist: check the path",
-    errno.ENOTDIR: "cannot exist, because what should be its directory is a file: check the path",
-    errno.EISDIR: "is a directory: name a file in it",
-    errno.ENAMETOOLONG: "is too long a name: name another file",
-    errno.EACCES: "cannot be {done}, permission denied: change its permissions, or name another file",
-    errno.EPERM: "cannot be {done}, permission denied: change its permissions, or name another file",
-    errno.EROFS: "cannot be written, its disk is read-only: name another file",
-    errno.ENOSPC: "cannot be written, its disk is full: free space, then continue with --resume",
-    errno.EDQUOT: "cannot be written, the disk quota is used up: free space, then continue with --resume",
-    errno.EFBIG: "cannot be written, it exceeds the allowed size: raise that limit, or use another disk",
-    errno.EAGAIN: "is open in another program: close it there",
-}
-
-
-@contextlib.contextmanager
-def _clear_errors(path: str | Path, done: str) -> Iterator[None]:
-    """Turn what the system and HDF5 say of a file that is "read" or "written" into a StorageError."""
-    # HDF5 also raises KeyError, for a missing group, and what is read may not fit together: ValueError
-    caught = (OSError, RuntimeError) + ((KeyError, ValueError, TypeError) if done == "read" else ())
-    try:
-        yield
-    except caught as error:
-        raise StorageError(_sentence(Path(path), error, done)) from None
-
-
-_reading = functools.partial(_clear_errors, done="read")
-_writing = functools.partial(_clear_errors, done="written")
-
-
-def _sentence(path: Path, error: Exception, done: str) -> str:
-    # HDF5 puts the number into its text only
-    told = re.search(r"errno = (\d+)", str(error))
-    number = int(told[1]) if told else getattr(error, "errno", None)
-    if number == errno.ENOENT and not path.parent.exists():
-        return f"{path.parent}, the directory of {path.name}, does not exist: create it"
-    if number in _SENTENCES:
-        return f"{path} " + _SENTENCES[number].format(done=done)
-    if number:
-        return f"{path} cannot be {done}: {os.strerror(number)}"
-    if done == "written":
-        return f"{path} cannot be written: {error}"
-    if "file signature not found" in str(error):
-        what = "is empty" if path.stat().st_size == 0 else "is not an HDF5 file"
-    else:
-        what = "is truncated" if "truncated file" in str(error) else "is damaged"
-    return f"{path} {what}: {_advice(path)}"
-
-
-def _advice(path: Path) -> str:
-    if _PART.fullmatch(path.name):
-        return "delete it, then continue with --resume"
-    return "name another file, restore a copy, or run again with --overwrite"
+    with (
+        new_file(path, aside=aside) as disk,
+        h5py.File(disk, "w", libver=_LIBVER, rdcc_nbytes=_CACHE_BYTES) as file,
+    ):
+        yield file, disk

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from engine.costs import Cost
+from engine.fit import known
 from toys.sampling import draw_toys
 
 __all__ = ["Study", "generate"]
@@ -42,21 +43,20 @@ class Study:
     cost: Cost
     sampler: Callable
     truth: Mapping[str, float]
-    start: Mapping[str, float] | None = None
+    start: Mapping[str, float] = field(default_factory=dict)
     limits: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
     observable: tuple[float, float] | None = None
     name: str = "study"
     description: str = ""
 
     def __post_init__(self) -> None:
-        if self.start is None:
+        if not self.start:
             object.__setattr__(self, "start", dict(self.truth))
         for what in ("truth", "start"):
             given = getattr(self, what)
-            if set(given) != set(self.cost.names):
-                raise ValueError(
-                    f"{what} must have a value for each of {', '.join(self.cost.names)}, got {dict(given)}"
-                )
+            if not isinstance(given, Mapping) or set(given) != set(self.cost.names):
+                raise ValueError(f"{what} must have a value for each of {', '.join(self.cost.names)}, got {given}")
+            object.__setattr__(self, what, {name: float(value) for name, value in given.items()})
 
     @property
     def theta(self) -> np.ndarray:
@@ -65,12 +65,8 @@ class Study:
 
     def at(self, truth: Mapping[str, float], start: Mapping[str, float] | None = None) -> "Study":
         """The same study at other true values, from which the fits then start."""
-        unknown = [name for name in truth if name not in self.cost.names]
-        if unknown:
-            raise ValueError(
-                f"no parameter named {', '.join(unknown)}: the parameters are {', '.join(self.cost.names)}"
-            )
-        values = {**self.truth, **{name: float(value) for name, value in truth.items()}}
+        known(self.cost.names, truth, "truth")
+        values = {**self.truth, **truth}
         return replace(self, truth=values, start=start or values)
 
 

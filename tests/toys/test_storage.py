@@ -14,7 +14,7 @@ import pytest
 from engine.data import Ragged
 from engine.result import FitResult
 from toys import storage
-from toys.storage import StorageError
+from toys.files import StorageError, parts_directory
 
 N_TOYS = 11
 BOUNDS = [(0, 4), (4, 9), (9, 11)]
@@ -362,14 +362,11 @@ def test_file_without_results_is_damaged(joined):
         assert_clear(raised, joined)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads and writes whatever the permissions say")
-def test_permissions(tmp_path, joined):
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads whatever the permissions say")
+def test_permissions(joined):
     joined.chmod(0)
     with pytest.raises(StorageError, match="permission denied"):
         storage.load(joined)
-    tmp_path.chmod(0o500)
-    with pytest.raises(StorageError, match="permission denied"):
-        storage.check_output(tmp_path / "other.h5")
 
 
 # --- parts that do not fit ---------------------------------------------------------------------------------
@@ -435,7 +432,7 @@ def test_part_of_another_study(path):
 
 def test_foreign_file_among_parts_is_named_and_kept(path):
     write_parts(path, make_toys("points"), make_result())
-    foreign = storage.parts_directory(path) / "thesis.tex"
+    foreign = parts_directory(path) / "thesis.tex"
     foreign.touch()
     for call in (storage.complete_parts, storage.remove_parts):
         with pytest.raises(StorageError, match="is no part of a run: move it") as raised:
@@ -445,7 +442,7 @@ def test_foreign_file_among_parts_is_named_and_kept(path):
     assert len(storage.complete_parts(path)) == 3
     storage.remove_parts(path)
     storage.remove_parts(path)
-    assert not storage.parts_directory(path).exists()
+    assert not parts_directory(path).exists()
 
 
 @pytest.mark.parametrize(
@@ -462,7 +459,7 @@ def test_foreign_file_among_parts_is_named_and_kept(path):
 def test_wrong_arguments(path, first, toys, words):
     with pytest.raises(ValueError, match=words):
         storage.write_part(path, first, toys, make_result(), {})
-    assert not storage.parts_directory(path).exists()
+    assert not parts_directory(path).exists()
 
 
 def test_wrong_dtype(path):
@@ -501,7 +498,7 @@ def test_killed_run_continues_with_the_same_numbers(path, what, done):
     write_parts(path, toys, result, done)
     killed = run_python(KILLED, SEARCH, path, what)
     assert killed.returncode == 9, killed.stderr
-    directory = storage.parts_directory(path)
+    directory = parts_directory(path)
     (left,) = directory.glob("*.tmp.*")
     assert not path.exists()
     mine = directory / f"toys_0000000020-0000000030.h5.tmp.{os.getpid()}"
@@ -527,7 +524,7 @@ def test_full_disk(path, monkeypatch, place):
             write_parts(path, toys, result, BOUNDS[2:])
         assert_clear(raised, "toys_0000000009-0000000011.h5")
     assert [part[:2] for part in storage.complete_parts(path)] == BOUNDS[:2]
-    assert len(os.listdir(storage.parts_directory(path))) == 2
+    assert len(os.listdir(parts_directory(path))) == 2
     write_parts(path, toys, result, BOUNDS[2:])
     with monkeypatch.context() as patch:
         patch.setattr(os, place, full)
@@ -554,7 +551,7 @@ try:
         storage.join(path, {}, N_TOYS)
 except StorageError as error:
     print(error)
-print(len(os.listdir(storage.parts_directory(path))))
+print(len(os.listdir(parts_directory(path))))
 """
 
 
@@ -571,61 +568,7 @@ def test_hdf5_cannot_write(path, what, limit, n_points):
     assert n_left == ("0" if what == "part" else "3")
 
 
-# --- before a run ------------------------------------------------------------------------------------------
-
-
-def test_check_output_of_a_new_file(path):
-    for options in ({}, {"overwrite": True}, {"resume": True}):
-        storage.check_output(path, **options)
-    assert list(path.parent.iterdir()) == []
-    with pytest.raises(ValueError, match="exclude each other"):
-        storage.check_output(path, overwrite=True, resume=True)
-
-
-def test_check_output_keeps_a_finished_file(joined):
-    with pytest.raises(StorageError, match="exists: pass --overwrite") as raised:
-        storage.check_output(joined)
-    assert_clear(raised, joined)
-    storage.check_output(joined, overwrite=True)
-    storage.check_output(joined, resume=True)
-    assert len(storage.load(joined)) == N_TOYS
-
-
-def test_check_output_keeps_an_unfinished_run(path):
-    write_parts(path, make_toys("points"), make_result())
-    with pytest.raises(StorageError, match=r"unfinished run: pass --resume .*, --overwrite") as raised:
-        storage.check_output(path)
-    assert_clear(raised, storage.parts_directory(path))
-    storage.check_output(path, overwrite=True)
-    storage.check_output(path, resume=True)
-    assert len(storage.complete_parts(path)) == 3
-
-
-@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
-def test_check_output_of_impossible_places(tmp_path, options, monkeypatch):
-    def check(path, words):
-        with pytest.raises(StorageError, match=words) as raised:
-            storage.check_output(path, **options)
-        assert_clear(raised, path if path.parent.exists() else path.parent)
-
-    (tmp_path / "file").touch()
-    (tmp_path / "toys.h5.parts").touch()
-    check(tmp_path, "is a directory: name a file in it")
-    check(tmp_path / "missing" / "toys.h5", "missing, the directory of toys.h5, does not exist: create it")
-    check(tmp_path / "file" / "toys.h5", "should be its directory is a file")
-    check(tmp_path / "toys.h5", "toys.h5.parts is in the way")
-
-    def read_only(*arguments, **options):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
-    check(tmp_path / "other.h5", "its disk is read-only")
-
-
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a directory where root cannot write")
-def test_check_output_really_tries_to_write():
-    with pytest.raises(StorageError, match=r"/proc/toys.h5 .*: "):
-        storage.check_output("/proc/toys.h5")
+# --- continuing a run ----------------------------------------------------------------------------------------
 
 
 def test_same_run(joined):
@@ -640,67 +583,64 @@ def test_same_run(joined):
     assert storage.same_run({"a": "1"}, {"a": 1}, ["a", "b"]) == ["a"]
 
 
-# --- two writers -------------------------------------------------------------------------------------------
-
-HOLDER = """
-import os, sys, time
-sys.path[:0] = sys.argv[1].split(os.pathsep)
-from toys import storage
-with storage.lock(sys.argv[2]):
-    print("held", flush=True)
-    time.sleep(60)
-"""
+# --- files of other programs -------------------------------------------------------------------------------
 
 
-def test_lock_of_another_process(path):
-    with subprocess.Popen([sys.executable, "-c", HOLDER, SEARCH, path], stdout=subprocess.PIPE, text=True) as holder:
-        try:
-            assert holder.stdout.readline() == "held\n"
-            words = f"is being written by process {holder.pid} on .*: wait"
-            with pytest.raises(StorageError, match=words) as raised, storage.lock(path):
-                pass
-            assert_clear(raised, path)
-        finally:
-            holder.kill()
-    # the dead process left its file
-    assert path.with_name("toys.h5.lock").exists()
-    with storage.lock(path):
-        with pytest.raises(StorageError, match=f"process {os.getpid()} "), storage.lock(path):
-            pass
-        assert path.with_name("toys.h5.lock").exists()
-    with storage.lock(path):
-        pass
-    assert list(path.parent.iterdir()) == []
+@pytest.fixture
+def foreign(tmp_path):
+    """A file as another program would write it."""
+    path = tmp_path / "foreign.h5"
+    with h5py.File(path, "w") as file:
+        file["mass"] = np.array([5.0, 5.5])
+        file["tree/deep/time"] = np.array([1, 2, 3], np.int16)
+        file["tree/single"] = np.array([1.5], np.float32)
+        file["matrix"] = np.ones((2, 2))
+        file["number"] = 3.0
+        file["text"] = ["a", "b"]
+        file["flags"] = np.array([True])
+        file["table"] = np.zeros(2, [("x", "f8")])
+        file["nothing"] = h5py.Empty("f8")
+    return path
 
 
-def test_lock_is_given_back_by_an_error(path):
-    with pytest.raises(KeyboardInterrupt), storage.lock(path):
-        raise KeyboardInterrupt
-    with storage.lock(path):
-        pass
+def test_datasets_of_another_program(foreign):
+    assert storage.dataset_names(foreign) == ["mass", "tree/deep/time", "tree/single"]
+    np.testing.assert_array_equal(storage.read_dataset(foreign, "mass"), [5.0, 5.5])
+    np.testing.assert_array_equal(storage.read_dataset(foreign, "tree/deep/time"), [1, 2, 3])
+    for name in ("time", "tree", "tree/deep/energy"):
+        with pytest.raises(StorageError, match=f"has no dataset '{name}'"):
+            storage.read_dataset(foreign, name)
 
 
-def test_lock_that_was_removed_meanwhile_is_no_lock(path, monkeypatch):
-    """A holder that ends between our open and our lock takes its file away: a third could lock a new one."""
-    flock, calls = storage.fcntl.flock, []
-
-    def late(descriptor, operation):
-        if not calls:
-            path.with_name("toys.h5.lock").unlink()
-        calls.append(descriptor)
-        flock(descriptor, operation)
-
-    monkeypatch.setattr(storage.fcntl, "flock", late)
-    with storage.lock(path):
-        assert len(calls) == 2
-        with pytest.raises(StorageError), storage.lock(path):
-            pass
+def test_datasets_of_our_own_file(joined):
+    assert {"toys/values", "toys/offsets", "results/fval"} <= set(storage.dataset_names(joined))
+    np.testing.assert_array_equal(storage.read_dataset(joined, "results/fval"), make_result().fval)
 
 
-def test_lock_in_a_missing_directory(tmp_path):
-    with (
-        pytest.raises(StorageError, match="does not exist: create it") as raised,
-        storage.lock(tmp_path / "missing" / "toys.h5"),
-    ):
-        pass
-    assert_clear(raised, tmp_path / "missing")
+@pytest.mark.parametrize("read", [storage.dataset_names, lambda path: storage.read_dataset(path, "mass")])
+def test_no_datasets(tmp_path, foreign, read):
+    def check(path, words):
+        with pytest.raises(StorageError, match=words) as raised:
+            read(path)
+        assert_clear(raised, path)
+        # these are data, not results of ours
+        assert "--overwrite" not in str(raised.value)
+
+    check(tmp_path / "missing.h5", "does not exist: check the path")
+    check(tmp_path, "is a directory")
+    (tmp_path / "text.h5").write_text("mass,width\n1,2\n" * 1000)
+    check(tmp_path / "text.h5", "not an HDF5 file: name another file, or restore a copy")
+    (tmp_path / "truncated.h5").write_bytes(foreign.read_bytes()[:-100])
+    check(tmp_path / "truncated.h5", "is truncated")
+
+
+def test_damaged_dataset_of_another_program(tmp_path):
+    path = tmp_path / "foreign.h5"
+    mass = np.random.default_rng(4).random(100)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("mass", data=mass, chunks=(100,), fletcher32=True)
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(mass.tobytes())] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(StorageError, match="is damaged: name another file, or restore a copy"):
+        storage.read_dataset(path, "mass")

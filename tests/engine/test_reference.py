@@ -1,0 +1,179 @@
+"""The iminuit reference: it agrees where it must, and tells where it must not."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from engine import ExtendedUnbinnedNLL, fit_batch
+from engine.drivers import Settings
+from engine.reference import AGREEMENT, independent_cost, migrad, validate
+from kernels import norm
+
+N_TOYS = 12
+
+
+def scaled_normal(x, n, mu, sigma):
+    return n, n * norm.pdf(x, mu, sigma)
+
+
+COST = ExtendedUnbinnedNLL(scaled_normal)
+START = np.array([30.0, 0.3, 1.2])
+INSIDE = np.array([30.0, 0.8, 1.2])
+
+
+@pytest.fixture(scope="module")
+def toys():
+    rng = np.random.default_rng(1)
+    return [rng.normal(0.2, 1.1, rng.poisson(40) + 5) for _ in range(N_TOYS)]
+
+
+def settings(lower=(0.0, -np.inf, 0.0), free=(True, True, True)):
+    return Settings(np.array(lower), np.full(3, np.inf), np.array(free), 0.5, 1e-13, 200)
+
+
+def fit(toys, **options):
+    return fit_batch(COST, toys, START, **({"limits": {"n": (0, None), "sigma": (0, None)}} | options))
+
+
+def changed(result, **fields):
+    return dataclasses.replace(result, **{name: np.array(value) for name, value in fields.items()})
+
+
+def check(toys, result, which=None, task=None, **options):
+    which = np.arange(len(toys)) if which is None else np.asarray(which)
+    return validate(COST, COST.rows(toys), result, which, START, task or settings(), **options)
+
+
+def test_independent_cost_is_the_closed_form(toys):
+    evaluate = independent_cost(COST, COST.rows(toys))
+    theta = np.array([33.0, 0.4, 0.9])
+    for k in (0, 5, 3, 5):
+        x = toys[k]
+        value, gradient = evaluate(k, theta)
+        expected = 33.0 - len(x) * np.log(33.0) - stats.norm.logpdf(x, 0.4, 0.9).sum()
+        assert value == pytest.approx(expected, rel=1e-13)
+        d = x - 0.4
+        slope = [1 - len(x) / 33.0, -d.sum() / 0.81, len(x) / 0.9 - (d * d).sum() / 0.729]
+        np.testing.assert_allclose(gradient, slope, rtol=1e-12, atol=1e-12)
+
+
+def test_migrad_finds_the_closed_form(toys):
+    x = toys[0]
+    found = migrad(COST, COST.rows(toys), 0, START, settings())
+    expected = np.array([len(x), x.mean(), x.std()])
+    errors = expected[[0, 2, 2]] / np.sqrt(len(x)) / [np.sqrt(1.0), 1.0, np.sqrt(2.0)]
+    errors[0] = np.sqrt(len(x))
+    assert found.valid and found.edm < 1e-8
+    # EDM 1e-9 leaves sqrt(2 EDM) = 5e-5 sigma
+    np.testing.assert_array_less(np.abs(found.values - expected), 1e-4 * errors)
+    np.testing.assert_allclose(found.errors, errors, rtol=0.01)
+
+
+def test_agreement(toys):
+    result, counted = fit(toys), []
+    checked = check(toys, result, progress=counted.append)
+    assert counted == [1] * N_TOYS
+    assert checked.agrees.all() and checked.valid.all() and checked.compared.all()
+    assert 0.0 < checked.worst < 1e-4
+    assert checked.values.shape == checked.errors.shape == checked.difference.shape == (N_TOYS, 3)
+    np.testing.assert_array_equal(checked.toy, np.arange(N_TOYS))
+    np.testing.assert_allclose(checked.fval, result.fval, atol=1e-7)
+
+
+def test_a_planted_disagreement_is_found(toys):
+    result = fit(toys)
+    values = result.values.copy()
+    values[4, 1] += 0.01 * result.errors[4, 1]
+    values[7, 2] -= 0.002 * result.errors[7, 2]
+    values[9, 0] += 0.0005 * result.errors[9, 0]  # below the tolerance
+    which = [9, 4, 0, 7]
+    checked = check(toys, changed(result, values=values), which)
+    np.testing.assert_array_equal(checked.toy, which)
+    np.testing.assert_array_equal(checked.agrees, [True, False, True, False])
+    assert checked.difference[1, 1] == pytest.approx(0.01, abs=1e-4)
+    assert checked.difference[3, 2] == pytest.approx(-0.002, abs=1e-4)
+    assert checked.worst == pytest.approx(0.01, abs=1e-4) and checked.worst > AGREEMENT
+
+
+def test_a_higher_minimum_of_ours_is_a_disagreement(toys):
+    result = fit(toys)
+    values = result.values.copy()
+    values[2] += 3 * result.errors[2]
+    checked = check(
+        toys, changed(result, values=values, fval=result.fval + np.where(np.arange(N_TOYS) == 2, 9.0, 0)), [2]
+    )
+    assert not checked.agrees[0]
+
+
+def test_a_wrong_fval_is_a_disagreement(toys):
+    # below MIGRAD's, a wrong minimum would pass for a better one
+    result = fit(toys)
+    checked = check(toys, changed(result, values=result.values + 0.1 * result.errors, fval=result.fval - 1.0), [0, 1])
+    assert not checked.agrees.any()
+    assert not check(toys, changed(result, fval=result.fval - 1.0), [0]).agrees[0]
+
+
+def test_a_lower_minimum_of_ours_is_an_agreement(toys):
+    # MIGRAD stopped by a limit that this engine's fit did not have
+    free = fit(toys)
+    task = Settings(np.array([0.0, -np.inf, 1.5]), np.full(3, np.inf), np.ones(3, bool), 0.5, 1e-13, 200)
+    start = np.array([30.0, 0.3, 2.2])
+    checked = validate(COST, COST.rows(toys), free, np.arange(4), start, task)
+    assert np.all(checked.fval > free.fval[:4] + 1e-3) and checked.agrees.all()
+
+
+def test_a_toy_that_failed_here_is_a_disagreement(toys):
+    result = fit(toys)
+    rows = np.arange(N_TOYS) == 3
+    lost = changed(
+        result,
+        values=np.where(rows[:, None], np.nan, result.values),
+        errors=np.where(rows[:, None], np.nan, result.errors),
+        fval=np.where(rows, np.nan, result.fval),
+        valid=~rows,
+    )
+    checked = check(toys, lost, [2, 3])
+    np.testing.assert_array_equal(checked.agrees, [True, False])
+    np.testing.assert_array_equal(checked.compared, [True, False])
+
+
+def test_nothing_to_validate(toys):
+    checked = check(toys, fit(toys), [])
+    assert len(checked.toy) == 0 and checked.values.shape == (0, 3) and np.isnan(checked.worst)
+
+
+def test_fixed_parameters(toys):
+    result = fit(toys, fixed=["mu"])
+    checked = check(toys, result, task=settings(free=(True, False, True)))
+    assert checked.agrees.all() and checked.valid.all() and checked.compared.all()
+    np.testing.assert_array_equal(checked.values[:, 1], START[1])
+    np.testing.assert_array_equal(checked.difference[:, 1], 0.0)
+    assert 0.0 < checked.worst < 1e-4
+    values = result.values.copy()
+    values[5, 2] += 0.01 * result.errors[5, 2]
+    checked = check(toys, changed(result, values=values), task=settings(free=(True, False, True)))
+    np.testing.assert_array_equal(np.flatnonzero(~checked.agrees), [5])
+
+
+def test_toys_at_a_limit(toys):
+    lower = float(np.median([x.mean() for x in toys]))
+    result = fit_batch(COST, toys, INSIDE, limits={"n": (0, None), "mu": (lower, None), "sigma": (0, None)})
+    n_at_limit = int(result.at_limit[:, 1].sum())
+    assert n_at_limit == N_TOYS // 2
+    task = settings(lower=(0.0, lower, 0.0))
+    checked = validate(COST, COST.rows(toys), result, np.arange(N_TOYS), INSIDE, task)
+    assert checked.agrees.all()
+    np.testing.assert_array_equal(checked.difference[result.at_limit], 0.0)
+    # one of ours that sits on the limit though its minimum is inside
+    inside = np.flatnonzero(~result.at_limit[:, 1])
+    k = inside[np.argmax(result.values[inside, 1])]
+    values, errors, at_limit = result.values.copy(), result.errors.copy(), result.at_limit.copy()
+    values[k, 1], errors[k, 1], at_limit[k, 1] = lower, 0.0, True
+    fval = result.fval.copy()
+    fval[k] += len(toys[k]) / 2 * np.log1p((toys[k].mean() - lower) ** 2 / toys[k].var())
+    values[k, 2] = np.sqrt(np.mean((toys[k] - lower) ** 2))
+    wrong = changed(result, values=values, errors=errors, at_limit=at_limit, fval=fval)
+    checked = validate(COST, COST.rows(toys), wrong, np.array([k]), INSIDE, task)
+    assert not checked.agrees[0]

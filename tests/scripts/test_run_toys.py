@@ -1,0 +1,552 @@
+"""The command line: what it does, and one line with exit code 2 for whatever is wrong."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+from iminuit import Minuit
+from iminuit.cost import ExtendedUnbinnedNLL
+
+import toys
+from toys import storage
+from toys.files import StorageError, parts_directory
+from toys.models import peak
+from toys.study import generate
+
+SCRIPTS = Path(__file__).absolute().parents[2] / "scripts"
+SEARCH = os.pathsep.join([str(SCRIPTS.parent), *(p for p in sys.path if p)])
+TRUTH = ["--truth", "ns=100", "nb=300"]
+SMALL = ["--n", "20", *TRUTH, "--validate", "0", "--device", "cpu", "--quiet"]
+
+MY_STUDY = """
+from __future__ import annotations
+from dataclasses import dataclass
+import jax
+import jax.numpy as jnp
+from engine import ExtendedUnbinnedNLL
+from kernels import expon
+from toys import Study
+
+@dataclass
+class Settings:
+    most: int = 80
+
+def decay(t, n, tau):
+    return n, n * expon.pdf(t, 0.0, tau)
+
+def sampler(key, theta):
+    n_key, t_key = jax.random.split(key)
+    n = jnp.minimum(jax.random.poisson(n_key, theta[0]), Settings().most)
+    return theta[1] * jax.random.exponential(t_key, (Settings().most,), jnp.float64), n
+
+study = Study(cost=ExtendedUnbinnedNLL(decay), sampler=sampler, truth={"n": 30, "tau": 2.0},
+              limits={"n": (0, None), "tau": (0, None)}, name="lifetime")
+"""
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+run_toys, plot_toys = script("run_toys"), script("plot_toys")
+
+
+def call(main, *arguments):
+    """(exit code, stdout, stderr) of a script in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = end.code
+    return code, out.getvalue(), err.getvalue()
+
+
+def finished(*arguments, code=0):
+    """Output of a run that came to its end."""
+    got, out, err = call(run_toys.main, *arguments)
+    assert (got, err) == (code, "")
+    return out
+
+
+def refused(*arguments, main=run_toys.main):
+    """The one line on stderr of a run that ends with exit code 2."""
+    code, out, err = call(main, *arguments)
+    assert code == 2 and out == "" and "Traceback" not in err
+    prog = "run_toys.py" if main is run_toys.main else "plot_toys.py"
+    assert err.startswith(f"{prog}: ") and err.count("\n") == 1 and err.endswith("\n")
+    return err.removeprefix(f"{prog}: ").removesuffix("\n")
+
+
+def process(*arguments, search=SEARCH, **options):
+    """The script as a user starts it."""
+    command = [sys.executable, *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": search}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **options)
+
+
+@pytest.fixture(autouse=True)
+def empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # a setting of this whole process
+    monkeypatch.setattr("toys.command.use_compilation_cache", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """A finished run of 20 toys: (path, bytes)."""
+    path = tmp_path_factory.mktemp("finished") / "toys.h5"
+    code, _, err = call(run_toys.main, *SMALL, "--out", path)
+    assert (code, err) == (0, "")
+    return path, path.read_bytes()
+
+
+# --- a run -------------------------------------------------------------------------------------------------
+
+
+def test_run_ends_with_a_table(tmp_path):
+    out = finished("--n", "20", *TRUTH, "--validate", "3", "--device", "cpu", "--out", "my.h5")
+    for words in (
+        "peak: 20 toys",
+        "bias",
+        "pull mean",
+        "pull width",
+        "coverage of 68.3 %",
+        "±",
+        "20 valid, 0 at a limit",
+    ):
+        assert words in out
+    assert "MIGRAD on 3 toys: 3 valid, worst difference" in out and "0 disagree" in out
+    for time_of in ("start", "compile", "generate", "fit", "write", "validate", "join", "total"):
+        assert f"{time_of} " in out.split("seconds: ")[1]
+    assert "written: my.h5" in out and "WARNING" not in out
+    result = toys.load("my.h5")
+    # the table is made of the file's numbers
+    pulls = result.pulls(json.loads(storage.read_attributes("my.h5")["truth"]))
+    for i, name in enumerate(result.names):
+        (line,) = [line for line in out.splitlines() if line.split()[:1] == [name]]
+        assert f"{pulls[:, i].mean():+.3f} ± {pulls[:, i].std(ddof=1) / np.sqrt(20):.3f}" in line
+        assert f"{100 * np.mean(np.abs(pulls[:, i]) <= 1):.1f} % [" in line
+    assert storage.read_attributes("my.h5")["command_line"].endswith(
+        "--n 20 --truth ns=100 nb=300 --validate 3 --device cpu --out my.h5"
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["my.h5"]
+
+
+def test_toys_are_those_of_the_seed(finished_run):
+    data = generate(peak().at({"ns": 100, "nb": 300}), 20, seed=1)
+    np.testing.assert_array_equal(toys.load_toys(finished_run[0])["values"].values, data.values)
+    finished(*SMALL, "--seed", "2", "--n", "1")
+    other = generate(peak().at({"ns": 100, "nb": 300}), 1, seed=2)
+    np.testing.assert_array_equal(toys.load_toys("toys.h5")["values"].values, other.values)
+
+
+def test_truth_may_be_given_twice(finished_run):
+    finished("--n", "20", "--validate", "0", "--device", "cpu", "--truth", "ns=100", "--truth", "nb=300")
+    np.testing.assert_array_equal(toys.load("toys.h5").values, toys.load(finished_run[0]).values)
+
+
+def test_start_is_that_of_the_fits(finished_run):
+    finished(*SMALL, "--start", "ns=150", "mu=5.1")
+    attributes = storage.read_attributes("toys.h5")
+    assert json.loads(attributes["start"]) == json.loads(attributes["truth"]) | {"ns": 150.0, "mu": 5.1}
+    first = toys.load(finished_run[0])
+    assert np.all(np.abs(toys.load("toys.h5").values - first.values) < 1e-5 * first.errors)
+    assert not np.array_equal(toys.load("toys.h5").nfev, first.nfev)
+
+
+def test_list():
+    assert finished("--list").startswith("peak  Gaussian peak over an exponential")
+
+
+@pytest.mark.parametrize("doubt", ["validation", "failures"])
+def test_doubtful_run_ends_with_exit_code_1(finished_run, monkeypatch, doubt):
+    if doubt == "validation":
+        monkeypatch.setattr("engine.reference.AGREEMENT", 1e-12)
+        arguments, words = ["--validate", "2"], "WARNING: MIGRAD disagrees on 2 toys (0, 19)"
+    else:
+        monkeypatch.setattr("engine.fit.VALID_EDM", -1.0)
+        arguments, words = ["--truth", "sigma=0.5"], "WARNING: 20 of 20 fits failed"
+    out = finished(*SMALL, *arguments, code=1)
+    assert words in out
+    assert len(toys.load("toys.h5")) == 20
+
+
+# --- models ------------------------------------------------------------------------------------------------
+
+
+def test_study_of_your_own(tmp_path):
+    Path("my_study.py").write_text(MY_STUDY)
+    out = finished(
+        "--model", "my_study.py", "--n", "30", "--validate", "2", "--device", "cpu", "--quiet", "--truth", "tau=3"
+    )
+    assert "lifetime: 30 toys" in out and "0 disagree" in out
+    data, result = toys.load_toys("toys.h5")["values"], toys.load("toys.h5")
+    np.testing.assert_allclose(result.values[:, 1], [data[k].mean() for k in range(30)], rtol=1e-9)
+    attributes = storage.read_attributes("toys.h5")
+    assert (attributes["model"], attributes["source"]) == ("lifetime", MY_STUDY)
+    # another model in the file is another run
+    Path("my_study.py").write_text(MY_STUDY + "# changed\n")
+    told = refused("--model", "my_study.py", "--n", "30", "--resume", "--truth", "tau=3")
+    assert "toys.h5 belongs to another run: source was another text" in told
+
+
+BROKEN = [
+    ("def f(:\n", "my_study.py: SyntaxError: "),
+    ("x = 1\n", "my_study.py must define a variable 'study' that is a toys.Study"),
+    ("study = 5\n", "my_study.py must define a variable 'study' that is a toys.Study"),
+    ("x = 1\ny = z\n", "my_study.py, line 2: NameError: name 'z' is not defined: the file of a model must run"),
+    ("import nosuchmodule\n", "my_study.py, line 1: ModuleNotFoundError: No module named 'nosuchmodule'"),
+    ("import sys\nsys.exit()\n", "my_study.py, line 2: SystemExit"),
+    ("\0", "my_study.py: "),
+    (MY_STUDY.replace("expon.pdf", "expon.pfd"), "my_study.py, line 15: AttributeError: module 'kernels.expon' has no"),
+    (MY_STUDY.replace("jax.random.split(key)", "jax.random.split(kye)"), "my_study.py, line 18: NameError: name 'kye'"),
+    (MY_STUDY.replace("jnp.float64), n", "jnp.float64)"), "a sampler must return (padded values, n)"),
+    (
+        MY_STUDY + "\nstudy = study.at({'tua': 1})",
+        "my_study.py, line 25: ValueError: truth names 'tua'",
+    ),
+    (
+        MY_STUDY.replace('"tau": 2.0}', '"tua": 2.0}'),
+        "my_study.py, line 22: ValueError: truth must have a value for each of n, tau",
+    ),
+    (
+        MY_STUDY.replace("return n, n *", "if t > 1: n = 2 * n\n    return n, n *"),
+        "cannot be evaluated for one event (",
+    ),
+]
+
+
+@pytest.mark.parametrize("source, told", BROKEN)
+def test_broken_studies(tmp_path, source, told):
+    Path("my_study.py").write_text(source)
+    sentence = refused("--model", "my_study.py", "--n", "5", "--device", "cpu")
+    assert told in sentence
+    assert [file.name for file in tmp_path.iterdir() if file.name != "__pycache__"] == ["my_study.py"]
+
+
+# --- wrong arguments ---------------------------------------------------------------------------------------
+
+WRONG = [
+    (["--nosuch"], "unrecognized arguments: --nosuch; --help shows all arguments"),
+    (["--n", "0"], "argument --n: must be at least 1, got 0; --help"),
+    (["--n", "-5"], "argument --n: must not be negative, got -5; --help"),
+    (["--n", "abc"], "argument --n: must be a whole number, got 'abc'; --help"),
+    (["--n", "1e4"], "argument --n: must be a whole number, got '1e4'; --help"),
+    (["--n"], "argument --n: expected one argument; --help"),
+    (["--n", str(2**32 + 1)], "the number of toys must lie in 1 to 2^32, got 4294967297"),
+    (["--seed", "-1"], "argument --seed: must not be negative, got -1"),
+    (["--seed", str(2**64)], f"seed must lie in 0 <= seed < 2^64, got {2**64}"),
+    (["--validate", "-1"], "argument --validate: must not be negative, got -1"),
+    (["--truth", "bad"], "argument --truth: must be NAME=VALUE with a finite number, got 'bad'"),
+    (["--truth", "ns=nan"], "must be NAME=VALUE with a finite number, got 'ns=nan'"),
+    (["--truth", "=3"], "must be NAME=VALUE with a finite number, got '=3'"),
+    (
+        ["--truth", "sigm=1"],
+        "--truth names 'sigm', but the parameters are ns, nb, mu, sigma, lam: did you mean 'sigma'?",
+    ),
+    (["--start", "unknown=1"], "--start names 'unknown', but the parameters are ns, nb, mu, sigma, lam"),
+    (["--start", "ns=-3"], "the start ns = -3 of toy 0 is outside of its limits (0, inf)"),
+    (["--truth", "ns=-3"], "ns"),
+    (["--truth", "sigma=0"], "a component has no density at {"),
+    (["--truth", "ns=1e12"], "the yield ns must lie in [0, 1e9], got 1000000000000.0"),
+    (["--device", "fpga"], "argument --device: invalid choice: 'fpga'"),
+    (
+        ["--backend", "numba", "--optimizer", "adam"],
+        "backend 'numba' has the optimizer 'newton' only: pass backend='jax'",
+    ),
+    (["--model", "nosuch"], "no model named 'nosuch': --list shows the ready-made ones, or give a file my_study.py"),
+    (["--model", "missing.py"], "missing.py: no such file"),
+    (["--column", "x"], "--column goes with --data"),
+    (["--data", "missing.csv"], "missing.csv: no such file"),
+    (["--resume", "--overwrite"], "overwrite and resume exclude each other"),
+    (["--out", "missing/toys.h5"], "missing, the directory of toys.h5, does not exist: create it"),
+    (["--out", "."], ". is a directory: name a file in it"),
+]
+
+
+@pytest.mark.parametrize("arguments, told", WRONG)
+def test_wrong_arguments(tmp_path, arguments, told):
+    assert told in refused("--device", "cpu", "--validate", "0", *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(jax.devices()[0].platform == "gpu", reason="there is a GPU")
+def test_gpu_without_a_gpu():
+    assert refused(*SMALL, "--device", "gpu").startswith(
+        "no GPU here, JAX sees cpu only: pass device 'cpu', or pip install"
+    )
+
+
+# --- observed data -----------------------------------------------------------------------------------------
+
+
+def test_toys_are_thrown_from_the_fit_of_the_data():
+    events = generate(peak().at({"ns": 120, "nb": 280}), 1, seed=11)[0]
+    np.savetxt("good.csv", events, header="mass", comments="")
+    out = finished(
+        "--data", "good.csv", "--start", "ns=100", "nb=300", "--n", "5", "--validate", "0", "--device", "cpu"
+    )
+    assert f"fit of {len(events)} events in good.csv; the toys are thrown from its values" in out
+    truth = json.loads(storage.read_attributes("toys.h5")["truth"])
+    # an extended fit gives the number of events back
+    assert truth["ns"] + truth["nb"] == pytest.approx(len(events), rel=1e-6)
+
+    def model(x, ns, nb, mu, sigma, lam):
+        density = ns * scipy.stats.norm.pdf(x, mu, sigma) + nb * scipy.stats.expon.pdf(x, 1.0, lam) / (
+            1 - np.exp(-8 / lam)
+        )
+        return ns + nb, density
+
+    minuit = Minuit(ExtendedUnbinnedNLL(events, model), **truth)
+    minuit.migrad()
+    for name in truth:
+        assert (
+            abs(minuit.values[name] - truth[name]) < 0.03 * minuit.errors[name]
+        )  # MIGRAD's own criterion, and tails cut at 6 sigma
+    data = generate(peak().at(truth), 5, seed=1)
+    np.testing.assert_array_equal(toys.load_toys("toys.h5")["values"].values, data.values)
+    assert json.loads(storage.read_attributes("toys.h5")["start"])["ns"] == 100.0
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("", "observed.csv is empty"),
+        ("mass\n", "observed.csv holds no events"),
+        ("5\nnan\n", "observed.csv holds 1 values that are NaN or infinite, the first is event 2"),
+        ("5\n11\n", "observed.csv holds 1 of 2 events outside of the range 1 to 9, the first is event 2 with 11"),
+        ("5\nabc\n", "observed.csv, line 2: expected a number in column '1', got 'abc'"),
+        ("5\n5.1\n", "the fit of observed.csv is not valid: "),
+    ],
+)
+def test_data_that_cannot_be_used(tmp_path, text, told):
+    Path("observed.csv").write_text(text)
+    assert told in refused(*SMALL, "--data", "observed.csv")
+    assert [file.name for file in tmp_path.iterdir()] == ["observed.csv"]
+
+
+# --- outputs that are there --------------------------------------------------------------------------------
+
+
+def test_output_is_kept(finished_run):
+    path, contents = finished_run
+    told = refused(*SMALL, "--seed", "9", "--out", path)
+    assert told == f"{path} exists: pass --overwrite to replace it, or name another output"
+    told = refused(*SMALL, "--seed", "9", "--resume", "--out", path)
+    assert told == f"{path} belongs to another run: seed was 1 and is now 9. Name another output, or pass --overwrite"
+    assert "20 toys were there from an earlier run" in finished(*SMALL, "--resume", "--out", path)
+    assert path.read_bytes() == contents and [file.name for file in path.parent.iterdir()] == ["toys.h5"]
+
+
+def test_output_of_another_kind_is_kept():
+    Path("thesis.tex").write_text("important")
+    assert "thesis.tex is not an HDF5 file: name another file" in refused(*SMALL, "--resume", "--out", "thesis.tex")
+    assert Path("thesis.tex").read_text() == "important"
+
+
+def test_overwrite():
+    finished(*SMALL, "--n", "3")
+    finished(*SMALL, "--n", "4", "--overwrite")
+    assert len(toys.load("toys.h5")) == 4
+
+
+def test_error_while_writing(monkeypatch):
+    def full(*arguments):
+        raise StorageError("toys.h5 cannot be written, its disk is full: free space, then continue with --resume")
+
+    monkeypatch.setattr(storage, "write_part", full)
+    assert "its disk is full" in refused(*SMALL)
+
+
+def test_unexpected_errors_are_not_hidden(monkeypatch):
+    """A bug of ours is a traceback, not a wrong argument."""
+    monkeypatch.setattr("toys.run._chunk", lambda n: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        call(run_toys.main, *SMALL)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_interrupt_anywhere(monkeypatch, overwrite):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    for place in ("toys.command.prepare", "toys.run._compile", "toys.run.generate", "toys.command.summary"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, interrupt)
+            code, _, err = call(run_toys.main, *SMALL, "--n", "2", *(["--overwrite"] if overwrite else ["--resume"]))
+        assert code == 130
+        instead = " instead of --overwrite" if overwrite else ""
+        assert err == f"\nstopped: toys.h5 is not complete; run the same command with --resume{instead} to continue\n"
+
+
+# --- as a process ------------------------------------------------------------------------------------------
+
+
+def test_help_is_quick(tmp_path):
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['run_toys.py', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(SCRIPTS / 'run_toys.py')!r}, run_name='__main__')\n"
+        "finally:\n"
+        "    heavy = {'jax', 'numba', 'numpy', 'h5py', 'rich', 'toys'} & sys.modules.keys()\n"
+        "    print('heavy:', sorted(heavy))\n"
+    )
+    helped = process("-c", code, cwd=tmp_path)
+    assert helped.returncode == 0 and helped.stderr == ""
+    assert "heavy: []" in helped.stdout and "--resume" in helped.stdout and "Exit code 0: done" in helped.stdout
+
+
+@pytest.mark.parametrize(
+    "name, package, told",
+    [
+        ("toys/__init__.py", "", "another package named 'toys' at {}/toys hides batchfit's: use another environment"),
+        ("toys.py", "", "another package named 'toys' at {}/toys.py hides batchfit's: use another environment"),
+        ("toys.py", "import nosuchmodule", "No module named 'nosuchmodule': install the project first"),
+        (
+            "engine/__init__.py",
+            "",
+            "batchfit's toys found another package named 'engine' at {}/engine: put batchfit first",
+        ),
+        ("engine.py", "", "batchfit's toys found another package named 'engine' at {}/engine.py: put batchfit first"),
+    ],
+)
+def test_another_package_of_the_same_name(tmp_path, name, package, told):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(package)
+    ended = process(SCRIPTS / "run_toys.py", "--n", "1", cwd=tmp_path, search=f"{tmp_path}{os.pathsep}{SEARCH}")
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert ended.stderr.startswith("run_toys.py: " + told.format(tmp_path)) and ended.stderr.count("\n") == 1
+    assert "pip install" in ended.stderr or "environment" in ended.stderr or "uninstall" in ended.stderr
+
+
+# chunks of 8 toys, and a pause until the test has sent its signal
+SLOW = """
+import pathlib, sys, time
+sys.argv[0] = "run_toys.py"
+sys.path.insert(0, {scripts!r})
+import run_toys
+import toys.run
+toys.run.LARGEST_CHUNK = 8
+generate = toys.run.generate
+def slow(study, n_toys, seed, first, backend):
+    deadline = time.monotonic() + 60
+    while first >= 16 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return generate(study, n_toys, seed, first, backend)
+if {slow}:
+    toys.run.generate = slow
+sys.exit(run_toys.main())
+"""
+
+
+def test_ctrl_c_and_resume(tmp_path, finished_run):
+    command = [sys.executable, "-c", SLOW.format(scripts=str(SCRIPTS), slow=True), *SMALL]
+    environment = os.environ | {"PYTHONPATH": SEARCH}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        try:
+            deadline = time.monotonic() + 120
+            while not list(parts_directory(tmp_path / "toys.h5").glob("toys_*.h5")):
+                assert running.poll() is None and time.monotonic() < deadline
+                time.sleep(0.01)
+            running.send_signal(signal.SIGINT)
+            _, err = running.communicate(timeout=60)
+        finally:
+            running.kill()
+    assert running.returncode == 130
+    assert err == "\nstopped: toys.h5 is not complete; run the same command with --resume to continue\n"
+    done = storage.complete_parts(tmp_path / "toys.h5")
+    assert 1 <= len(done) <= 2 and sorted(f.name for f in tmp_path.iterdir()) == ["toys.h5.parts"]
+    resumed = process("-c", SLOW.format(scripts=str(SCRIPTS), slow=False), *SMALL, "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0 and resumed.stderr == ""
+    assert f"{8 * len(done)} toys were there from an earlier run" in resumed.stdout
+    with h5py.File(tmp_path / "toys.h5") as mine, h5py.File(finished_run[0]) as whole:
+        names = []
+        whole.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        assert {"toys/values", "results/values"} <= set(names)
+        for name in names:
+            np.testing.assert_array_equal(mine[name][...], whole[name][...], err_msg=name)
+
+
+# the signal arrives while HDF5 calls back into Python
+JOINING = """
+import os, signal, sys
+sys.argv[0] = "run_toys.py"
+sys.path.insert(0, {scripts!r})
+import run_toys
+from toys import files
+class Disk(files.Disk):
+    n_written = 0
+    def write(self, data, /):
+        Disk.n_written += "toys.h5.tmp" in str(self.name)
+        if Disk.n_written == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().write(data)
+files.Disk = Disk
+sys.exit(run_toys.main())
+"""
+
+
+def test_ctrl_c_while_the_parts_are_joined(tmp_path):
+    ended = process("-c", JOINING.format(scripts=str(SCRIPTS)), *SMALL, cwd=tmp_path)
+    # an exception inside of HDF5's calls would bring the process down
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stderr.startswith("\nstopped: ") and ended.stderr.count("\n") == 2
+    assert os.listdir(tmp_path / "toys.h5.parts") == ["toys_0000000000-0000000020.h5"]
+
+
+# --- plot_toys ---------------------------------------------------------------------------------------------
+
+
+def test_plot(finished_run):
+    pytest.importorskip("matplotlib")
+    path, contents = finished_run
+    for name, magic in [("toys.png", b"\x89PNG"), ("toys.pdf", b"%PDF"), ("toys.svg", b"<?xml")]:
+        code, out, err = call(plot_toys.main, path, "--out", name, "--toy", "3")
+        assert (code, out, err) == (0, f"written: {name}\n", "")
+        assert Path(name).read_bytes().startswith(magic) and Path(name).stat().st_size > 5000
+    assert path.read_bytes() == contents
+
+
+def test_plot_that_cannot_be_made(tmp_path, finished_run):
+    pytest.importorskip("matplotlib")
+    path, _ = finished_run
+
+    def told(*arguments):
+        return refused(*arguments, main=plot_toys.main)
+
+    assert told("missing.h5") == "missing.h5 does not exist: check the path"
+    assert told(tmp_path) == f"{tmp_path} is a directory: name a file in it"
+    Path("text.h5").write_text("1,2\n" * 1000)
+    assert "text.h5 is not an HDF5 file" in told("text.h5")
+    assert told(path, "--toy", "20") == f"{path} has the toys 0 to 19, not 20"
+    assert told(path, "--toy", "-1") == f"{path} has the toys 0 to 19, not -1"
+    assert "argument --toy: invalid int value: 'x'; --help" in told(path, "--toy", "x")
+    assert "the following arguments are required: file" in told()
+    assert told(path, "--out", "missing/toys.png") == "missing/toys.png cannot be written: No such file or directory"
+    assert "Format 'docx' is not supported" in told(path, "--out", "toys.docx")
+    assert told(path, "--model", "nosuch").startswith("no model named 'nosuch'")
+    Path("my_study.py").write_text(MY_STUDY)
+    assert "truth names 'ns', but the parameters are n, tau" in told(path, "--model", "my_study.py")
+    finished("--model", "my_study.py", "--n", "2", "--validate", "0", "--device", "cpu")
+    assert told("toys.h5") == "toys.h5 is of the model 'lifetime': pass its file with --model"
+    assert "extended unbinned studies with a range only" in told("toys.h5", "--model", "my_study.py")
+    assert not list(tmp_path.glob("*.png"))

@@ -1,0 +1,404 @@
+"""The run: its file holds what was thrown and fitted, whatever the chunks, stops and errors on the way."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import toys
+from engine.costs import ExtendedUnbinnedNLL
+from engine.data import Ragged
+from engine.fit import fit_batch
+from engine.result import FitResult
+from kernels import expon
+from toys import run as run_module
+from toys import storage
+from toys.files import StorageError, parts_directory
+from toys.models import peak
+from toys.run import Options, run
+from toys.sampling import Component, ExtendedMixture
+from toys.study import Study, generate
+
+N_TOYS = 22
+CHUNK = 8  # 22 toys are 3 chunks
+OPTIONS = Options(n_toys=N_TOYS, seed=3, backend="numba", device="cpu", validate=0)
+
+
+@pytest.fixture(scope="module")
+def study():
+    """The peak with 400 events per toy: quick to fit, and with the kernels that all tests share."""
+    return peak().at({"ns": 100.0, "nb": 300.0})
+
+
+@pytest.fixture
+def chunks_of_8(monkeypatch):
+    monkeypatch.setattr(run_module, "LARGEST_CHUNK", CHUNK)
+
+
+@pytest.fixture(scope="module")
+def whole(study, tmp_path_factory):
+    """An uninterrupted run in one chunk, with validation."""
+    path = tmp_path_factory.mktemp("whole") / "toys.h5"
+    report = run(study, path, dataclasses.replace(OPTIONS, validate=5))
+    return path, report
+
+
+def contents(path):
+    """All arrays of a file by name."""
+    file = storage.load_toys(path)["values"]
+    arrays = {"toys/values": file.values, "toys/offsets": file.offsets}
+    return arrays | {f"results/{k}": np.asarray(v) for k, v in vars(storage.load(path)).items()}
+
+
+def assert_same_contents(left, right):
+    left, right = contents(left), contents(right)
+    assert left.keys() == right.keys()
+    for name, array in left.items():
+        np.testing.assert_array_equal(array, right[name], err_msg=name)
+        assert array.dtype == right[name].dtype
+
+
+def stop_after(monkeypatch, n_parts, error):
+    """Let a run fail once it has written so many parts."""
+    write_part = storage.write_part
+    written = []
+
+    def writing(*arguments):
+        if len(written) == n_parts:
+            raise error
+        written.append(write_part(*arguments))
+
+    monkeypatch.setattr(storage, "write_part", writing)
+
+
+# --- what is in the file -----------------------------------------------------------------------------------
+
+
+def test_file_holds_the_toys_and_their_fits(study, whole):
+    path, report = whole
+    data = generate(study, N_TOYS, seed=3)
+    stored = toys.load_toys(path)["values"]
+    np.testing.assert_array_equal(stored.offsets, data.offsets)
+    np.testing.assert_array_equal(stored.values, data.values)
+    fits = fit_batch(study.cost, data, study.start, limits=study.limits, backend="numba")
+    for result in (toys.load(path), report.result):
+        assert len(result) == N_TOYS and result.valid.all()
+        for field in dataclasses.fields(FitResult):
+            np.testing.assert_array_equal(getattr(result, field.name), getattr(fits, field.name), err_msg=field.name)
+    np.testing.assert_array_equal(toys.load_toys(path, 4, 6)["values"][1], data[5])
+    assert [file.name for file in path.parent.iterdir()] == ["toys.h5"]
+
+
+def test_attributes_tell_how_the_file_was_made(study, whole):
+    attributes = storage.read_attributes(whole[0])
+    assert (attributes["model"], attributes["seed"], attributes["n_toys"]) == ("peak", 3, N_TOYS)
+    assert json.loads(attributes["truth"]) == study.truth and study.truth["ns"] == 100.0
+    assert json.loads(attributes["start"]) == study.truth
+    assert json.loads(attributes["limits"]) == {name: [0.0, None] for name in ("ns", "nb", "sigma", "lam")}
+    assert attributes["names"] == ["ns", "nb", "mu", "sigma", "lam"] and attributes["errordef"] == 0.5
+    assert (attributes["backend"], attributes["device"], attributes["precision"]) == ("numba", "cpu", "float64")
+    assert json.loads(attributes["versions"])["jax"] == jax.__version__
+
+
+def test_validation_rows(study, whole):
+    path, report = whole
+    stored = storage.read_validation(path)
+    np.testing.assert_array_equal(stored["toy"], [0, 5, 10, 15, 21])
+    for name, array in report.validation._asdict().items():
+        np.testing.assert_array_equal(stored[name], array, err_msg=name)
+    assert stored["valid"].all() and stored["agrees"].all()
+    # MIGRAD was given these toys and not others: they agree far better than two toys do
+    result = storage.load(path)[stored["toy"]]
+    np.testing.assert_array_equal(stored["difference"], (result.values - stored["values"]) / result.errors)
+    assert 0 < np.abs(stored["difference"]).max() == report.validation.worst < 1e-3
+    np.testing.assert_allclose(stored["fval"], result.fval, rtol=1e-9)
+    np.testing.assert_allclose(stored["errors"], result.errors, rtol=0.05)
+
+
+def decay(t, n, tau):
+    return n, n * expon.pdf(t, 0.0, tau)
+
+
+@pytest.fixture(scope="module")
+def lifetime():
+    """Exponential decays, extended: the estimates are the number of events and their mean."""
+    names = ("n", "tau")
+    return Study(
+        cost=ExtendedUnbinnedNLL(decay),
+        sampler=ExtendedMixture(names, (Component("n", expon.ppf, (0.0, "tau")),)),
+        truth={"n": np.float32(50), "tau": 2},
+        start={"n": 40, "tau": 1.5},
+        limits={"n": (0, None), "tau": (np.float64(1e-3), None)},
+    )
+
+
+@pytest.mark.parametrize("backend, n_toys", [("numba", 64), ("jax", 8)])
+def test_a_fit_with_a_closed_form(lifetime, tmp_path, backend, n_toys):
+    options = dataclasses.replace(OPTIONS, n_toys=n_toys, validate=n_toys, backend=backend)
+    report = run(lifetime, tmp_path / "toys.h5", options)
+    assert report.result.backend == backend
+    data = toys.load_toys(tmp_path / "toys.h5")["values"]
+    same = generate(lifetime, n_toys, seed=3, backend="numba")
+    np.testing.assert_array_equal(data.offsets, same.offsets)
+    np.testing.assert_allclose(data.values, same.values, rtol=0, atol=1e-12)
+    lengths, means = np.diff(data.offsets), np.array([data[k].mean() for k in range(n_toys)])
+    expected, errors = np.transpose([lengths, means]), np.transpose([lengths**0.5, means / lengths**0.5])
+    assert np.all(np.abs(report.result.values - expected) < 1e-6 * errors)
+    np.testing.assert_allclose(report.result.errors, errors, rtol=1e-3)
+    # 4 standard errors
+    assert abs(lengths.mean() - 50.0) < 4 * np.sqrt(50 / n_toys)
+    assert abs(data.values.mean() - 2.0) < 4 * 2.0 / np.sqrt(n_toys * 50)
+    np.testing.assert_array_equal(report.validation.toy, np.arange(n_toys))
+    assert report.validation.agrees.all()
+
+
+def test_jax_gives_the_same_toys_as_numba(study, whole):
+    mine, theirs = storage.load_toys(whole[0])["values"], generate(study, N_TOYS, seed=3, backend="jax")
+    np.testing.assert_array_equal(mine.offsets, theirs.offsets)
+    np.testing.assert_allclose(mine.values, theirs.values, rtol=0, atol=8e-12)  # 1e-12 of the range
+
+
+# --- chunks ------------------------------------------------------------------------------------------------
+
+
+def test_chunks_are_irrelevant(study, whole, tmp_path, monkeypatch):
+    out = tmp_path / "toys.h5"
+    # 400 events of 8 bytes: 4 toys in 16 kB
+    monkeypatch.setattr(run_module, "CHUNK_BYTES", 16_000)
+    parts = []
+    write_part = storage.write_part
+    monkeypatch.setattr(storage, "write_part", lambda *arguments: parts.append(write_part(*arguments)))
+    run(study, out, OPTIONS)
+    assert [part.name[5:26] for part in parts[:2]] == ["0000000000-0000000004", "0000000004-0000000008"]
+    assert len(parts) == 6
+    assert_same_contents(out, whole[0])
+
+
+@pytest.mark.parametrize("bytes_per_toy, chunk", [(1, 8192), (2**20, 64), (124_000, 512), (2**26, 1), (2**30, 1)])
+def test_a_chunk_is_a_power_of_two_of_64_mib(bytes_per_toy, chunk):
+    assert run_module._chunk(bytes_per_toy) == chunk
+
+
+def test_phases(study, chunks_of_8, tmp_path):
+    told, done = [], []
+    options = dataclasses.replace(OPTIONS, validate=2)
+
+    def phase(name, total):
+        told.append((name, total))
+        done.append(0)
+
+    def advance(n):
+        done[-1] += n
+
+    report = run(study, tmp_path / "toys.h5", options, phase=phase, advance=advance)
+    assert told == [("compile", 1), ("fit", N_TOYS), ("validate", 2), ("join", 1)]
+    assert done == [1, N_TOYS, 2, 1]
+    assert {"compile", "generate", "fit", "write", "validate", "join"} <= report.times.keys()
+
+
+# --- stops and errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["advance", "write_part"])
+def test_interrupted_and_resumed_run_equals_the_whole(study, whole, chunks_of_8, tmp_path, monkeypatch, place):
+    out = tmp_path / "toys.h5"
+    n_fitted = 0
+
+    def interrupt(n):
+        nonlocal n_fitted
+        n_fitted += n
+        if n_fitted > 2 * CHUNK + 1:  # 1 for the compilation
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if place == "write_part":
+            stop_after(patch, 2, KeyboardInterrupt())
+            interrupt = None
+        with pytest.raises(KeyboardInterrupt):
+            run(study, out, OPTIONS, advance=interrupt or (lambda n: None))
+    assert not out.exists()
+    assert [(first, stop) for first, stop, _ in storage.complete_parts(out)] == [(0, 8), (8, 16)]
+    with pytest.raises(StorageError, match="unfinished run: pass --resume to continue it"):
+        run(study, out, OPTIONS)
+    before = {part: part.stat().st_mtime_ns for _, _, part in storage.complete_parts(out)}
+    fitted = []
+    monkeypatch.setattr(
+        run_module, "generate", lambda *arguments: fitted.append(arguments[1:4]) or generate(*arguments)
+    )
+    report = run(study, out, dataclasses.replace(OPTIONS, resume=True, validate=5))
+    assert len(before) == 2 and report.n_resumed == 2 * CHUNK
+    # one toy to compile, and the toys that were missing
+    assert fitted == [(1, 3, 0), (6, 3, 16)]
+    assert_same_contents(out, whole[0])
+    for name, array in report.validation._asdict().items():
+        np.testing.assert_array_equal(array, getattr(whole[1].validation, name), err_msg=name)
+    assert [file.name for file in tmp_path.iterdir()] == ["toys.h5"]
+
+
+def test_resume_fills_a_gap_in_the_middle(study, whole, chunks_of_8, tmp_path, monkeypatch):
+    out = tmp_path / "toys.h5"
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "join", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            run(study, out, OPTIONS)
+    storage.complete_parts(out)[1][2].unlink()
+    assert run(study, out, dataclasses.replace(OPTIONS, resume=True)).n_resumed == N_TOYS - CHUNK
+    assert_same_contents(out, whole[0])
+
+
+def test_resume_with_nothing_there_starts(study, whole, tmp_path):
+    out = tmp_path / "toys.h5"
+    assert run(study, out, dataclasses.replace(OPTIONS, resume=True)).n_resumed == 0
+    assert_same_contents(out, whole[0])
+
+
+def test_resume_of_a_complete_file_returns_it(study, whole, monkeypatch):
+    path, report = whole
+    before = path.read_bytes()
+    parts_directory(path).mkdir()  # killed between its last two steps
+    again = run(study, path, dataclasses.replace(OPTIONS, resume=True, command_line="another"))
+    assert again.n_resumed == N_TOYS and path.read_bytes() == before
+    np.testing.assert_array_equal(again.result.values, report.result.values)
+    np.testing.assert_array_equal(again.validation.values, report.validation.values)
+    assert again.validation.agrees.all()
+    assert [file.name for file in path.parent.iterdir()] == ["toys.h5"]
+
+
+OTHERS = [
+    ({"seed": 4}, {}, r"seed was 3 and is now 4\. Name another output, or pass --overwrite"),
+    ({"n_toys": 21}, {}, "n_toys was 22 and is now 21"),
+    ({"source": "x = 1\n" * 20}, {}, "source was  and is now another text"),
+    ({}, {"name": "other"}, "model was peak and is now other"),
+    ({}, {"limits": {}}, "limits was .* and is now {}"),
+    ({}, {"start": {"ns": 90.0, "nb": 300.0, "mu": 5.0, "sigma": 0.5, "lam": 4.0}}, "start was another text"),
+]
+
+
+@pytest.mark.parametrize("options, changes, words", OTHERS)
+def test_another_run_is_not_continued(study, whole, options, changes, words):
+    path, _ = whole
+    before = path.read_bytes()
+    other = dataclasses.replace(study, **changes)
+    with pytest.raises(StorageError, match=f"toys.h5 belongs to another run: .*{words}"):
+        run(other, path, dataclasses.replace(OPTIONS, resume=True, **options))
+    assert path.read_bytes() == before
+
+
+def test_parts_of_another_run_are_not_continued(study, chunks_of_8, tmp_path, monkeypatch):
+    out = tmp_path / "toys.h5"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            run(study, out, OPTIONS)
+    for options, words in [({"seed": 4}, "seed was 3 and is now 4"), ({"n_toys": 9}, "n_toys was 22 and is now 9")]:
+        with pytest.raises(StorageError, match=f"toys_0000000000-0000000008.h5 belongs to another run: {words}"):
+            run(study, out, dataclasses.replace(OPTIONS, resume=True, **options))
+    monkeypatch.setattr(run_module, "LARGEST_CHUNK", 4)
+    with pytest.raises(StorageError, match="chunk was 8 and is now 4"):
+        run(study, out, dataclasses.replace(OPTIONS, resume=True))
+    assert [(first, stop) for first, stop, _ in storage.complete_parts(out)] == [(0, 8)]
+
+
+def test_overwrite_replaces_at_the_end_and_can_be_resumed(study, whole, chunks_of_8, tmp_path, monkeypatch):
+    out = tmp_path / "toys.h5"
+    run(study, out, dataclasses.replace(OPTIONS, n_toys=3))
+    old = out.read_bytes()
+    with pytest.raises(StorageError, match="exists: pass --overwrite to replace it"):
+        run(study, out, OPTIONS)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            run(study, out, dataclasses.replace(OPTIONS, overwrite=True))
+    assert out.read_bytes() == old
+    # the old file is complete itself, and whoever wants it gets it
+    assert run(study, out, dataclasses.replace(OPTIONS, resume=True)).n_resumed == CHUNK
+    assert_same_contents(out, whole[0])
+    run(study, out, dataclasses.replace(OPTIONS, overwrite=True, n_toys=3))
+    assert len(storage.load(out)) == 3
+
+
+def test_disk_that_fills_up_loses_nothing(study, whole, chunks_of_8, tmp_path, monkeypatch):
+    out = tmp_path / "toys.h5"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1, StorageError("its disk is full"))
+        with pytest.raises(StorageError, match="its disk is full"):
+            run(study, out, OPTIONS)
+    assert [(first, stop) for first, stop, _ in storage.complete_parts(out)] == [(0, 8)]
+    assert not out.exists() and not out.with_name("toys.h5.lock").exists()
+    run(study, out, dataclasses.replace(OPTIONS, resume=True))
+    assert_same_contents(out, whole[0])
+
+
+@pytest.mark.parametrize("n_toys", [0, -1, 2**32 + 1])
+def test_number_of_toys(study, tmp_path, n_toys):
+    with pytest.raises(ValueError, match=f"must lie in 1 to 2\\^32, got {n_toys}"):
+        run(study, tmp_path / "toys.h5", dataclasses.replace(OPTIONS, n_toys=n_toys))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_start_leaves_nothing_behind(study, tmp_path):
+    wrong = study.at({}, {**study.start, "ns": -1.0})
+    with pytest.raises(ValueError, match="the start ns = -1 of toy 0 is outside of its limits"):
+        run(wrong, tmp_path / "toys.h5", OPTIONS)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- samplers ----------------------------------------------------------------------------------------------
+
+
+def traced_sampler(key, theta):
+    """The peak, badly: a uniform number of events without a background."""
+    n_key, x_key = jax.random.split(key)
+    n = jax.random.randint(n_key, (), 20, 40)
+    return theta[2] + theta[3] * jax.random.truncated_normal(x_key, -4.0, 4.0, (40,), jnp.float64), n
+
+
+def test_sampler_of_your_own(study, tmp_path):
+    own = dataclasses.replace(study, sampler=traced_sampler)
+    report = run(own, tmp_path / "toys.h5", dataclasses.replace(OPTIONS, n_toys=5))
+    data = toys.load_toys(tmp_path / "toys.h5")["values"]
+    assert set(np.diff(data.offsets)) <= set(range(20, 40)) and report.result.backend == "numba"
+    again = generate(own, 2, seed=3, first=3)
+    np.testing.assert_array_equal(again.values, data[3:5].values)
+
+
+def test_ppf_without_a_numba_form_is_drawn_with_jax(study, tmp_path):
+    def ppf(p, mu, sigma):
+        return mu + sigma * jnp.vectorize(loop)(p)
+
+    def loop(p):
+        return jax.lax.while_loop(lambda x: x > 1.0, lambda x: x - 1.0, 2.0 * p)
+
+    sampler = ExtendedMixture(study.cost.names, (Component("nb", ppf, ("mu", "sigma")),))
+    odd = dataclasses.replace(study, sampler=sampler)
+    with pytest.raises(NotImplementedError):
+        generate(odd, 1, seed=3)
+    run(odd, tmp_path / "toys.h5", dataclasses.replace(OPTIONS, n_toys=3))
+    data, expected = toys.load_toys(tmp_path / "toys.h5")["values"], generate(odd, 3, seed=3, backend="jax")
+    np.testing.assert_array_equal(data.values, expected.values)
+
+
+@pytest.mark.parametrize(
+    "returned, got",
+    [
+        (lambda x: x, "DynamicJaxprTracer"),
+        (lambda x: (x, x[0]), r"shapes \(3,\) and \(\) of float64 and float64"),
+        (lambda x: (x[None], 1), r"shapes \(1, 3\) and \(\)"),
+        (lambda x: (x, x, 1), "tuple"),
+    ],
+)
+def test_sampler_that_returns_no_toy(study, returned, got):
+    wrong = dataclasses.replace(study, sampler=lambda key, theta: returned(jnp.ones(3)))
+    with pytest.raises(TypeError, match=rf"a sampler must return \(padded values, n\): .*, got {got}"):
+        generate(wrong, 1, seed=3)
+
+
+def test_study_checks_its_parameters(study):
+    with pytest.raises(ValueError, match=r"truth names 'sigm', .*: did you mean 'sigma'"):
+        study.at({"sigm": 1.0})
+    with pytest.raises(ValueError, match=r"start must have a value for each of ns, nb, mu, sigma, lam, got {'ns': 1}"):
+        dataclasses.replace(study, start={"ns": 1})
+    assert isinstance(generate(study, 0, seed=1), Ragged)
