@@ -9,9 +9,12 @@ if getattr(kernels, "BATCHFIT", None) is None:
         "put batchfit first on sys.path or uninstall the other one"
     )
 
+from engine.binned import BinnedNLL, ExtendedBinnedNLL
+from engine.constraints import NormalConstraint
 from engine.costs import Cost, ExtendedUnbinnedNLL, UnbinnedNLL
 from engine.data import Ragged
 from engine.fit import fit_batch
+from engine.leastsquares import LeastSquares
 from engine.newton import newton
 from engine.result import Fit, FitResult
 from engine.status import Status
@@ -19,4 +22,18 @@ from engine.status import Status
 #: Tells batchfit's packages from others of the same common names.
 BATCHFIT = "0.1.0"
 
-__all__ = ["Cost", "ExtendedUnbinnedNLL", "Fit", "FitResult", "Ragged", "Status", "UnbinnedNLL", "fit_batch", "newton"]
+__all__ = [
+    "BinnedNLL",
+    "Cost",
+    "ExtendedBinnedNLL",
+    "ExtendedUnbinnedNLL",
+    "Fit",
+    "FitResult",
+    "LeastSquares",
+    "NormalConstraint",
+    "Ragged",
+    "Status",
+    "UnbinnedNLL",
+    "fit_batch",
+    "newton",
+]

@@ -9,13 +9,17 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax import errors as jax_errors
 
 from engine.data import Rows, ragged_events
+from kernels.graph import UntranslatableError
 from kernels.program import Program, build_program
+from kernels.translate import compile_kernel
+from kernels.xla import row_sums, row_sums_untranslated
 
 __all__ = ["Cost", "ExtendedUnbinnedNLL", "UnbinnedNLL"]
 
@@ -33,17 +37,37 @@ class Cost:
 
     names: tuple[str, ...]
     errordef: float = 0.5
+    takes_data: bool = True  # False for constraints, which may do without
 
     def rows(self, data: Any) -> Rows:
         """Data in the form in which a driver reads them; ValueError or TypeError where they have no such form."""
         raise NotImplementedError
 
-    def term(self, *args: Any) -> Any:
-        """What one row adds: `term(*theta, *columns, *shared) -> ()`."""
-        raise NotImplementedError
-
-    #: `rest(*theta, *columns, *shared, *aux) -> ()`: what is added once; None if there is nothing.
+    #: `term(theta, row, aux) -> ()`: what one row adds, with `row` a dict name -> scalar; None if there are no rows.
+    term: Callable | None = None
+    #: `rest(theta, row, aux) -> ()`: what is added once; None if there is nothing.
     rest: Callable | None = None
+
+    def __add__(self, other: "Cost") -> "Cost":
+        from engine.sums import SumCost  # a sum is a cost, too
+
+        return SumCost(self, other) if isinstance(other, Cost) else NotImplemented
+
+    def functions(self, rows: Rows) -> tuple[Callable | None, Callable | None]:
+        """`term` and `rest` as functions of scalars, (*theta, *columns, *shared, *aux)."""
+        n_params, n_row = len(self.names), len(rows.names)
+
+        def of_scalars(function: Callable | None) -> Callable | None:
+            if function is None:
+                return None
+
+            def called(*args: Any) -> Any:
+                row = dict(zip(rows.names, args[n_params : n_params + n_row], strict=True))
+                return function(args[:n_params], row, args[n_params + n_row :])
+
+            return called
+
+        return of_scalars(self.term), of_scalars(self.rest)
 
     def program(self, rows: Rows) -> Program:
         """The translated cost for data of this form.
@@ -55,12 +79,17 @@ class Cost:
         TypeError, ValueError
             If the model cannot be evaluated for one row, or its result has the wrong form.
         """
-        form = (rows.columns.shape[0], rows.shared.shape[0], rows.aux.shape[1])
+        form = rows.form
         programs = self.__dict__.setdefault("_programs", {})
         if form not in programs:
-            n_columns, n_shared, n_aux = form
+            term, rest = self.functions(rows)
             program = build_program(
-                self.term, self.rest, n_params=len(self.names), n_columns=n_columns, n_shared=n_shared, n_aux=n_aux
+                term,
+                rest,
+                n_params=len(self.names),
+                n_columns=rows.columns.shape[0],
+                n_shared=rows.shared.shape[0],
+                n_aux=rows.aux.shape[1],
             )
             # the first of two threads wins: what is compiled is kept by the identity of the program
             if programs.setdefault(form, program).graph.holds_float32:
@@ -70,6 +99,50 @@ class Cost:
                     stacklevel=2,
                 )
         return programs[form]
+
+    def kernel(self, rows: Rows) -> Callable:
+        """The numba kernel for data of this form."""
+        return compile_kernel(self.program(rows))
+
+    def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
+        """The outputs (see `kernels.program`) of one toy in JAX: `f(theta, data, shared)`.
+
+        `data` and `shared` are tuples with an entry for each of `rows.leaves`: (columns, aux, number of rows) and the
+        shared columns.
+        """
+        try:
+            sums = row_sums(self.program(rows), tile, order)
+        except UntranslatableError:
+            sums = row_sums_untranslated(*self.functions(rows), len(self.names), tile, order)
+
+        def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
+            ((columns, aux, n),) = data
+            return sums(theta, columns, shared[0], aux, n)
+
+        return of_leaf
+
+    def reference(self, rows: Rows) -> Callable:
+        """The value of one toy in JAX, term by term as the model has them: `f(theta, data, shared)`, see `outputs`."""
+        term, rest = self.functions(rows)
+
+        def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
+            ((columns, aux, n),) = data
+            row = _stacked(columns, shared[0])
+            parameters = [theta[i] for i in range(len(self.names))]
+            total = jnp.zeros(())
+            if term is not None:
+                terms = jax.vmap(lambda r: term(*parameters, *r, *aux), in_axes=1)(row)
+                total += jnp.sum(jnp.where(jnp.arange(row.shape[1]) < n, terms, 0.0))
+            return total if rest is None else total + rest(*parameters, *row[:, 0], *aux)
+
+        return of_leaf
+
+
+def _stacked(columns: Array, shared: Array) -> Array:
+    """All columns of a row, those of the toy before the shared ones."""
+    if not columns.shape[0] or not shared.shape[0]:
+        return columns if columns.shape[0] else shared
+    return jnp.concatenate([columns, shared])
 
 
 class _Unbinned(Cost):
@@ -94,12 +167,13 @@ class _Unbinned(Cost):
         if suspect:
             wrong = np.flatnonzero(~np.isfinite(columns).all(axis=0))
             bad[np.searchsorted(events.offsets, wrong, side="right") - 1] = True
-        return Rows(columns, events.offsets, np.zeros((0, 0)), np.zeros((n_toys, 0)), bad)
+        names = tuple(f"x{k}" for k in range(columns.shape[0]))
+        return Rows(columns, events.offsets, np.zeros((0, 0)), np.zeros((n_toys, 0)), bad, names)
 
-    def evaluate(self, args: Sequence) -> Any:
-        """The model at one event: `args` are the parameters and the observables."""
-        theta, columns = args[: len(self.names)], args[len(self.names) :]
-        x = columns[0] if len(columns) == 1 else jnp.stack(columns)
+    def evaluate(self, theta: Sequence, row: dict) -> Any:
+        """The model at one event."""
+        observables = list(row.values())
+        x = observables[0] if len(observables) == 1 else jnp.stack(observables)
         return call_model(self.model, x, theta)
 
     def minus_log(self, density: Any) -> Any:
@@ -124,8 +198,8 @@ class UnbinnedNLL(_Unbinned):
     def __init__(self, pdf: Callable, *, log: bool = False, name: Sequence[str] | None = None) -> None:
         super().__init__(pdf, log=log, name=name)
 
-    def term(self, *args: Any) -> Any:
-        return self.minus_log(self.evaluate(args))
+    def term(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
+        return self.minus_log(self.evaluate(theta, row))
 
 
 class ExtendedUnbinnedNLL(_Unbinned):
@@ -150,19 +224,19 @@ class ExtendedUnbinnedNLL(_Unbinned):
     def __init__(self, scaled_pdf: Callable, *, log: bool = False, name: Sequence[str] | None = None) -> None:
         super().__init__(scaled_pdf, log=log, name=name)
 
-    def _pair(self, args: Sequence) -> tuple:
-        result = self.evaluate(args)
+    def _pair(self, theta: Sequence, row: dict) -> tuple:
+        result = self.evaluate(theta, row)
         if not isinstance(result, tuple | list) or len(result) != 2:
             got = type(result).__name__ + (f" of {len(result)}" if isinstance(result, tuple | list) else "")
             got = "one array" if isinstance(result, Array) else got
             raise TypeError(f"{_called(self.model)} must return (integral, density), got {got}")
         return tuple(result)
 
-    def term(self, *args: Any) -> Any:
-        return self.minus_log(self._pair(args)[1])
+    def term(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
+        return self.minus_log(self._pair(theta, row)[1])
 
-    def rest(self, *args: Any) -> Any:
-        integral = self._pair(args)[0]
+    def rest(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
+        integral = self._pair(theta, row)[0]
         scalar_result(self.model, integral, "integral")
         return jnp.asarray(integral, dtype=float)
 

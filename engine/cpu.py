@@ -9,7 +9,6 @@ from engine import newton_numba
 from engine.costs import Cost
 from engine.data import Rows
 from engine.drivers import Fits, Settings
-from kernels.translate import compile_kernel
 
 __all__ = ["NumbaDriver"]
 
@@ -86,7 +85,6 @@ def compiled(cost: Cost, rows: Rows) -> Callable:
     """The kernel of a cost, compiled once for each form of its data."""
     with _COMPILING:  # two threads would write one file and find each other's module half made
         kernels = cost.__dict__.setdefault("_kernels", {})
-        program = cost.program(rows)
-        if id(program) not in kernels:
-            kernels[id(program)] = compile_kernel(program)
-        return kernels[id(program)]
+        if rows.form not in kernels:
+            kernels[rows.form] = cost.kernel(rows)
+        return kernels[rows.form]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Ragged", "Rows", "ragged_events"]
+__all__ = ["Ragged", "Rows", "as_float64", "counts_of", "lane_data", "ragged_events"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Ragged:
     offsets: np.ndarray
 
     def __post_init__(self) -> None:
-        values = np.ascontiguousarray(_as_float64(self.values, "values"))
+        values = np.ascontiguousarray(as_float64(self.values, "values"))
         offsets = np.asarray(self.offsets)
         if offsets.size and offsets.dtype.kind not in "iu":
             raise TypeError(f"offsets must be whole numbers, got {_kind(self.offsets)}")
@@ -74,6 +74,10 @@ class Rows:
         Measured values of each toy that belong to no row.
     bad : (n_toys,) bool
         Toys that hold a value which the cost forbids, such as NaN.
+    names : tuple of str
+        Names of the columns, those of each toy before those that are shared.
+    parts : tuple of Rows
+        The rows of each cost of a sum; empty for a single cost.
     """
 
     columns: np.ndarray
@@ -81,9 +85,22 @@ class Rows:
     shared: np.ndarray
     aux: np.ndarray
     bad: np.ndarray
+    names: tuple[str, ...] = ()
+    parts: "tuple[Rows, ...]" = ()
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    @property
+    def leaves(self) -> "tuple[Rows, ...]":
+        """The rows of each single cost."""
+        return self.parts or (self,)
+
+    @property
+    def form(self) -> tuple:
+        """What a compiled cost depends on: names and numbers of columns and measured values."""
+        own = (self.names, self.columns.shape[0], self.shared.shape[0], self.aux.shape[1])
+        return (own, *(part.form for part in self.parts))
 
 
 def ragged_events(data: Any) -> Ragged:
@@ -101,7 +118,7 @@ def ragged_events(data: Any) -> Ragged:
     if isinstance(data, Ragged):
         return data
     if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
-        array = _as_float64(data, "data")
+        array = as_float64(data, "data")
         if array.ndim == 1:
             raise ValueError(
                 f"data of shape {array.shape} is one toy: pass [events], a list with one array per toy, "
@@ -120,7 +137,7 @@ def ragged_events(data: Any) -> Ragged:
         raise TypeError(
             f"data must be a list of arrays, an array (n_toys, n_events) or Ragged, got {type(data).__name__}"
         )
-    toys = [_as_float64(toy, f"data[{k}]") for k, toy in enumerate(data)]
+    toys = [as_float64(toy, f"data[{k}]") for k, toy in enumerate(data)]
     if not toys:
         return Ragged(np.empty(0), np.zeros(1, np.int64))
     if toys[0].ndim == 0:
@@ -135,7 +152,7 @@ def ragged_events(data: Any) -> Ragged:
     return Ragged(np.concatenate(toys, axis=-1), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
 
 
-def _as_float64(array: Any, name: str) -> np.ndarray:
+def as_float64(array: Any, name: str) -> np.ndarray:
     if np.ma.is_masked(array):
         raise TypeError(f"{name} has masked entries, which the fit would not see: leave them out")
     try:
@@ -149,6 +166,33 @@ def _as_float64(array: Any, name: str) -> np.ndarray:
 
 def _kind(array: Any) -> str:
     return f"an array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+
+
+def lane_data(rows: Rows, toys: np.ndarray, n_padded: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(columns (n, n_columns, n_padded), aux, number of rows) of some toys; padding repeats a toy's last row."""
+    columns, offsets = rows.columns, rows.offsets
+    lanes = np.zeros((len(toys), columns.shape[0], n_padded))
+    n = np.diff(offsets)[toys]
+    if columns.shape[0]:
+        for lane, k in enumerate(toys):
+            events = columns[:, offsets[k] : offsets[k + 1]]
+            lanes[lane, :, : n[lane]] = events
+            lanes[lane, :, n[lane] :] = events[:, -1:] if n[lane] else 0.0
+    return lanes, rows.aux[toys], n
+
+
+def counts_of(data: Any, n_bins: int) -> np.ndarray:
+    """Counts as an (n_toys, n_bins) array.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the data have no such form.
+    """
+    counts = as_float64(data, "counts")
+    if counts.ndim != 2 or counts.shape[1] != n_bins:
+        raise ValueError(f"counts must have shape (n_toys, n_bins) = (n_toys, {n_bins}), got {counts.shape}")
+    return counts
 
 
 def _ends(offsets: np.ndarray) -> str:

@@ -9,12 +9,11 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from iminuit import Minuit
 
 from engine.costs import Cost
-from engine.data import Rows
+from engine.data import Rows, lane_data
 from engine.drivers import Settings
 from engine.result import FitResult
 
@@ -76,32 +75,25 @@ class Validation(NamedTuple):
 
 def independent_cost(cost: Cost, rows: Rows) -> Callable:
     """`f(toy, theta) -> (value, gradient)` for the toys of `rows`, compiled once."""
-    n_rows = int(np.max(np.diff(rows.offsets), initial=1))
-    n_padded = -(-n_rows // 256) * 256
-    n_params = len(cost.names)
-    cached = cost.__dict__.setdefault("_independent", {})
-
-    def nll(theta: jax.Array, columns: jax.Array, shared: jax.Array, aux: jax.Array, n: jax.Array) -> jax.Array:
-        row = jnp.concatenate([columns, shared])
-        terms = jax.vmap(lambda r: cost.term(*[theta[i] for i in range(n_params)], *r), in_axes=1)(row)
-        total = jnp.sum(jnp.where(jnp.arange(row.shape[1]) < n, terms, 0.0))
-        return total if cost.rest is None else total + cost.rest(*[theta[i] for i in range(n_params)], *row[:, 0], *aux)
-
-    if "nll" not in cached:
-        cached["nll"] = jax.jit(jax.value_and_grad(nll))
+    padded = [-(-int(np.max(np.diff(leaf.offsets), initial=1)) // 256) * 256 for leaf in rows.leaves]
+    shared = tuple(
+        np.pad(leaf.shared, ((0, 0), (0, n - leaf.shared.shape[1])), mode="edge")
+        if leaf.shared.size
+        else np.zeros((0, n))
+        for leaf, n in zip(rows.leaves, padded, strict=True)
+    )
+    compiled = cost.__dict__.setdefault("_independent", {})
+    if rows.form not in compiled:
+        compiled[rows.form] = jax.jit(jax.value_and_grad(cost.reference(rows)))
     last = SimpleNamespace(toy=None, data=None)
 
     def evaluate(toy: int, theta: np.ndarray) -> tuple[float, np.ndarray]:
         with jax.enable_x64(True):
             if last.toy != toy:
-                begin, end = rows.offsets[toy], rows.offsets[toy + 1]
-                columns = rows.columns[:, begin:end]
-                pad = ((0, 0), (0, n_padded - (end - begin)))
-                filled = np.pad(columns, pad, mode="edge") if end > begin else np.pad(columns, pad)
-                shared = np.pad(rows.shared, pad, mode="edge") if rows.shared.size else np.zeros((0, n_padded))
-                data = (filled, shared, rows.aux[toy], end - begin)
-                last.toy, last.data = toy, jax.device_put(data, jax.devices("cpu")[0])
-            value, gradient = cached["nll"](np.asarray(theta, dtype=np.float64), *last.data)
+                lanes = [lane_data(leaf, np.array([toy]), n) for leaf, n in zip(rows.leaves, padded, strict=True)]
+                data = jax.tree.map(lambda a: a[0], tuple(lanes))
+                last.toy, last.data = toy, jax.device_put((data, shared), jax.devices("cpu")[0])
+            value, gradient = compiled[rows.form](np.asarray(theta, dtype=np.float64), *last.data)
             return float(value), np.asarray(gradient)
 
     return evaluate

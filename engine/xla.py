@@ -17,14 +17,12 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from engine.costs import Cost
-from engine.data import Rows
+from engine.data import Rows, lane_data
 from engine.drivers import Fits, Settings
 from engine.newton import Box, NewtonState, covariance_of, newton_init, newton_step, unpack
 from engine.newton_numba import RUNNING
 from engine.status import Status
 from kernels.derivatives import packed_index
-from kernels.graph import UntranslatableError
-from kernels.xla import row_sums, row_sums_untranslated
 
 __all__ = ["XlaDriver"]
 
@@ -54,7 +52,7 @@ class _Lanes:
     Parameters
     ----------
     sums : callable
-        `sums(theta, columns, shared, aux, n) -> outputs` of one toy.
+        `sums(theta, data, shared) -> outputs` of one toy.
     init : callable
         `init(start) -> state` of one toy.
     step : callable
@@ -68,16 +66,16 @@ class _Lanes:
         self.mesh = mesh
         self.by_toy = NamedSharding(mesh, PartitionSpec("toys"))
 
-        def steps(state: Any, columns: Array, aux: Array, n: Array, shared: Array, rules: Any) -> Any:
-            at = lambda theta: sums(theta, columns, shared, aux, n)  # noqa: E731
+        def steps(state: Any, data: Any, shared: Any, rules: Any) -> Any:
+            at = lambda theta: sums(theta, data, shared)  # noqa: E731
             return jax.lax.fori_loop(0, STEPS_PER_CALL, lambda _, s: step(s, at, rules), state)
 
         lane, common = PartitionSpec("toys"), PartitionSpec()
         self.advance = jax.jit(
             jax.shard_map(
-                jax.vmap(steps, in_axes=(0, 0, 0, 0, None, None)),
+                jax.vmap(steps, in_axes=(0, 0, None, None)),
                 mesh=mesh,
-                in_specs=(lane, lane, lane, lane, common, common),
+                in_specs=(lane, lane, common, common),
                 out_specs=lane,
                 check_vma=False,
             ),
@@ -96,7 +94,7 @@ class _Lanes:
         self.take = jax.jit(take, out_shardings=self.by_toy)
 
     def run(
-        self, start: np.ndarray, n_lanes: int, data_of: Callable, shared: np.ndarray, rules: Any, store: Callable
+        self, start: np.ndarray, n_lanes: int, data_of: Callable, shared: tuple, rules: Any, store: Callable
     ) -> None:
         """Run all toys to their end.
 
@@ -113,7 +111,7 @@ class _Lanes:
         data = jax.device_put(data_of(filled), self.by_toy)
 
         while np.any(toy_of >= 0):
-            state = self.advance(state, *data, shared, rules)
+            state = self.advance(state, data, shared, rules)
             done = np.flatnonzero(~np.asarray(self.running(state)) & (toy_of >= 0))
             if not len(done):
                 continue
@@ -180,10 +178,10 @@ class XlaDriver:
         self.device = devices[0].platform
         self.mesh = Mesh(np.array(devices), ("toys",))
         self.optimizer, self.scaled, self.optimizer_steps = optimizer, scaled, optimizer_steps
-        n_rows = int(np.max(np.diff(rows.offsets), initial=1))
-        self.tile, self.n_padded, self.lanes = plan(
-            self.device, n_rows, max(rows.columns.shape[0], 1), len(devices), batch_size
-        )
+        n_rows = [int(np.max(np.diff(leaf.offsets), initial=1)) for leaf in rows.leaves]
+        n_columns = sum(max(leaf.columns.shape[0], 1) for leaf in rows.leaves)
+        self.tile, padded, self.lanes = plan(self.device, max(n_rows), n_columns, len(devices), batch_size)
+        self.padded = [padded if n == max(n_rows) else pad(n, self.tile) for n in n_rows]
 
     def fit(self, toys: np.ndarray, start: np.ndarray, settings: Settings, progress: Callable | None = None) -> Fits:
         """Fit the toys with these numbers, each from its row of `start`."""
@@ -215,12 +213,11 @@ class XlaDriver:
     def evaluate(self, toys: np.ndarray, theta: np.ndarray) -> np.ndarray:
         """Outputs of the cost (see `kernels.program`) of these toys, each at its row of `theta`."""
         with jax.enable_x64(True):
-            evaluate = self._compiled("evaluate", lambda: jax.jit(jax.vmap(self._sums(2), in_axes=(0, 0, None, 0, 0))))
+            evaluate = self._compiled("evaluate", lambda: jax.jit(jax.vmap(self._sums(2), in_axes=(0, 0, None))))
             parts = []
             for first in range(0, len(toys), self.lanes):
                 part = np.resize(np.arange(first, min(first + self.lanes, len(toys))), min(self.lanes, len(toys)))
-                columns, aux, n = self._lane_data(toys[part])
-                parts.append(np.asarray(evaluate(theta[part], columns, self._shared(), aux, n)))
+                parts.append(np.asarray(evaluate(theta[part], self._lane_data(toys[part]), self._shared())))
             return np.concatenate(parts)[: len(toys)]
 
     def _run(self, lanes: _Lanes, toys: np.ndarray, start: np.ndarray, rules: Any, store: Callable) -> None:
@@ -229,18 +226,14 @@ class XlaDriver:
 
     def _compiled(self, what: Any, make: Callable) -> Any:
         """What was compiled before for this cost, this form of data and these devices, else made now."""
-        form = (self.rows.columns.shape[0], self.rows.shared.shape[0], self.rows.aux.shape[1])
-        key = (what, form, self.tile, tuple(self.mesh.devices.flat))
+        key = (what, self.rows.form, self.tile, tuple(self.mesh.devices.flat))
         kept = self.cost.__dict__.setdefault("_xla", {})
         if key not in kept:
             kept[key] = make()
         return kept[key]
 
     def _sums(self, order: int) -> Callable:
-        try:
-            return row_sums(self.cost.program(self.rows), self.tile, order)
-        except UntranslatableError:
-            return row_sums_untranslated(self.cost.term, self.cost.rest, self.n_params, self.tile, order)
+        return self.cost.outputs(self.rows, self.tile, order)
 
     def _newton_lanes(self) -> _Lanes:
         def step(state: NewtonState, at: Callable, rules: tuple) -> NewtonState:
@@ -304,22 +297,16 @@ class XlaDriver:
 
         return _Lanes(self._sums(1), init, step, lambda s: s.running, self.mesh)
 
-    def _shared(self) -> np.ndarray:
-        shared = self.rows.shared
-        if not shared.size:
-            return np.zeros((0, self.n_padded))
-        return np.pad(shared, ((0, 0), (0, self.n_padded - shared.shape[1])), mode="edge")
+    def _shared(self) -> tuple:
+        return tuple(
+            np.pad(leaf.shared, ((0, 0), (0, padded - leaf.shared.shape[1])), mode="edge")
+            if leaf.shared.size
+            else np.zeros((0, padded))
+            for leaf, padded in zip(self.rows.leaves, self.padded, strict=True)
+        )
 
-    def _lane_data(self, toys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(columns (n, n_columns, n_padded), aux, number of rows); padding repeats the last row of the toy."""
-        columns, offsets = self.rows.columns, self.rows.offsets
-        lanes = np.zeros((len(toys), columns.shape[0], self.n_padded))
-        n = np.diff(offsets)[toys]
-        for lane, k in enumerate(toys):
-            events = columns[:, offsets[k] : offsets[k + 1]]
-            lanes[lane, :, : n[lane]] = events
-            lanes[lane, :, n[lane] :] = events[:, -1:] if n[lane] else 0.0
-        return lanes, self.rows.aux[toys], n
+    def _lane_data(self, toys: np.ndarray) -> tuple:
+        return tuple(lane_data(leaf, toys, n) for leaf, n in zip(self.rows.leaves, self.padded, strict=True))
 
 
 def bucket(n: int, multiple: int) -> int:
@@ -336,11 +323,7 @@ def plan(platform: str, n_rows: int, n_columns: int, n_devices: int, batch_size:
     Rows are padded to one of eight sizes between powers of two, so that chunks of toys whose largest toys differ a
     little share a compiled program.
     """
-    if n_rows <= TILE:
-        padded = bucket(n_rows, 16)
-    else:
-        granule = max(bucket(n_rows, 1) // 16, TILE)
-        padded = -(-n_rows // granule) * granule
+    padded = pad(n_rows, TILE)
     if platform == "cpu":
         tile = min(TILE, padded)
         lanes = max(CPU_VALUES // tile, 1)
@@ -351,6 +334,14 @@ def plan(platform: str, n_rows: int, n_columns: int, n_devices: int, batch_size:
             tile //= 2
     power_of_two = bucket(lanes + 1, 1) // 2
     return tile, padded, bucket(batch_size, n_devices) if batch_size is not None else power_of_two * n_devices
+
+
+def pad(n_rows: int, tile: int) -> int:
+    """`n_rows`, rounded up: a power of two up to the tile, then multiples of it, coarser for more rows."""
+    if n_rows <= tile:
+        return bucket(n_rows, 16)
+    granule = max(bucket(n_rows, 1) // 16, tile)
+    return -(-n_rows // granule) * granule
 
 
 def _diagonal(i: int, n_params: int) -> int:

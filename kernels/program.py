@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kernels.derivatives import value_gradient_hessian
+from kernels.derivatives import n_outputs, value_gradient_hessian
 from kernels.graph import Graph, trace
 
 __all__ = ["ABSOLUTE", "GRADIENT", "VALUE", "Program", "build_program"]
@@ -132,7 +132,7 @@ class _Products:
 
 
 def build_program(
-    term: Callable,
+    term: Callable | None,
     rest: Callable | None,
     *,
     n_params: int,
@@ -144,8 +144,8 @@ def build_program(
 
     Parameters
     ----------
-    term : callable
-        `term(*theta, *columns, *shared) -> ()`, all scalars: what one row adds to the cost.
+    term : callable or None
+        `term(*theta, *columns, *shared, *aux) -> ()`, all scalars: what one row adds to the cost.
     rest : callable or None
         `rest(*theta, *columns, *shared, *aux) -> ()`: what is added once. It may look at a row (a model gives its
         integral together with its density) but must not depend on it.
@@ -162,8 +162,13 @@ def build_program(
     graph = Graph()
     theta = [("theta", k) for k in range(n_params)]
     row = [("row", k) for k in range(n_columns)] + [("shared", k) for k in range(n_shared)]
-    traced = trace(value_gradient_hessian(term, n_params), theta + row, graph)
-    outputs = [traced[0], graph.apply("abs", traced[0]), *traced[1:]]
+    aux = [("aux", k) for k in range(n_aux)]
+
+    def outputs_of(function: Callable) -> list[int]:
+        traced = trace(value_gradient_hessian(function, n_params), theta + row + aux, graph)
+        return [traced[0], graph.apply("abs", traced[0]), *traced[1:]]
+
+    outputs = outputs_of(term) if term is not None else [graph.const(0.0)] * (1 + n_outputs(n_params))
 
     products = _Products(graph)
     expanded = [products.expand(output) for output in outputs]
@@ -180,9 +185,7 @@ def build_program(
 
     rest_outputs: list[int | None] = [None] * len(outputs)
     if rest is not None:
-        aux = [("aux", k) for k in range(n_aux)]
-        traced = trace(value_gradient_hessian(rest, n_params), theta + row + aux, graph)
-        if any(graph.on_row(output) for output in traced):
+        rest_outputs = [*outputs_of(rest)]
+        if any(graph.on_row(output) for output in rest_outputs if output is not None):
             raise ValueError("the integral of the model depends on x: it must be a function of the parameters alone")
-        rest_outputs = [traced[0], graph.apply("abs", traced[0]), *traced[1:]]
     return Program(graph, cores, combinations, rest_outputs, n_params, n_columns, n_shared, n_aux)

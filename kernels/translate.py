@@ -13,6 +13,7 @@ import tempfile
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import llvmlite
 import numba
@@ -225,7 +226,7 @@ def compile_map(function: Callable, n_params: int):
 
 
 def compile_sum(
-    kernels: Sequence[Callable],
+    kernels: Sequence[Any],
     indices: Sequence[Sequence[int]],
     places: Sequence[Sequence[int]],
     factors: Sequence[float],

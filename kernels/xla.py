@@ -149,12 +149,15 @@ def row_sums(program: Program, tile: int, order: int = 2) -> Callable:
     return sums
 
 
-def row_sums_untranslated(term: Callable, rest: Callable | None, n_params: int, tile: int, order: int = 2) -> Callable:
+def row_sums_untranslated(
+    term: Callable | None, rest: Callable | None, n_params: int, tile: int, order: int = 2
+) -> Callable:
     """As `row_sums`, for a term that has no scalar form: JAX differentiates each row as it stands.
 
     `term` and `rest` are those of `kernels.program.build_program`.
     """
-    of_row, n_kept = value_gradient_hessian(term, n_params), _n_kept(n_params, order)
+    n_kept = _n_kept(n_params, order)
+    of_row = value_gradient_hessian(term or (lambda *_: jnp.zeros(())), n_params)
 
     def outputs(derivatives: Callable, *args: Array) -> Array:
         value, *others = derivatives(*args)
@@ -167,7 +170,7 @@ def row_sums_untranslated(term: Callable, rest: Callable | None, n_params: int, 
 
         def tile_sums(first: Array | int) -> Array:
             cut = lax.dynamic_slice_in_dim(rows, first, min(tile, n_rows), axis=1)
-            each = jax.vmap(lambda row: outputs(of_row, *theta, *row), in_axes=1)(cut)
+            each = jax.vmap(lambda row: outputs(of_row, *theta, *row, *aux), in_axes=1)(cut)
             used = first + jnp.arange(min(tile, n_rows)) < n
             return jnp.sum(jnp.where(used[:, None], each, 0.0), axis=0)
 

@@ -31,10 +31,10 @@ class Menu(Cost):
         n_toys = len(data)
         columns = np.ascontiguousarray(columns.T, dtype=np.float64).reshape(len(COEFFICIENTS), n_toys)
         aux, good = np.zeros((n_toys, 0)), np.zeros(n_toys, dtype=bool)
-        return Rows(columns, np.arange(n_toys + 1), np.zeros((0, 0)), aux, good)
+        return Rows(columns, np.arange(n_toys + 1), np.zeros((0, 0)), aux, good, tuple(COEFFICIENTS))
 
-    def term(self, a, b, *coefficients):
-        c = dict(zip(COEFFICIENTS, coefficients, strict=True))
+    def term(self, theta, row, aux):
+        (a, b), c = theta, row
         a, b = a * c["unit_a"], b * c["unit_b"]
         return (
             0.5 * c["aa"] * a * a

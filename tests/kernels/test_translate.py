@@ -64,7 +64,7 @@ BOTH = pytest.mark.parametrize("driver", [by_numba, by_xla])
 # A plane through two observables, with a shared column and a measured value.
 @pytest.fixture(scope="module")
 def plane():
-    def term(a, b, x, y, width):
+    def term(a, b, x, y, width, measured):
         return 0.5 * ((y - a * x) / width) ** 2 + jnp.log(1 + b * b * x * x) - 1
 
     def rest(a, b, x, y, width, measured):

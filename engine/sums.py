@@ -1,0 +1,154 @@
+"""Sums of costs: simultaneous fits with shared parameters, and constraints."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from engine.costs import Cost
+from engine.data import Rows
+from kernels.derivatives import packed_index
+from kernels.program import GRADIENT
+from kernels.translate import compile_sum
+
+__all__ = ["SumCost"]
+
+
+class SumCost(Cost):
+    """The sum of several costs, made by `a + b`; parameters with one name are shared.
+
+    In a sum that holds a likelihood, chi-squares enter by half and `errordef` is 0.5; a sum of chi-squares is one.
+    """
+
+    def __init__(self, *costs: Cost) -> None:
+        self.costs: tuple[Cost, ...] = tuple(
+            part for cost in costs for part in (cost.costs if isinstance(cost, SumCost) else (cost,))
+        )
+        self.names = tuple(dict.fromkeys(name for part in self.costs for name in part.names))
+        self.errordef = min(part.errordef for part in self.costs)
+        self.factors = tuple(self.errordef / part.errordef for part in self.costs)
+        self.indices = tuple(tuple(self.names.index(name) for name in part.names) for part in self.costs)
+
+    def rows(self, data: Any) -> Rows:
+        """Rows of all parts.
+
+        Parameters
+        ----------
+        data : tuple
+            One entry for each cost, in order; None for a constraint that has the same value in all toys. Where only one
+            cost takes data they may be given bare.
+        """
+        taking = [i for i, part in enumerate(self.costs) if part.takes_data]
+        entries = self._entries(data, taking)
+        known = {i: self.costs[i].rows(entries[i]) for i in range(len(entries)) if entries[i] is not None}
+        lengths = {len(rows) for rows in known.values()}
+        if len(lengths) > 1:
+            told = ", ".join(f"{len(rows)} for cost {i}" for i, rows in known.items())
+            raise ValueError(f"all costs of a sum must have the same number of toys, got {told}")
+        n_toys = lengths.pop() if lengths else 1
+        return pack(
+            tuple(
+                known[i] if i in known else part.rows(np.tile(part.rows(None).aux, (n_toys, 1)))
+                for i, part in enumerate(self.costs)
+            )
+        )
+
+    def _entries(self, data: Any, taking: list[int]) -> list:
+        n = len(self.costs)
+        if isinstance(data, tuple) and len(data) == n:
+            missing = [i for i in taking if data[i] is None]
+            bare = len(taking) == 1 and (missing or any(np.ndim(entry) == 0 and entry is not None for entry in data))
+            if not bare:
+                if missing:
+                    raise ValueError(f"cost {missing[0]} of the sum needs data, got None")
+                return list(data)
+        if len(taking) == 1:
+            return [data if i == taking[0] else None for i in range(n)]
+        raise TypeError(
+            f"data of a sum of {n} costs must be a tuple with one entry for each, got "
+            f"{f'a tuple of {len(data)}' if isinstance(data, tuple) else type(data).__name__}"
+        )
+
+    def places(self) -> list[list[int]]:
+        """For each part, where its outputs belong among those of the sum."""
+        n_params = len(self.names)
+        places = []
+        for index in self.indices:
+            gradient = [GRADIENT + i for i in index]
+            hessian = [GRADIENT + n_params + packed_index(i, j) for k, i in enumerate(index) for j in index[: k + 1]]
+            places.append([0, 1, *gradient, *hessian])
+        return places
+
+    def kernel(self, rows: Rows) -> Callable:
+        kernels = [part.kernel(leaf) for part, leaf in zip(self.costs, rows.parts, strict=True)]
+        shapes = [(leaf.shared.shape[0], leaf.aux.shape[1]) for leaf in rows.parts]
+        return compile_sum(kernels, self.indices, self.places(), self.factors, shapes, len(self.names))
+
+    def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
+        functions = [part.outputs(leaf, tile, order) for part, leaf in zip(self.costs, rows.parts, strict=True)]
+        n_params = len(self.names)
+        n_kept = {0: 2, 1: 2 + n_params, 2: 2 + n_params + n_params * (n_params + 1) // 2}[order]
+
+        def total(theta: Array, data: tuple, shared: tuple) -> Array:
+            result = jnp.zeros(n_kept)
+            for k, (f, index, places) in enumerate(zip(functions, self.indices, self.places(), strict=True)):
+                part = f(theta[jnp.array(index)], data[k : k + 1], shared[k : k + 1])
+                result = result.at[np.array(places[: len(part)])].add(self.factors[k] * part)
+            return result
+
+        return total
+
+    def reference(self, rows: Rows) -> Callable:
+        values = [part.reference(leaf) for part, leaf in zip(self.costs, rows.parts, strict=True)]
+
+        def total(theta: Array, data: tuple, shared: tuple) -> Array:
+            result = jnp.zeros(())
+            for k, (f, index) in enumerate(zip(values, self.indices, strict=True)):
+                result += self.factors[k] * f(theta[jnp.array(index)], data[k : k + 1], shared[k : k + 1])
+            return result
+
+        return total
+
+
+def pack(parts: tuple[Rows, ...]) -> Rows:
+    """The rows of all parts in one array, as the numba kernel of a sum reads them.
+
+    Rows of a toy stand part after part; the measured values begin with the number of rows of each part.
+    """
+    n_toys = len(parts[0])
+    counts = np.stack([np.diff(part.offsets) for part in parts], axis=1)
+    ends = np.cumsum(counts.ravel()).reshape(counts.shape)
+    offsets = np.concatenate([[0], ends[:, -1]]).astype(np.int64)
+    with_rows = [p for p in range(len(parts)) if parts[p].columns.size]
+    if len(with_rows) == 1:
+        columns = parts[with_rows[0]].columns
+        columns = columns if columns.shape[1] == offsets[-1] else _placed(parts, counts, ends, offsets[-1])
+    else:
+        columns = _placed(parts, counts, ends, offsets[-1])
+    n_shared = sum(part.shared.shape[0] for part in parts)
+    shared = np.zeros((n_shared, max((part.shared.shape[1] for part in parts), default=0) if n_shared else 0))
+    first = 0
+    for part in parts:
+        shared[first : first + part.shared.shape[0], : part.shared.shape[1]] = part.shared
+        first += part.shared.shape[0]
+    return Rows(
+        names=(),
+        columns=columns,
+        offsets=offsets,
+        shared=shared,
+        aux=np.concatenate([counts.astype(np.float64), *(part.aux for part in parts)], axis=1),
+        bad=np.any([part.bad for part in parts], axis=0) if n_toys else np.zeros(0, dtype=bool),
+        parts=parts,
+    )
+
+
+def _placed(parts: tuple[Rows, ...], counts: np.ndarray, ends: np.ndarray, total: int) -> np.ndarray:
+    columns = np.zeros((max((part.columns.shape[0] for part in parts), default=0), int(total)))
+    for p, part in enumerate(parts):
+        if part.columns.size:
+            starts = ends[:, p] - counts[:, p]
+            index = np.arange(part.columns.shape[1]) + np.repeat(starts - part.offsets[:-1], counts[:, p])
+            columns[: part.columns.shape[0], index] = part.columns
+    return columns

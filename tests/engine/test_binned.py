@@ -1,0 +1,162 @@
+"""Histograms: closed forms, the printed numbers of iminuit's tutorial, iminuit's own costs, numba against JAX."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from iminuit import Minuit
+from iminuit import cost as minuit_cost
+from scipy import stats
+
+from engine import BinnedNLL, ExtendedBinnedNLL, Status, fit_batch
+from kernels import norm
+
+EDGES = np.linspace(-3.0, 3.0, 41)
+LIMITS = {"amp": (0, None), "sigma": (0.01, None)}
+
+
+def scaled(edge, amp, mu, sigma):
+    return amp * norm.cdf(edge, mu, sigma)
+
+
+def shape(edge, mu, sigma):
+    return norm.cdf(edge, mu, sigma)
+
+
+EXTENDED, FIXED_TOTAL = ExtendedBinnedNLL(scaled, EDGES), BinnedNLL(shape, EDGES)
+
+
+@pytest.fixture(scope="module")
+def toys():
+    """200 histograms of about 300 events in 40 bins: some bins are empty."""
+    expected = 300 * np.diff(stats.norm.cdf(EDGES, 0.2, 0.9))
+    counts = np.random.default_rng(3).poisson(expected, (200, 40)).astype(float)
+    assert (counts == 0).any()
+    return counts
+
+
+def tight(cost, start, limits=None):
+    minuit = Minuit(cost, *start)
+    minuit.strategy, minuit.tol = 2, 1e-6
+    for name, pair in (limits or {}).items():
+        minuit.limits[name] = pair
+    minuit.migrad()
+    return minuit
+
+
+def numpy_scaled(edge, amp, mu, sigma):
+    return amp * stats.norm.cdf(edge, mu, sigma)
+
+
+def numpy_shape(edge, mu, sigma):
+    low, high = stats.norm.cdf(EDGES[[0, -1]], mu, sigma)
+    return (stats.norm.cdf(edge, mu, sigma) - low) / (high - low)
+
+
+# MIGRAD's numerical gradient leaves it up to 1e-3 sigma away
+@pytest.mark.parametrize(
+    ("cost", "reference", "start"),
+    [
+        (EXTENDED, lambda n: minuit_cost.ExtendedBinnedNLL(n, EDGES, numpy_scaled), {"amp": 300, "mu": 0, "sigma": 1}),
+        (FIXED_TOTAL, lambda n: minuit_cost.BinnedNLL(n, EDGES, numpy_shape), {"mu": 0, "sigma": 1}),
+    ],
+    ids=["extended", "fixed total"],
+)
+def test_against_minuit(toys, cost, reference, start):
+    limits = {name: LIMITS[name] for name in start if name in LIMITS}
+    result = fit_batch(cost, toys, start, limits=limits, backend="numba")
+    assert result.valid.all()
+    for k in range(0, 200, 20):
+        minuit = tight(reference(toys[k]), start.values(), limits)
+        assert np.max(np.abs(result.values[k] - minuit.values) / result.errors[k]) < 2e-3
+        # iminuit doubles -log L; its errors come from finite differences
+        assert result.fval[k] == pytest.approx(minuit.fval / 2, abs=1e-5)
+        np.testing.assert_allclose(result.errors[k], np.sqrt(np.diag(minuit.covariance)), rtol=0.01)
+
+
+@pytest.mark.parametrize("cost", [EXTENDED, FIXED_TOTAL], ids=["extended", "fixed total"])
+def test_backends_agree(toys, cost):
+    start = {"amp": 250.0, "mu": 0.1, "sigma": 1.1}
+    start = {name: start[name] for name in cost.names}
+    numba = fit_batch(cost, toys[:32], start, limits={"sigma": (0.01, None)}, backend="numba")
+    jax = fit_batch(cost, toys[:32], start, limits={"sigma": (0.01, None)}, backend="jax")
+    np.testing.assert_array_equal(numba.status, jax.status)
+    assert np.max(np.abs(numba.values - jax.values) / numba.errors) < 1e-6
+    np.testing.assert_allclose(numba.covariance, jax.covariance, rtol=1e-6, atol=1e-12)
+
+
+def test_tutorial_histogram():
+    """iminuit's JAX tutorial prints FCN 496.2 and the errors 100.0, 0.0100, 0.0071 for this histogram."""
+    counts, edges = np.histogram(np.random.default_rng(seed=1).normal(size=10000), bins=1000)
+    start = {"amp": 1.5 * counts.sum(), "mu": 1.0, "sigma": 2.0}
+    result = fit_batch(ExtendedBinnedNLL(scaled, edges), counts[None], start, limits=LIMITS, backend="numba")
+    assert result.valid.all()
+    assert round(float(result.fval[0]), 1) == 496.2
+    assert [f"{e:.{d}f}" for e, d in zip(result.errors[0], (1, 4, 4), strict=True)] == ["100.0", "0.0100", "0.0071"]
+
+
+def test_uniform_model_in_closed_form():
+    """A flat model of free height: the estimate is the total count, fval half of the Baker-Cousins chi-square."""
+    cost = ExtendedBinnedNLL(lambda edge, total: total * edge, np.linspace(0.0, 1.0, 6))
+    counts = np.array([[3.0, 0.0, 5.0, 2.5, 1.0], [0.0, 0.0, 1.0, 0.0, 0.0]])
+    result = fit_batch(cost, counts, {"total": 7.0}, limits={"total": (0, None)}, backend="numba")
+    np.testing.assert_allclose(result.values[:, 0], counts.sum(axis=1), rtol=1e-12)
+    # the Hessian belongs to the last point but one, less than 1e-6 sigma away
+    np.testing.assert_allclose(result.errors[:, 0], np.sqrt(counts.sum(axis=1)), rtol=1e-6)
+    mu = counts.sum(axis=1, keepdims=True) / 5
+    with np.errstate(divide="ignore", invalid="ignore"):
+        chi2 = 2 * np.where(counts > 0, counts * np.log(counts / mu), 0).sum(axis=1)
+    np.testing.assert_allclose(2 * result.fval, chi2, rtol=1e-10)
+
+
+def test_empty_histogram_is_at_the_limit():
+    result = fit_batch(EXTENDED, np.zeros((1, 40)), {"amp": 5.0, "mu": 0.0, "sigma": 1.0}, limits=LIMITS,
+                       fixed=["mu", "sigma"], backend="numba")  # fmt: skip
+    assert result.valid.all()
+    assert result.values[0, 0] == 0.0
+    assert result.at_limit[0].tolist() == [True, False, False]
+
+
+def test_asimov_data_give_the_truth_and_zero():
+    expected = 300 * np.diff(stats.norm.cdf(EDGES, 0.2, 0.9))
+    result = fit_batch(
+        EXTENDED, expected[None], {"amp": 250.0, "mu": 0.0, "sigma": 1.0}, limits=LIMITS, backend="numba"
+    )
+    np.testing.assert_allclose(result.values[0], [300.0, 0.2, 0.9], rtol=1e-9)
+    assert abs(result.fval[0]) < 1e-12
+
+
+def test_bad_counts_are_the_toys_own_fate(toys):
+    counts = toys[:4].copy()
+    counts[1, 3], counts[2, 0] = -1.0, np.nan
+    start = {"amp": 300.0, "mu": 0.0, "sigma": 1.0}
+    result = fit_batch(EXTENDED, counts, start, limits=LIMITS, backend="numba")
+    assert result.status.tolist() == [Status.CONVERGED, Status.BAD_DATA, Status.BAD_DATA, Status.CONVERGED]
+    alone = fit_batch(EXTENDED, toys[3:4], start, limits=LIMITS, backend="numba")
+    np.testing.assert_array_equal(result.values[3], alone.values[0])
+
+
+@pytest.mark.parametrize(
+    ("edges", "sentence"),
+    [
+        ([0.0, 2.0, 1.0], "edges must increase, but edge 2 is 1 after 2"),
+        ([0.0, 0.0, 1.0], "edges must increase, but edge 1 is 0 after 0"),
+        ([0.0], "at least one bin"),
+        ([0.0, np.inf], "edges must be finite"),
+    ],
+)
+def test_wrong_edges(edges, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        BinnedNLL(shape, edges)
+
+
+def test_wrong_counts():
+    with pytest.raises(ValueError, match=r"counts must have shape \(n_toys, n_bins\) = \(n_toys, 40\), got \(40,\)"):
+        fit_batch(FIXED_TOTAL, np.ones(40), {"mu": 0, "sigma": 1})
+    with pytest.raises(TypeError, match="counts must hold real numbers"):
+        fit_batch(FIXED_TOTAL, [["a"] * 40], {"mu": 0, "sigma": 1})
+
+
+def test_model_of_a_wrong_shape():
+    wrong = ExtendedBinnedNLL(lambda edge, a: jnp.stack([a, a]) * edge, EDGES)
+    with pytest.raises(ValueError, match="must be a number, got shape"):
+        fit_batch(wrong, np.ones((1, 40)), {"a": 1.0})
