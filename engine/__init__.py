@@ -16,6 +16,7 @@ from engine.data import Ragged
 from engine.fit import fit_batch
 from engine.leastsquares import LeastSquares
 from engine.newton import newton
+from engine.poisson import PoissonNLL
 from engine.result import Fit, FitResult
 from engine.status import Status
 
@@ -31,6 +32,7 @@ __all__ = [
     "FitResult",
     "LeastSquares",
     "NormalConstraint",
+    "PoissonNLL",
     "Ragged",
     "Status",
     "UnbinnedNLL",

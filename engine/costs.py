@@ -6,7 +6,8 @@ become rows; values, derivatives and minimisation are the drivers' business.
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -103,6 +104,10 @@ class Cost:
     def kernel(self, rows: Rows) -> Callable:
         """The numba kernel for data of this form."""
         return compile_kernel(self.program(rows))
+
+    def kernel_shared(self, rows: Rows) -> np.ndarray:
+        """What the numba kernel takes as shared columns."""
+        return rows.shared
 
     def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
         """The outputs (see `kernels.program`) of one toy in JAX: `f(theta, data, shared)`.
@@ -241,8 +246,8 @@ class ExtendedUnbinnedNLL(_Unbinned):
         return jnp.asarray(integral, dtype=float)
 
 
-def parameter_names(model: Callable, name: Sequence[str] | None) -> tuple[str, ...]:
-    """Names of a model's parameters: those given, else those of its signature without the first argument.
+def parameter_names(model: Callable, name: Sequence[str] | None, skip: int = 1) -> tuple[str, ...]:
+    """Names of a model's parameters: those given, else those of its signature behind the first `skip`.
 
     Raises
     ------
@@ -262,32 +267,42 @@ def parameter_names(model: Callable, name: Sequence[str] | None) -> tuple[str, .
             raise ValueError(f"{_called(model)} does not tell its parameters: pass name=[...]") from None
         if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.KEYWORD_ONLY) for p in parameters):
             raise ValueError(f"{_called(model)} has *args or keywords: pass name=[...] for its positional parameters")
-        names = tuple(p.name for p in parameters[1:])
+        names = tuple(p.name for p in parameters[skip:])
     if not names:
-        raise ValueError(f"{_called(model)} has no parameters after x")
+        raise ValueError(f"{_called(model)} has no parameters{' after x' if skip else ''}")
     if len(set(names)) != len(names):
         raise ValueError(f"parameter names must differ, got {names}")
     return names
 
 
-def call_model(model: Callable, x: Any, theta: Sequence) -> Any:
-    """The model at one row; what goes wrong inside it is told in one sentence."""
-    mistakes = (
-        TypeError,
-        ValueError,
-        IndexError,
-        jax_errors.JAXTypeError,
-        jax_errors.JAXIndexError,
-        jax_errors.TracerBoolConversionError,
-    )
+_MISTAKES = (
+    TypeError,
+    ValueError,
+    IndexError,
+    jax_errors.JAXTypeError,
+    jax_errors.JAXIndexError,
+    jax_errors.TracerBoolConversionError,
+)
+
+
+@contextmanager
+def model_mistakes(model: Callable, where: str, advice: str) -> Iterator[None]:
+    """What goes wrong inside a model is told in one sentence."""
     try:
-        return model(x, *theta)
-    except mistakes as error:
+        yield
+    except _MISTAKES as error:
         reason = str(error).strip().split("\n")[0]
-        raise TypeError(
-            f"{_called(model)} cannot be evaluated for one event ({reason}): it is called with one x at a time, so "
-            "write it elementwise with jax.numpy, without indexing x, asking its length, numpy functions or `if`"
-        ) from error
+        raise TypeError(f"{_called(model)} cannot be evaluated for {where} ({reason}): {advice}") from error
+
+
+def call_model(model: Callable, x: Any, theta: Sequence) -> Any:
+    """The model at one row."""
+    advice = (
+        "it is called with one x at a time, so write it elementwise with jax.numpy, without indexing x, asking its "
+        "length, numpy functions or `if`"
+    )
+    with model_mistakes(model, "one event", advice):
+        return model(x, *theta)
 
 
 def scalar_result(model: Callable, result: Any, what: str) -> None:

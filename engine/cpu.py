@@ -34,7 +34,7 @@ class NumbaDriver:
         self.rows = rows
         self.batch_size = batch_size
         self.n_params = len(cost.names)
-        self.kernel = compiled(cost, rows)
+        self.kernel, self.shared = compiled(cost, rows), cost.kernel_shared(rows)
 
     def fit(self, toys: np.ndarray, start: np.ndarray, settings: Settings, progress: Callable | None = None) -> Fits:
         """Fit the toys with these numbers, each from its row of `start`."""
@@ -77,7 +77,7 @@ class NumbaDriver:
         return out
 
     def _data(self, toys: np.ndarray) -> tuple:
-        writable = (self.rows.columns, self.rows.shared, self.rows.aux, self.rows.offsets, toys.astype(np.int64))
+        writable = (self.rows.columns, self.shared, self.rows.aux, self.rows.offsets, toys.astype(np.int64))
         return tuple(a if a.flags.writeable and a.flags.c_contiguous else np.array(a, order="C") for a in writable)
 
 

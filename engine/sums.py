@@ -83,8 +83,17 @@ class SumCost(Cost):
 
     def kernel(self, rows: Rows) -> Callable:
         kernels = [part.kernel(leaf) for part, leaf in zip(self.costs, rows.parts, strict=True)]
-        shapes = [(leaf.shared.shape[0], leaf.aux.shape[1]) for leaf in rows.parts]
+        shapes = [(len(shared), leaf.aux.shape[1]) for shared, leaf in zip(self._shared(rows), rows.parts, strict=True)]
         return compile_sum(kernels, self.indices, self.places(), self.factors, shapes, len(self.names))
+
+    def _shared(self, rows: Rows) -> list[np.ndarray]:
+        return [part.kernel_shared(leaf) for part, leaf in zip(self.costs, rows.parts, strict=True)]
+
+    def kernel_shared(self, rows: Rows) -> np.ndarray:
+        """The shared columns of all parts, one below the other, filled up to one length."""
+        arrays = self._shared(rows)
+        width = max(array.shape[1] for array in arrays)
+        return np.concatenate([np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays])
 
     def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
         functions = [part.outputs(leaf, tile, order) for part, leaf in zip(self.costs, rows.parts, strict=True)]
@@ -127,17 +136,11 @@ def pack(parts: tuple[Rows, ...]) -> Rows:
         columns = columns if columns.shape[1] == offsets[-1] else _placed(parts, counts, ends, offsets[-1])
     else:
         columns = _placed(parts, counts, ends, offsets[-1])
-    n_shared = sum(part.shared.shape[0] for part in parts)
-    shared = np.zeros((n_shared, max((part.shared.shape[1] for part in parts), default=0) if n_shared else 0))
-    first = 0
-    for part in parts:
-        shared[first : first + part.shared.shape[0], : part.shared.shape[1]] = part.shared
-        first += part.shared.shape[0]
     return Rows(
         names=(),
         columns=columns,
         offsets=offsets,
-        shared=shared,
+        shared=np.zeros((0, 0)),
         aux=np.concatenate([counts.astype(np.float64), *(part.aux for part in parts)], axis=1),
         bad=np.any([part.bad for part in parts], axis=0) if n_toys else np.zeros(0, dtype=bool),
         parts=parts,

@@ -29,6 +29,7 @@ __all__ = [
     "cache_directory",
     "compile_kernel",
     "compile_map",
+    "compile_source",
     "compile_sum",
     "kernel_source",
 ]
@@ -191,8 +192,13 @@ def import_source(source: str) -> types.ModuleType:
 
 def compile_kernel(program: Program):
     """The compiled kernel of a program, of type `KERNEL_SIGNATURE`; from the cache on disk where it is there."""
+    return compile_source(kernel_source(program))
+
+
+def compile_source(source: str) -> Callable:
+    """The compiled kernel of the source of a function `row_sums`."""
     decorator = f"@njit({KERNEL_SIGNATURE!r}, cache=True, **COMPILE_ROW)\n"
-    return import_source(_HEADER + decorator + kernel_source(program)).row_sums
+    return import_source(_HEADER + decorator + source.lstrip()).row_sums
 
 
 def compile_map(function: Callable, n_params: int):

@@ -1,0 +1,1100 @@
+"""A JAX function of arrays as numba source made of loops, for models whose expectation is a vector.
+
+The jaxpr is read into *buffers*. A pointwise operation is a buffer that holds an expression; operations that only
+move elements (reshape, slice, transpose, broadcast) are views of a buffer, found by numpy's own stride arithmetic on
+arrays that are never read. Memory is written by *writes*: a sum is a write `+=` into a view with stride 0 along the
+summed axes, a concatenation is one write for each piece. Each write pulls the expressions that it needs, and writes
+over the same range share one loop nest. The source then grows with the number of operations of the model, not with
+the length of its arrays.
+
+Forward-mode Jacobians consist mostly of zeros: each parameter moves few templates. Every value carries a mask of the
+places that may differ from zero, and a loop whose mask is thin runs over a table of these places. Such a zero stays
+zero when it is multiplied by infinity or NaN.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex_core
+from numpy.lib.stride_tricks import as_strided
+
+from kernels.graph import _CALLS, _ELEMENTWISE, _UNCHANGED, MAX_TURNS, UntranslatableError, _Interpreter
+from kernels.translate import _EXPRESSIONS, _HEADER, KERNEL_SIGNATURE, _constant, import_source
+
+__all__ = ["ArrayFunction", "VectorKernel", "compile_arrays", "expectation_kernel"]
+
+_TEXT = _EXPRESSIONS | {
+    "div": "{0} / {1}",
+    "to_number": "(1.0 if {0} else 0.0)",
+    "to_bool": "{0} != 0.0",
+    "trunc": "np.trunc({0})",
+    "copy": "{0}",
+    # NaN sorts last
+    "lt_to": "({0} < {1} or ({1} != {1} and {0} == {0}))",
+    "le_to": "({0} <= {1} or {1} != {1})",
+    "logistic": "1.0 / (1.0 + exp(-{0}))",
+}
+_BOOLEAN = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "is_finite", "lt_to", "le_to", "to_bool"}
+# Computed again wherever it is needed rather than stored.
+_CHEAP = {"add", "sub", "mul", "div", "neg", "abs", "select", "copy", "to_number", "to_bool", "max", "min"} | _BOOLEAN
+# An expression of more operations than this is stored where two loops need it.
+MAX_REPEATED = 24
+# Where the result is zero: if both arguments are, if one of them is, if the first is.
+_ZERO_IF_BOTH = {"add", "sub", "or", "max", "min", "lt", "gt", "ne"}
+_ZERO_IF_EITHER = {"mul", "and"}
+_ZERO_IF_FIRST = {"neg", "abs", "sign", "sqrt", "cbrt", "sin", "tan", "asin", "atan", "sinh", "tanh", "asinh", "atanh"}
+_ZERO_IF_FIRST |= {"expm1", "log1p", "erf", "floor", "ceil", "trunc", "copy", "to_number", "to_bool", "div", "rem"}
+# mode of a write -> (start, how a value is added to what is there)
+_MODES = {
+    "set": (0.0, "{1}"),
+    "add": (0.0, "{0} + {1}"),
+    "mul": (1.0, "{0} * {1}"),
+    "max": (-math.inf, _EXPRESSIONS["max"]),
+    "min": (math.inf, _EXPRESSIONS["min"]),
+}
+_REDUCTIONS = {"reduce_sum": "add", "reduce_prod": "mul", "reduce_max": "max", "reduce_min": "min"}
+_REDUCTIONS |= {"reduce_and": "min", "reduce_or": "max"}
+_CUMULATIVE = {"cumsum": "add", "cumprod": "mul", "cummax": "max", "cummin": "min"}
+_SCATTERS = {"scatter": "set", "scatter-add": "add", "scatter_add": "add", "scatter-mul": "mul", "scatter_mul": "mul"}
+_SCATTERS |= {"scatter-max": "max", "scatter_max": "max", "scatter-min": "min", "scatter_min": "min"}
+# An operation on constants is carried out at once, unless its result is larger than this and than its arguments.
+MAX_FOLDED = 1 << 18
+
+
+class _Buffer:
+    """A contiguous array: an argument "x0", constants "c", scratch "w", an output "y0", or an expression.
+
+    The memory of a constant holds its values; that of any other is only there to be viewed.
+    """
+
+    def __init__(self, number: int, shape: tuple, place: str, *, values: np.ndarray | None = None, boolean=False):
+        self.number = number
+        strides = tuple(8 * math.prod(shape[k + 1 :]) for k in range(len(shape)))
+        self.memory = as_strided(np.empty(1), shape, strides, writeable=False) if values is None else values
+        self.place = place
+        self.boolean = boolean
+        self.op = ""
+        self.args: tuple[_Value, ...] = ()
+        self.indirect: _Indirect | None = None
+        self.source: _Value | None = None  # what a "take" reads
+        self.fill = math.nan
+        self.mask = _dense(len(shape))
+        self.writes: list[_Write] = []
+        self.start = 0.0
+        self.stored = False
+
+
+class _Value(NamedTuple):
+    """A view of a buffer, and the places (up to broadcasting) where it may differ from zero."""
+
+    buffer: _Buffer
+    view: np.ndarray
+    mask: np.ndarray
+
+    @property
+    def shape(self) -> tuple:
+        return self.view.shape
+
+    @property
+    def inline(self) -> bool:
+        """Whether this is an expression that a loop may evaluate where it stands."""
+        return bool(self.buffer.op) and not self.buffer.stored and self.view is self.buffer.memory
+
+
+class _Indirect(NamedTuple):
+    """Computed indices: each moves the address by `stride` elements; `drop` says that they may lie outside."""
+
+    indices: tuple[_Value, ...]
+    strides: tuple[int, ...]
+    limits: tuple[int, ...]
+    drop: bool
+
+
+class _Write(NamedTuple):
+    target: _Value
+    mode: str
+    value: _Value
+    indirect: _Indirect | None = None
+    before: int | None = None  # cumulative: the axis along which the element before is added
+    after: bool = False  # only when the writes before it are done
+
+
+class _Pool:
+    """Constants of several functions in one flat array; equal ones are stored once."""
+
+    def __init__(self) -> None:
+        self.offsets: dict[bytes, int] = {}
+        self.parts: list[np.ndarray] = []
+        self.size = 0
+
+    def offset(self, values: np.ndarray) -> int:
+        key = values.tobytes()
+        if key not in self.offsets:
+            self.offsets[key] = self.size
+            self.parts.append(values.ravel())
+            self.size += values.size
+        return self.offsets[key]
+
+    def flat(self) -> np.ndarray:
+        return np.concatenate([*self.parts, np.zeros(1)])
+
+
+def _collapsed(mask: np.ndarray) -> np.ndarray:
+    """A mask with length 1 along the axes on which it (nearly) does not depend."""
+    for axis in range(mask.ndim):
+        if mask.shape[axis] > 1 and mask.strides[axis] == 0:
+            mask = mask.take([0], axis)
+    for axis in reversed(range(mask.ndim)):
+        if mask.shape[axis] > 1:
+            wide = mask.any(axis, keepdims=True)
+            if wide.sum() * mask.shape[axis] <= 2 * mask.sum():
+                mask = wide
+    return mask
+
+
+def _dense(n_axes: int) -> np.ndarray:
+    return np.ones((1,) * n_axes, dtype=bool)
+
+
+def _thin(mask: np.ndarray) -> bool:
+    """Whether a loop over the places of a mask is shorter than one over everything."""
+    return 2 * np.count_nonzero(mask) < mask.size
+
+
+class _Reader:
+    """Reads a jaxpr into buffers and writes."""
+
+    where = _Interpreter.where
+
+    def __init__(self) -> None:
+        self.buffers: list[_Buffer] = []
+        self.within: list = []  # the equations that the present one is part of, such as calls
+
+    def buffer(self, shape: tuple, place: str, **options: Any) -> _Buffer:
+        self.buffers.append(_Buffer(len(self.buffers), tuple(map(int, shape)), place, **options))
+        return self.buffers[-1]
+
+    def constant(self, values: Any) -> _Value:
+        values = np.asarray(values)
+        held = np.ascontiguousarray(values, dtype=np.float64).reshape(values.shape)
+        buffer = self.buffer(values.shape, "c", values=held, boolean=values.dtype.kind == "b")
+        return _Value(buffer, buffer.memory, _collapsed(held != 0.0))
+
+    def zeros(self, shape: tuple, boolean: bool = False) -> _Value:
+        zero = self.constant(np.zeros((), dtype=bool if boolean else float))
+        return self.moved(zero, lambda a: np.broadcast_to(a, shape))
+
+    @staticmethod
+    def moved(value: _Value, move: Callable) -> _Value:
+        """A view of a value; `move` acts on numpy arrays and copies nothing."""
+        view = move(value.view)
+        dense = value.mask.all()
+        mask = _dense(view.ndim) if dense else _collapsed(move(np.broadcast_to(value.mask, value.shape)))
+        return _Value(value.buffer, view, mask)
+
+    def point(self, op: str, *args: _Value) -> _Value:
+        """An operation on each element."""
+        shape = np.broadcast_shapes(*(a.shape for a in args))
+        args = tuple(a if a.shape == shape else self.moved(a, lambda v: np.broadcast_to(v, shape)) for a in args)
+        masks = [a.mask for a in args]
+        if op in _ZERO_IF_BOTH:
+            mask = masks[0] | masks[1]
+        elif op in _ZERO_IF_EITHER:
+            mask = masks[0] & masks[1]
+        elif op in _ZERO_IF_FIRST:
+            mask = masks[0]
+        elif op == "select":
+            mask = masks[1] | masks[2]
+        else:
+            mask = _dense(len(shape))
+        boolean = op in _BOOLEAN or (op in ("select", "copy", "max", "min") and args[-1].buffer.boolean)
+        if not mask.any():
+            return self.zeros(shape, boolean)
+        if op in ("add", "sub") and not masks[1].any():
+            return args[0]
+        if op == "add" and not masks[0].any():
+            return args[1]
+        ones = [
+            a.buffer.place == "c" and a.view.size and not any(a.view.strides) and a.view.flat[0] == 1.0 for a in args
+        ]
+        if op == "mul" and any(ones):
+            return args[1] if ones[0] else args[0]
+        if op == "div" and ones[1]:
+            return args[0]
+        buffer = self.buffer(shape, "w", boolean=boolean)
+        buffer.op, buffer.args, buffer.mask = op, args, _collapsed(mask)
+        return _Value(buffer, buffer.memory, buffer.mask)
+
+    def assembled(self, shape: tuple, boolean: bool = False) -> _Buffer:
+        """A buffer that writes fill."""
+        return self.buffer(shape, "w", boolean=boolean)
+
+    def write(self, buffer: _Buffer, view: np.ndarray, mode: str, value: _Value, **options: Any) -> None:
+        buffer.writes.append(_Write(_Value(buffer, view, value.mask), mode, value, **options))
+
+    def run(self, jaxpr: Any, consts: Sequence, args: Sequence[_Value]) -> list[_Value]:
+        env: dict = {}
+
+        def read(atom: Any) -> _Value:
+            return self.constant(atom.val) if isinstance(atom, jex_core.Literal) else env[atom]
+
+        env.update(
+            zip(jaxpr.constvars, (c if isinstance(c, _Value) else self.constant(c) for c in consts), strict=True)
+        )
+        env.update(zip(jaxpr.invars, args, strict=True))
+        for eqn in jaxpr.eqns:
+            self.within.append(eqn)
+            env.update(zip(eqn.outvars, self.equation(eqn, [read(atom) for atom in eqn.invars]), strict=True))
+            self.within.pop()
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def equation(self, eqn: Any, args: list[_Value]) -> list[_Value]:
+        name, params = eqn.primitive.name, eqn.params
+        if name in _CALLS:
+            inner = params[_CALLS[name]]
+            return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), args)
+        if name in _UNCHANGED:
+            return args
+        method = getattr(self, f"do_{name.replace('-', '_')}", None)
+        if name == "while":
+            raise UntranslatableError(f"no loop form of the operation 'while'{self.where()}")
+        moves = name in ("broadcast_in_dim", "reshape", "transpose", "slice", "squeeze", "expand_dims", "rev")
+        known = all(a.buffer.place == "c" for a in args) and not moves and name not in ("scan", "cond")
+        size, translated = sum(v.aval.size for v in eqn.outvars), method is not None or name in _ELEMENTWISE
+        expands = size > max(MAX_FOLDED, sum(a.buffer.memory.size for a in args))
+        if known and not (expands and translated):
+            return self.folded(eqn, args)
+        if name in _ELEMENTWISE or name in ("lt_to", "le_to", "logistic"):
+            return [self.elementwise(eqn, args)]
+        if name in _REDUCTIONS:
+            return [self.reduce(_REDUCTIONS[name], args[0], params["axes"])]
+        if name in _CUMULATIVE:
+            return [self.cumulative(_CUMULATIVE[name], args[0], params["axis"], params["reverse"])]
+        if name in _SCATTERS:
+            return [self.scatter(eqn, _SCATTERS[name], *args)]
+        if method is None:
+            raise UntranslatableError(f"no loop form of the operation '{name}'{self.where()}")
+        return method(eqn, *args)
+
+    def folded(self, eqn: Any, args: list[_Value]) -> list[_Value]:
+        inputs = [a.view.astype(atom.aval.dtype) for a, atom in zip(args, eqn.invars, strict=True)]
+        with jax.ensure_compile_time_eval():
+            outputs = eqn.primitive.bind(*inputs, **eqn.params)
+        return [self.constant(np.asarray(v)) for v in (outputs if eqn.primitive.multiple_results else [outputs])]
+
+    def elementwise(self, eqn: Any, args: list[_Value]) -> _Value:
+        name = eqn.primitive.name
+        op = _ELEMENTWISE.get(name, name)
+        if eqn.outvars[0].aval.dtype.kind in "iu":  # held as float64
+            if op in ("and", "or", "not", "pow"):
+                raise UntranslatableError(f"no loop form of the operation '{name}' on integers{self.where()}")
+            if op == "div":
+                return self.point("trunc", self.point("div", *args))
+        return self.point(op, *args)
+
+    def reduce(self, mode: str, value: _Value, axes: Sequence[int]) -> _Value:
+        axes = tuple(map(int, axes))
+        kept = tuple(n for k, n in enumerate(value.shape) if k not in axes)
+        if mode == "add" and not value.mask.any():
+            return self.zeros(kept)
+        if mode != "add":
+            value = value._replace(mask=_dense(len(value.shape)))
+        result = self.assembled(kept, value.buffer.boolean)
+        result.start = _MODES[mode][0]
+        self.write(result, np.broadcast_to(np.expand_dims(result.memory, axes), value.shape), mode, value)
+        mask = _collapsed(value.mask.any(axes)) if mode == "add" else _dense(len(kept))
+        return _Value(result, result.memory, mask)
+
+    def cumulative(self, mode: str, value: _Value, axis: int, reverse: bool) -> _Value:
+        result = self.assembled(value.shape)
+        value = value._replace(mask=_dense(len(value.shape)))
+        view = result.memory
+        if reverse:
+            value, view = self.moved(value, lambda a: np.flip(a, axis)), np.flip(view, axis)
+        self.write(result, view, mode, value, before=axis)
+        return _Value(result, result.memory, value.mask)
+
+    def pieces(self, shape: tuple, cuts: Sequence[tuple], parts: Sequence[_Value]) -> _Value:
+        """An array made of parts; each cut is the index that takes its part out of the whole."""
+        result = self.assembled(shape, parts[0].buffer.boolean)
+        mask = np.zeros(shape, dtype=bool)
+        for cut, part in zip(cuts, parts, strict=True):
+            if part.mask.any():
+                mask[cut] = part.mask
+                self.write(result, result.memory[cut], "set", part)
+        return _Value(result, result.memory, _collapsed(mask)) if mask.any() else self.zeros(shape)
+
+    def stacked(self, parts: Sequence[_Value], axis: int) -> _Value:
+        """Parts of one shape along a new axis; those that lie evenly spaced in one buffer are one view of it."""
+        runs: list[list[_Value]] = []
+        step = None
+        for part in parts:
+            before = runs[-1][-1] if runs else None
+            fits = before is not None and before.buffer is part.buffer and before.view.strides == part.view.strides
+            distance = _address(part.view) - _address(before.view) if fits else None
+            if fits and step in (None, distance):
+                runs[-1].append(part)
+                step = distance
+            else:
+                runs.append([part])
+                step = None
+        wholes = []
+        for run in runs:
+            first = run[0].view
+            step = _address(run[1].view) - _address(first) if len(run) > 1 else 0
+            view = as_strided(first, (len(run), *first.shape), (step, *first.strides), writeable=False)
+            mask = np.stack([np.broadcast_to(part.mask, first.shape) for part in run], axis)
+            wholes.append(_Value(run[0].buffer, np.moveaxis(view, 0, axis), _collapsed(mask)))
+        return wholes[0] if len(wholes) == 1 else self.joined(wholes, axis)
+
+    def joined(self, parts: Sequence[_Value], axis: int) -> _Value:
+        """Parts one after the other along an axis."""
+        ends = [0, *itertools.accumulate(part.shape[axis] for part in parts)]
+        cuts = [(slice(None),) * axis + (slice(*pair),) for pair in itertools.pairwise(ends)]
+        return self.pieces((*parts[0].shape[:axis], ends[-1], *parts[0].shape[axis + 1 :]), cuts, parts)
+
+    def do_stack(self, eqn: Any, *parts: _Value) -> list[_Value]:
+        return [self.stacked(parts, int(eqn.params["axis"]))]
+
+    def do_concatenate(self, eqn: Any, *parts: _Value) -> list[_Value]:
+        axis = int(eqn.params["dimension"])
+        if all(part.shape[axis] == 1 for part in parts):
+            return [self.stacked([self.moved(part, lambda a: a.squeeze(axis)) for part in parts], axis)]
+        return [self.joined(parts, axis)]
+
+    def do_pad(self, eqn: Any, value: _Value, filling: _Value) -> list[_Value]:
+        shape, result_cut, value_cut = eqn.outvars[0].aval.shape, [], []
+        for n, (low, _, step), size in zip(value.shape, eqn.params["padding_config"], shape, strict=True):
+            places = [(k, int(low) + k * (int(step) + 1)) for k in range(n)]
+            inside = [(k, p) for k, p in places if 0 <= p < size]
+            if not inside:
+                return [self.moved(filling, lambda a: np.broadcast_to(a, shape))]
+            value_cut.append(slice(inside[0][0], inside[-1][0] + 1))
+            result_cut.append(slice(inside[0][1], inside[-1][1] + 1, int(step) + 1))
+        part = self.moved(value, lambda a: a[tuple(value_cut)])
+        if not filling.mask.any():
+            return [self.pieces(shape, [tuple(result_cut)], [part])]
+        result = self.assembled(shape)
+        self.write(result, result.memory, "set", self.moved(filling, lambda a: np.broadcast_to(a, shape)))
+        part = part._replace(mask=_dense(len(shape)))
+        self.write(result, result.memory[tuple(result_cut)], "set", part, after=True)
+        return [_Value(result, result.memory, part.mask)]
+
+    def do_broadcast_in_dim(self, eqn: Any, value: _Value, *_: Any) -> list[_Value]:
+        shape = tuple(eqn.params["shape"])
+        position = [int(k) for k in eqn.params["broadcast_dimensions"]]
+        new = tuple(k for k in range(len(shape)) if k not in position)
+        return [self.moved(value, lambda a: np.broadcast_to(np.expand_dims(a, new), shape))]
+
+    def do_reshape(self, eqn: Any, value: _Value) -> list[_Value]:
+        shape = tuple(eqn.params["new_sizes"])
+        if eqn.params["dimensions"] is not None:
+            value = self.moved(value, lambda a: np.transpose(a, eqn.params["dimensions"]))
+        if [n for n in shape if n != 1] == [n for n in value.shape if n != 1]:  # only axes of length 1 come and go
+            ones = tuple(k for k, n in enumerate(shape) if n == 1)
+            old = tuple(k for k, n in enumerate(value.shape) if n == 1)
+            return [self.moved(value, lambda a: np.expand_dims(np.squeeze(a, old), ones))]
+        if not value.view.flags.c_contiguous:
+            if value.buffer.place == "c":
+                return self.folded(eqn, [value])
+            value = self.point("copy", value)
+        return [self.moved(value, lambda a: a.reshape(shape))]
+
+    def do_squeeze(self, eqn: Any, value: _Value) -> list[_Value]:
+        return [self.moved(value, lambda a: np.squeeze(a, tuple(map(int, eqn.params["dimensions"]))))]
+
+    def do_expand_dims(self, eqn: Any, value: _Value) -> list[_Value]:
+        return [self.moved(value, lambda a: np.expand_dims(a, tuple(eqn.params["dimensions"])))]
+
+    def do_transpose(self, eqn: Any, value: _Value) -> list[_Value]:
+        return [self.moved(value, lambda a: np.transpose(a, eqn.params["permutation"]))]
+
+    def do_rev(self, eqn: Any, value: _Value) -> list[_Value]:
+        return [self.moved(value, lambda a: np.flip(a, tuple(map(int, eqn.params["dimensions"]))))]
+
+    def do_slice(self, eqn: Any, value: _Value) -> list[_Value]:
+        p = eqn.params
+        steps = p["strides"] or (1,) * len(value.shape)
+        cut = tuple(slice(*map(int, ends)) for ends in zip(p["start_indices"], p["limit_indices"], steps, strict=True))
+        return [self.moved(value, lambda a: a[cut])]
+
+    def do_split(self, eqn: Any, value: _Value) -> list[_Value]:
+        axis, ends = int(eqn.params["axis"]), np.cumsum([int(n) for n in eqn.params["sizes"]])
+        cuts = [slice(int(e - n), int(e)) for e, n in zip(ends, eqn.params["sizes"], strict=True)]
+        return [self.moved(value, lambda a, cut=cut: a[(slice(None),) * axis + (cut,)]) for cut in cuts]
+
+    def do_unstack(self, eqn: Any, value: _Value) -> list[_Value]:
+        axis = int(eqn.params["axis"])
+        take = lambda k: self.moved(value, lambda a: a[(slice(None),) * axis + (k, ...)])  # noqa: E731
+        return [take(k) for k in range(value.shape[axis])]
+
+    def do_tile(self, eqn: Any, value: _Value) -> list[_Value]:
+        repeats = tuple(map(int, eqn.params["reps"]))
+        around = tuple(m for pair in zip(repeats, value.shape, strict=True) for m in pair)
+        wide = self.moved(
+            value, lambda a: np.broadcast_to(a[tuple(x for _ in a.shape for x in (None, slice(None)))], around)
+        )
+        whole = self.point("copy", wide)
+        return [self.moved(whole, lambda a: a.reshape(eqn.outvars[0].aval.shape))]
+
+    def do_iota(self, eqn: Any) -> list[_Value]:
+        shape, axis = tuple(eqn.params["shape"]), eqn.params["dimension"]
+        index = self.constant(np.arange(shape[axis]))
+        new = tuple(k for k in range(len(shape)) if k != axis)
+        return [self.moved(index, lambda a: np.broadcast_to(np.expand_dims(a, new), shape))]
+
+    def do_integer_pow(self, eqn: Any, value: _Value) -> list[_Value]:
+        exponent, base, result = eqn.params["y"], value, None
+        left = abs(exponent)
+        while left:
+            if left & 1:
+                result = base if result is None else self.point("mul", result, base)
+            left >>= 1
+            base = self.point("mul", base, base) if left else base
+        one = self.moved(self.constant(1.0), lambda a: np.broadcast_to(a, value.shape))
+        result = one if result is None else result
+        return [self.point("div", one, result) if exponent < 0 else result]
+
+    def do_square(self, eqn: Any, value: _Value) -> list[_Value]:
+        return [self.point("mul", value, value)]
+
+    def do_select_n(self, eqn: Any, which: _Value, *cases: _Value) -> list[_Value]:
+        result = cases[0]
+        for k, case in enumerate(cases[1:]):
+            condition = which if which.buffer.boolean else self.point("gt", which, self.constant(k + 0.5))
+            result = self.choice(condition, case, result)
+        return [result]
+
+    def choice(self, condition: _Value, if_true: _Value, if_false: _Value) -> _Value:
+        return self.point("select", condition, if_true, if_false)
+
+    def do_clamp(self, eqn: Any, low: _Value, value: _Value, high: _Value) -> list[_Value]:
+        return [self.point("min", self.point("max", value, low), high)]
+
+    def do_convert_element_type(self, eqn: Any, value: _Value) -> list[_Value]:
+        source, target = eqn.invars[0].aval.dtype.kind, np.dtype(eqn.params["new_dtype"]).kind
+        if source == target or (source in "iu" and target in "fiu"):
+            return [value]
+        return [self.point("to_number" if source == "b" else "to_bool" if target == "b" else "trunc", value)]
+
+    def do_cond(self, eqn: Any, index: _Value, *args: _Value) -> list[_Value]:
+        """All branches, and a choice between their results."""
+        branches = eqn.params["branches"]
+        if index.buffer.place == "c":
+            branch = branches[min(max(int(index.view), 0), len(branches) - 1)]
+            return self.run(branch.jaxpr, branch.consts, args)
+        results = self.run(branches[0].jaxpr, branches[0].consts, args)
+        for k, branch in enumerate(branches[1:]):
+            beyond = index if index.buffer.boolean else self.point("gt", index, self.constant(k + 0.5))
+            others = self.run(branch.jaxpr, branch.consts, args)
+            results = [self.choice(beyond, new, old) for new, old in zip(others, results, strict=True)]
+        return results
+
+    def do_scan(self, eqn: Any, *args: _Value) -> list[_Value]:
+        """A loop of known length, written out."""
+        body, length, n_carry = (eqn.params[key] for key in ("jaxpr", "length", "num_carry"))
+        first = eqn.params["num_consts"]
+        if length > MAX_TURNS:
+            raise UntranslatableError(f"a loop of {length} turns, more than {MAX_TURNS}{self.where()}")
+        consts, carry, stacked = args[:first], list(args[first : first + n_carry]), []
+        for k in range(length)[::-1] if eqn.params["reverse"] else range(length):
+            each = [self.moved(a, lambda v, k=k: v[k, ...]) for a in args[first + n_carry :]]
+            results = self.run(body.jaxpr, body.consts, [*consts, *carry, *each])
+            carry = results[:n_carry]
+            stacked.append(results[n_carry:])
+        order = stacked[::-1] if eqn.params["reverse"] else stacked
+        return [*carry, *(self.stacked(parts, 0) for parts in zip(*order, strict=True))]
+
+    def do_dot_general(self, eqn: Any, a: _Value, b: _Value) -> list[_Value]:
+        """The sum of a product over (batch, free of a, free of b, contracted)."""
+        (contract_a, contract_b), (batch_a, batch_b) = eqn.params["dimension_numbers"]
+        free_a = [k for k in range(len(a.shape)) if k not in (*contract_a, *batch_a)]
+        free_b = [k for k in range(len(b.shape)) if k not in (*contract_b, *batch_b)]
+        n_batch, n_a, n_b, n_sum = len(batch_a), len(free_a), len(free_b), len(contract_a)
+        axes_a = tuple(range(n_batch + n_a, n_batch + n_a + n_b))
+        axes_b = tuple(range(n_batch, n_batch + n_a))
+        left = self.moved(a, lambda v: np.expand_dims(np.transpose(v, (*batch_a, *free_a, *contract_a)), axes_a))
+        right = self.moved(b, lambda v: np.expand_dims(np.transpose(v, (*batch_b, *free_b, *contract_b)), axes_b))
+        product = self.point("mul", left, right)
+        kept = n_batch + n_a + n_b
+        return [self.reduce("add", product, range(kept, kept + n_sum)) if n_sum else product]
+
+    def indirect(
+        self, indices: _Value, operand: Any, sizes: Sequence, dims: Sequence, shape: tuple, batch: dict, mode: Any
+    ):
+        """Index columns as views over `shape`; `batch` maps axes of `shape` to axes of the indices."""
+        columns = []
+        for k in range(len(dims)):
+            each = self.moved(indices, lambda a, k=k: a[..., k])
+            order = [batch[axis] for axis in sorted(batch)]
+            new = tuple(axis for axis in range(len(shape)) if axis not in batch)
+            columns.append(
+                self.moved(
+                    each, lambda a, o=order, n=new: np.broadcast_to(np.expand_dims(np.transpose(a, o), n), shape)
+                )
+            )
+        drop = "FILL" in str(mode)
+        limits = tuple(int(operand.shape[d] - sizes[d]) for d in dims)
+        return _Indirect(tuple(columns), tuple(operand.strides[d] // 8 for d in dims), limits, drop)
+
+    def take(self, source: _Value, view: np.ndarray, indirect: _Indirect, fill: float) -> _Value:
+        """Elements of a buffer at computed places."""
+        buffer = self.buffer(view.shape, "w", boolean=source.buffer.boolean)
+        buffer.op, buffer.args, buffer.indirect, buffer.fill = "take", indirect.indices, indirect, fill
+        buffer.source = _Value(source.buffer, view, _dense(view.ndim))
+        return _Value(buffer, buffer.memory, _dense(view.ndim))
+
+    @staticmethod
+    def window(operand: np.ndarray, shape: tuple, offset: dict, batch: dict) -> np.ndarray:
+        """The view of an operand over the axes of a gather's result; the maps give the axis of the operand."""
+        strides = [
+            operand.strides[(offset | batch)[axis]] if axis in offset | batch else 0 for axis in range(len(shape))
+        ]
+        return as_strided(operand, shape, strides, writeable=False)
+
+    def do_gather(self, eqn: Any, operand: _Value, indices: _Value) -> list[_Value]:
+        p, shape = eqn.params, eqn.outvars[0].aval.shape
+        d, sizes = p["dimension_numbers"], p["slice_sizes"]
+        left = [k for k in range(len(operand.shape)) if k not in (*d.collapsed_slice_dims, *d.operand_batching_dims)]
+        offset = dict(zip(d.offset_dims, left, strict=True))
+        places = [axis for axis in range(len(shape)) if axis not in offset]  # of the axes of the indices
+        batch = {places[s]: o for o, s in zip(d.operand_batching_dims, d.start_indices_batching_dims, strict=True)}
+        if not operand.mask.any():
+            return [self.zeros(shape)]
+        view = self.window(operand.view, shape, offset, batch)
+        columns = {axis: k for k, axis in enumerate(places)}
+        found = self.indirect(indices, operand.view, sizes, d.start_index_map, shape, columns, p["mode"])
+        fill = p["fill_value"]
+        return [self.take(operand, view, found, math.nan if fill is None else float(fill))]
+
+    def scatter(self, eqn: Any, mode: str, operand: _Value, indices: _Value, updates: _Value) -> _Value:
+        p, shape, d = eqn.params, updates.shape, eqn.params["dimension_numbers"]
+        left = [k for k in range(len(operand.shape)) if k not in (*d.inserted_window_dims, *d.operand_batching_dims)]
+        offset = dict(zip(d.update_window_dims, left, strict=True))
+        places = [axis for axis in range(len(shape)) if axis not in offset]
+        batch = {places[s]: o for o, s in zip(d.operand_batching_dims, d.scatter_indices_batching_dims, strict=True)}
+        sizes = [1] * len(operand.shape)
+        for axis, dim in offset.items():
+            sizes[dim] = shape[axis]
+        result = self.start_from(operand)
+        view = self.window(result.memory, shape, offset, batch)
+        columns = {axis: k for k, axis in enumerate(places)}
+        found = self.indirect(indices, result.memory, sizes, d.scatter_dims_to_operand_dims, shape, columns, p["mode"])
+        if mode == "add" and not updates.mask.any():
+            return operand
+        self.write(result, view, mode, updates._replace(mask=_dense(len(shape))), indirect=found, after=True)
+        return _Value(result, result.memory, _dense(len(operand.shape)))
+
+    def start_from(self, operand: _Value) -> _Buffer:
+        result = self.assembled(operand.shape, operand.buffer.boolean)
+        if operand.mask.any():
+            self.write(result, result.memory, "set", operand)
+        return result
+
+    def do_dynamic_slice(self, eqn: Any, operand: _Value, *indices: _Value) -> list[_Value]:
+        shape = eqn.outvars[0].aval.shape
+        view = operand.view[tuple(slice(n) for n in shape)]
+        return [self.take(operand, view, self.corner(operand.view, indices, shape), math.nan)]
+
+    def do_dynamic_update_slice(self, eqn: Any, operand: _Value, update: _Value, *indices: _Value) -> list[_Value]:
+        result, shape = self.start_from(operand), update.shape
+        view = result.memory[tuple(slice(n) for n in shape)]
+        found = self.corner(result.memory, indices, shape)
+        self.write(result, view, "set", update._replace(mask=_dense(len(shape))), indirect=found, after=True)
+        return [_Value(result, result.memory, _dense(len(operand.shape)))]
+
+    def corner(self, operand: np.ndarray, indices: Sequence[_Value], shape: tuple) -> _Indirect:
+        """The computed corner of a block, kept inside; a negative index counts from there, as JAX has resolved it."""
+        columns = tuple(self.moved(index, lambda a: np.broadcast_to(a, shape)) for index in indices)
+        limits = tuple(n - m for n, m in zip(operand.shape, shape, strict=True))
+        return _Indirect(columns, tuple(s // 8 for s in operand.strides), limits, False)
+
+
+class _Writer:
+    """Writes the loops of a function that was read."""
+
+    def __init__(self, reader: _Reader, outputs: Sequence[_Value], pool: _Pool) -> None:
+        self.pool = pool
+        self.integers: set[int] = {0}
+        self.offsets: dict[_Buffer, int] = {}
+        self.n_scratch = 0
+        self.n_names = 0
+        self.n_inputs = sum(b.place.startswith("x") for b in reader.buffers)
+        self.targets = []
+        for k, value in enumerate(outputs):
+            target = reader.buffer(value.shape, f"y{k}")
+            reader.write(target, target.memory, "set", value)
+            self.targets.append(target)
+        self.order = self.live()
+        self.rounds = self.plan()
+
+    def live(self) -> list[_Buffer]:
+        """What the outputs need; counts the readers of each, and finds those that must be stored for them."""
+        self.uses: dict[_Buffer, int] = {}
+        self.viewed: set[_Buffer] = set()
+        found, stack = set(self.targets), list(self.targets)
+        while stack:
+            for value in _reads(stack.pop()):
+                buffer = value.buffer
+                self.uses[buffer] = self.uses.get(buffer, 0) + 1
+                if value.view is not buffer.memory:
+                    self.viewed.add(buffer)
+                if buffer not in found:
+                    found.add(buffer)
+                    stack.append(buffer)
+        return sorted(found, key=lambda b: b.number)
+
+    def plan(self) -> dict[tuple, list[_Write]]:
+        """The writes by (round, shape, mask): those of a round read only what earlier rounds have written."""
+        rounds: dict[tuple, list[_Write]] = {}
+        cost: dict[_Buffer, int] = {}
+        ready: dict[_Buffer, int] = {}  # the first round that may read a buffer
+        for buffer in self.order:
+            ready[buffer] = max((ready[v.buffer] for v in _arguments(buffer)), default=0)
+            if buffer.op:
+                cost[buffer] = 1 + sum(cost[v.buffer] for v in buffer.args if v.inline)
+                # an array of mostly zeros is not worth its memory
+                often = (
+                    self.uses[buffer] > 1
+                    and not _thin(buffer.mask)
+                    and (buffer.op not in _CHEAP or cost[buffer] > MAX_REPEATED)
+                )
+                if buffer in self.viewed or often:
+                    itself = _Value(buffer, buffer.memory, buffer.mask)
+                    buffer.writes.append(_Write(itself, "set", itself))
+            done = ready[buffer]
+            for write in buffer.writes:
+                reads = [write.value, *(write.indirect.indices if write.indirect else ())]
+                when = max(ready[v.buffer] for v in reads)
+                when = max(when, done) if write.after else when
+                done = max(done, when + 1)
+                mask = write.value.mask
+                thin = _thin(mask) and mask.any()
+                key = (when, write.value.shape, mask.shape if thin else None, mask.tobytes() if thin else None)
+                rounds.setdefault(key, []).append(write)
+            if buffer.writes:
+                buffer.stored = True
+                ready[buffer] = done
+        return rounds
+
+    def integer(self, n: int) -> str:
+        """The name of an unsigned constant: an index that may be negative would count from the end."""
+        n %= 1 << 64
+        self.integers.add(n)
+        return f"U{n}"
+
+    def name(self) -> str:
+        self.n_names += 1
+        return f"v{self.n_names}"
+
+    def offset(self, buffer: _Buffer) -> int:
+        if buffer.place == "c":
+            return self.pool.offset(buffer.memory)
+        if buffer.place != "w":
+            return 0
+        if buffer not in self.offsets:
+            self.offsets[buffer] = self.n_scratch
+            self.n_scratch += buffer.memory.size
+        return self.offsets[buffer]
+
+    def address(self, value: _Value, extra: Sequence[str] = ()) -> str:
+        """An element of a buffer, in terms of the loop indices."""
+        start = (_address(value.view) - _address(value.buffer.memory)) // 8 + self.offset(value.buffer)
+        terms = [self.integer(start)] if start else []
+        for axis, (n, stride) in enumerate(zip(value.shape, value.view.strides, strict=True)):
+            if n > 1 and stride:
+                terms.append(f"i{axis}" if stride == 8 else f"{self.integer(stride // 8)} * i{axis}")
+        return f"{value.buffer.place}[{' + '.join([*terms, *extra]) or self.integer(0)}]"
+
+    def source(self, name: str) -> str:
+        """The function's text: `name(c, inputs..., outputs...)`, all arrays flat."""
+        body: list[str] = []
+        for buffer in self.order:
+            thin = buffer.place.startswith("y") and not buffer.writes[0].value.mask.all()
+            if buffer.writes and (buffer.start != 0.0 or thin):
+                place = f"{buffer.place}[{self.integer(self.offset(buffer))} + k]"
+                body += [f"for k in range({self.integer(buffer.memory.size)}):"]
+                body += [f"    {place} = {_constant(buffer.start)}"]
+        for key in sorted(self.rounds, key=lambda k: k[0]):
+            writes = self.rounds[key]
+            if 0 not in key[1] and any(w.value.mask.any() for w in writes):
+                body += self.loops(key[1], None if key[2] is None else writes[0].value.mask, writes)
+        arguments = ["c", *(f"x{k}" for k in range(self.n_inputs)), *(t.place for t in self.targets)]
+        lines = [f"U{n} = np.uint64({n})" for n in sorted(self.integers)]
+        lines += ["", "", "@njit(**COMPILE_ROW)", f"def {name}({', '.join(arguments)}):"]
+        lines += [f"    w = np.zeros({self.n_scratch})"] if self.n_scratch else []
+        return "\n".join([*lines, *(f"    {line}" for line in body or ["pass"])]) + "\n"
+
+    def loops(self, shape: tuple, mask: np.ndarray | None, writes: Sequence[_Write]) -> list[str]:
+        """One loop nest that makes some writes."""
+        inline, views = self.pulled(writes)
+        listed = [] if mask is None else [axis for axis, n in enumerate(mask.shape) if n > 1]
+        order = [axis for axis, n in enumerate(shape) if n > 1 and axis not in listed]
+        if order:  # next to each other in memory is best for the innermost loop, fixed is second
+            gain = lambda axis: sum({0: 1, 8: 2, -8: 1}.get(v.strides[axis], -1) for v in views)  # noqa: E731
+            innermost = max(reversed(order), key=gain)
+            order = [*(axis for axis in order if axis != innermost), innermost]
+        first = 1 if listed else 0
+        depths = dict.fromkeys(listed, 1) | {axis: first + k + 1 for k, axis in enumerate(order)}
+        nest = _Nest(self, depths)
+        if listed:
+            table = np.argwhere(mask)[:, listed].astype(np.float64)
+            nest.heads.append(f"for r in range({self.integer(len(table))}):")
+            start = self.pool.offset(table)
+            for k, axis in enumerate(listed):
+                place = f"{self.integer(start + k)} + {self.integer(len(listed))} * r"
+                nest.lines[1].append(f"i{axis} = np.uint64(c[{place}])")
+        nest.heads += [f"for i{axis} in range({self.integer(shape[axis])}):" for axis in order]
+        for buffer in inline:
+            nest.evaluate(buffer)
+        for write in writes:
+            nest.write(write)
+        return nest.text()
+
+    def pulled(self, writes: Sequence[_Write]) -> tuple[list[_Buffer], list[np.ndarray]]:
+        """The expressions that some writes evaluate, in order, and all views that they read or write."""
+        inline: set[_Buffer] = set()
+        views, stack = [], []
+        for write in writes:
+            views.append(write.target.view)
+            if write.value.buffer is write.target.buffer:  # an expression that is stored
+                inline.add(write.value.buffer)
+                stack += _arguments(write.value.buffer)
+            else:
+                stack += [write.value, *(write.indirect.indices if write.indirect else ())]
+        while stack:
+            value = stack.pop()
+            if not value.inline:
+                views.append(value.view)
+            elif value.buffer not in inline:
+                inline.add(value.buffer)
+                stack += _arguments(value.buffer)
+        return sorted(inline, key=lambda b: b.number), views
+
+
+class _Nest:
+    """The lines of one loop nest, by depth."""
+
+    def __init__(self, writer: _Writer, depths: dict[int, int]) -> None:
+        self.writer = writer
+        self.depths = depths
+        self.deepest = max(depths.values(), default=0)
+        self.heads: list[str] = []
+        self.lines: list[list[str]] = [[] for _ in range(self.deepest + 1)]
+        self.tails: list[list[str]] = [[] for _ in range(self.deepest + 1)]
+        self.values: dict[_Buffer, tuple[str, int]] = {}
+        self.loaded: dict[str, tuple[str, int]] = {}
+
+    def depth(self, view: np.ndarray) -> int:
+        """The loop outside of which an element of a view does not change."""
+        moving = [self.depths[axis] for axis, n in enumerate(view.shape) if n > 1 and view.strides[axis]]
+        return max(moving, default=0)
+
+    def assign(self, expression: str, depth: int) -> str:
+        name = self.writer.name()
+        self.lines[depth].append(f"{name} = {expression}")
+        return name
+
+    def get(self, value: _Value) -> tuple[str, int]:
+        """The name of a value's element, and the depth at which it is known."""
+        buffer = value.buffer
+        if value.view is buffer.memory and buffer in self.values:
+            return self.values[buffer]
+        depth = self.depth(value.view)
+        if buffer.place == "c" and depth == 0:
+            element = value.view.flat[0]
+            text = f"({_constant(bool(element) if buffer.boolean else float(element))})"
+            return text, 0
+        place = self.writer.address(value)
+        text = f"{place} != 0.0" if buffer.boolean else place
+        if text not in self.loaded:
+            self.loaded[text] = (self.assign(text, depth), depth)
+        return self.loaded[text]
+
+    def evaluate(self, buffer: _Buffer) -> None:
+        if buffer.op == "take":
+            self.values[buffer] = self.take(buffer)
+            return
+        names, depths = zip(*map(self.get, buffer.args), strict=True)
+        depth = max(depths)
+        self.values[buffer] = (self.assign(_TEXT[buffer.op].format(*names), depth), depth)
+
+    def indirect(self, found: _Indirect) -> tuple[list[str], list[str], int]:
+        """Terms of an address, conditions that it lies inside, and the depth."""
+        terms, inside, deepest = [], [], 0
+        for index, stride, limit in zip(found.indices, found.strides, found.limits, strict=True):
+            name, depth = self.get(index)
+            deepest = max(deepest, depth)
+            terms.append(f"{self.writer.integer(stride)} * np.uint64(min(max({name}, 0.0), {float(limit)}))")
+            inside += [f"{name} >= 0.0", f"{name} <= {float(limit)}"] if found.drop else []
+        return terms, inside, deepest
+
+    def take(self, buffer: _Buffer) -> tuple[str, int]:
+        terms, inside, depth = self.indirect(buffer.indirect)
+        depth = max(depth, self.depth(buffer.source.view))
+        text = self.writer.address(buffer.source, terms) + (" != 0.0" if buffer.source.buffer.boolean else "")
+        if inside:
+            text = f"{text} if {' and '.join(inside)} else {_constant(buffer.fill)}"
+        return self.assign(text, depth), depth
+
+    def write(self, write: _Write) -> None:
+        target, mode = write.target, _MODES[write.mode][1]
+        name, _ = self.values[target.buffer] if write.value.buffer is target.buffer else self.get(write.value)
+        name = f"(1.0 if {name} else 0.0)" if write.value.buffer.boolean else name
+        innermost = self.lines[self.deepest]
+        if write.indirect:
+            terms, inside, _ = self.indirect(write.indirect)
+            place = self.writer.address(target, terms)
+            result = mode.format(place, name)
+            outside = f" if {' and '.join(inside)} else {place}" if inside else ""
+            innermost.append(f"{place} = {result}{outside}")
+        elif write.before is not None:
+            axis, step = write.before, target.view.strides[write.before] // 8
+            place = self.writer.address(target)
+            if target.shape[axis] > 1:
+                before = self.assign(
+                    f"{place[:-1]} + {self.writer.integer(-step)}] if i{axis} > U0 else 0.0", self.deepest
+                )
+                name = f"({mode.format(before, name)} if i{axis} > U0 else {name})"
+            innermost.append(f"{place} = {name}")
+        else:
+            place, depth = self.writer.address(target), self.depth(target.view)
+            if write.mode == "set" or depth == self.deepest:
+                innermost.append(f"{place} = {mode.format(place, name)}")
+            else:  # a sum in a register
+                total = self.assign(_constant(target.buffer.start), depth)
+                innermost.append(f"{total} = {mode.format(total, name)}")
+                self.tails[depth].append(f"{place} = {mode.format(place, total)}")
+
+    def text(self) -> list[str]:
+        result = []
+        for depth, lines in enumerate(self.lines):
+            indent = "    " * depth
+            result += ["    " * (depth - 1) + self.heads[depth - 1]] if depth else []
+            result += [indent + line for line in lines or (["pass"] if depth == self.deepest else [])]
+        for depth in range(self.deepest, -1, -1):
+            result += ["    " * depth + line for line in self.tails[depth]]
+        return result
+
+
+def _arguments(buffer: _Buffer) -> list[_Value]:
+    """What an expression reads."""
+    return [*buffer.args, *([buffer.source] if buffer.source else [])]
+
+
+def _reads(buffer: _Buffer) -> list[_Value]:
+    """What an expression, or the writes into a buffer, read."""
+    reads = _arguments(buffer)
+    for write in buffer.writes:
+        reads += [write.value, *(write.indirect.indices if write.indirect else ())]
+    return reads
+
+
+def _address(view: np.ndarray) -> int:
+    return view.__array_interface__["data"][0]
+
+
+def _function_source(
+    function: Callable, input_shapes: Sequence[tuple], name: str, pool: _Pool
+) -> tuple[str, list[bool]]:
+    """The text of a function, and which outputs are zero whatever the inputs."""
+    with jax.enable_x64(True):
+        closed = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(s, np.float64) for s in input_shapes))
+        reader = _Reader()
+        inputs = [reader.buffer(shape, f"x{k}") for k, shape in enumerate(input_shapes)]
+        values = [_Value(b, b.memory, _dense(b.memory.ndim)) for b in inputs]
+        outputs = reader.run(closed.jaxpr, closed.consts, values)
+    return _Writer(reader, outputs, pool).source(name), [not v.mask.any() for v in outputs]
+
+
+class ArrayFunction(NamedTuple):
+    """A compiled function of arrays.
+
+    Attributes
+    ----------
+    call : numba function
+        `call(constants, *inputs, *outputs)`, all flat float64 arrays in C order; writes the outputs.
+    constants : (n,) float64
+        What the function captured, to be passed to `call`.
+    zero : list of bool
+        For each output, whether it is zero whatever the inputs.
+    """
+
+    call: Callable
+    constants: np.ndarray
+    zero: list[bool]
+
+
+def compile_arrays(function: Callable, input_shapes: Sequence[tuple[int, ...]]) -> ArrayFunction:
+    """Compile a JAX function of float64 arrays of fixed shapes.
+
+    Parameters
+    ----------
+    function : callable
+        Takes one array for each shape, returns a tuple of arrays.
+    input_shapes : sequence of tuple of int
+
+    Raises
+    ------
+    UntranslatableError
+        If an operation has no form here; the message names it and the line of the model.
+    """
+    pool = _Pool()
+    text, zero = _function_source(function, input_shapes, "evaluate", pool)
+    signature = f"void({', '.join(['f8[::1]'] * (1 + len(input_shapes) + len(zero)))})"
+    text = text.replace("@njit(**", f"@njit({signature!r}, cache=True, **")
+    return ArrayFunction(import_source(_HEADER + text).evaluate, pool.flat(), zero)
+
+
+class VectorKernel(NamedTuple):
+    """A cost whose expectation is a vector function of the parameters.
+
+    Attributes
+    ----------
+    kernel : numba function
+        Of type `kernels.translate.KERNEL_SIGNATURE`.
+    shared : (1, n) float64
+        The model's constants, to be passed to the kernel as `shared`.
+    linear : bool
+        Whether the second derivatives of the expectation vanish everywhere.
+    """
+
+    kernel: Callable
+    shared: np.ndarray
+    linear: bool
+
+
+_POISSON = """
+
+@njit(**COMPILE_HELPER)
+def saturated(n, mu):
+    # n log(n / mu) alone would lose the digits in which mu and n agree
+    return (mu - n) - n * math.log1p((mu - n) / n)
+
+
+@njit(**COMPILE_ROW)
+def weighted_products(jacobian, weights, hessian, scaled):
+    for i in range(N_PARAMS):
+        for k in range(N_BINS):
+            scaled[k] = weights[k] * jacobian[i * N_BINS + k]
+        row = i * (i + ONE) // TWO
+        blocks = (i + ONE) // FOUR * FOUR
+        for j in range(ZERO, blocks, FOUR):
+            a, b, c, d = 0.0, 0.0, 0.0, 0.0
+            first = j * N_BINS
+            for k in range(N_BINS):
+                s = scaled[k]
+                a += s * jacobian[first + k]
+                b += s * jacobian[first + N_BINS + k]
+                c += s * jacobian[first + TWO * N_BINS + k]
+                d += s * jacobian[first + THREE * N_BINS + k]
+            hessian[row + j] = a
+            hessian[row + j + ONE] = b
+            hessian[row + j + TWO] = c
+            hessian[row + j + THREE] = d
+        for j in range(blocks, i + ONE):
+            a = 0.0
+            for k in range(N_BINS):
+                a += scaled[k] * jacobian[j * N_BINS + k]
+            hessian[row + j] = a
+
+
+@njit({signature!r}, cache=True, **COMPILE_ROW)
+def row_sums(theta, rows, shared, aux, begin, end, out):
+    constants = shared[0]
+    mu = np.empty(N_BINS)
+    jacobian = np.empty(N_PARAMS * N_BINS)
+    slope = np.empty(N_BINS)
+    curvature = np.empty(N_BINS)
+    expectation(constants, theta, mu, jacobian)
+    first = np.uint64(begin)
+    value = 0.0
+    absolute = 0.0
+    for k in range(N_BINS):
+        n = rows[0, first + k]
+        m = mu[k]
+        if n > 0.0:
+            term = saturated(n, m)
+            slope[k] = (m - n) / m
+            curvature[k] = n / (m * m)
+        else:
+            term = m if n == 0.0 and m >= 0.0 else np.nan
+            slope[k] = 1.0
+            curvature[k] = 0.0
+        value += term
+        absolute += math.fabs(term)
+    out[0] = value
+    out[1] = absolute
+    for i in range(N_PARAMS):
+        total = 0.0
+        for k in range(N_BINS):
+            total += slope[k] * jacobian[i * N_BINS + k]
+        out[TWO + i] = total
+    hessian = out[2 + {n_params} :]
+    weighted_products(jacobian, curvature, hessian, mu)
+"""
+_CURVED = """    second = jacobian
+    if N_PARAMS > N_BINS:
+        second = np.empty(N_PARAMS * N_PARAMS)
+    bend(constants, theta, slope, second)
+    for i in range(N_PARAMS):
+        for j in range(i + ONE):
+            hessian[i * (i + ONE) // TWO + j] += second[i * N_PARAMS + j]
+"""
+
+
+def expectation_kernel(expected: Callable, n_params: int, n_bins: int) -> VectorKernel:
+    """The Poisson negative log-likelihood of counts whose expectation is a vector.
+
+    In saturated form, sum_k mu_k - n_k + n_k log(n_k / mu_k) with mu = expected(*theta). With J = d mu / d theta, the
+    gradient is sum_k (1 - n_k / mu_k) J_k and the Hessian
+    sum_k n_k / mu_k^2 J_k J_k^T + sum_k (1 - n_k / mu_k) d^2 mu_k / d theta^2; the second sum is left out where the
+    model is linear.
+
+    Parameters
+    ----------
+    expected : callable
+        `expected(*theta) -> (n_bins,)`, in events.
+    n_params, n_bins : int
+
+    Returns
+    -------
+    VectorKernel
+        A bin is a row: row 0 holds the counts, and the kernel must be given all n_bins of them. The result is NaN
+        where mu_k < 0, infinite where mu_k = 0 in a filled bin; see `kernels.program` for the outputs.
+
+    Raises
+    ------
+    UntranslatableError
+        If an operation has no form here; the message names it and the line of the model.
+    ValueError
+        If `expected` does not return n_bins values.
+    """
+
+    # a tuple of scalars, since the derivative of theta[k] by theta is a vector of zeros around a one
+    def along(function, theta):
+        """Value, and derivatives along each parameter as rows."""
+        push = lambda direction: jax.jvp(function, tuple(theta), tuple(direction))  # noqa: E731
+        return jax.vmap(push, out_axes=(None, 0))(jnp.eye(n_params))
+
+    def bend(theta, slope):
+        gradient = jax.grad(lambda *t: slope @ expected(*t), argnums=tuple(range(n_params)))
+        return (along(lambda *t: jnp.stack(gradient(*t)), theta)[1],)
+
+    with jax.enable_x64(True):
+        shape = jax.eval_shape(expected, *[jax.ShapeDtypeStruct((), np.float64)] * n_params).shape
+    if shape != (n_bins,):
+        raise ValueError(f"expected must return an array of shape ({n_bins},), one value per bin, got {shape}")
+    pool = _Pool()
+    first, _ = _function_source(lambda t: along(expected, t), [(n_params,)], "expectation", pool)
+    second, [linear] = _function_source(bend, [(n_params,), (n_bins,)], "bend", pool)
+    sizes = {"ZERO": 0, "ONE": 1, "TWO": 2, "THREE": 3, "FOUR": 4, "N_PARAMS": n_params, "N_BINS": n_bins}
+    text = "".join(f"{name} = np.uint64({value})\n" for name, value in sizes.items())
+    text += first + ("" if linear else "\n\n" + second)
+    text += _POISSON.format(signature=KERNEL_SIGNATURE, n_params=n_params) + ("" if linear else _CURVED)
+    return VectorKernel(import_source(_HEADER + text).row_sums, pool.flat()[None, :], linear)

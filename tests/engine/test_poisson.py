@@ -1,0 +1,115 @@
+"""Template fits: counting in closed form, nuisance parameters against MIGRAD, a hundred parameters, numba against JAX."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine import NormalConstraint, PoissonNLL, Status, fit_batch
+from engine.drivers import Settings
+from engine.fit import limit_arrays
+from engine.reference import migrad
+
+SIGNAL = 8 * np.exp(-0.5 * ((np.arange(20) - 12) / 2.0) ** 2)
+BACKGROUND = 60 * np.exp(-np.arange(20) / 8.0)
+TILT = np.linspace(-0.15, 0.15, 20)
+
+
+def discriminant(mu, norm, shape):
+    """nu = mu S + B with a normalisation and a shape nuisance parameter, each in units of its standard deviation."""
+    return mu * SIGNAL + BACKGROUND * 1.1**norm * (1 + shape * TILT)
+
+
+STRENGTH = PoissonNLL(discriminant) + NormalConstraint("norm", 0.0, 1.0) + NormalConstraint("shape", 0.0, 1.0)
+START = {"mu": 1.0, "norm": 0.0, "shape": 0.0}
+
+
+@pytest.fixture(scope="module")
+def toys():
+    return np.random.default_rng(11).poisson(SIGNAL + BACKGROUND, (40, 20)).astype(float)
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_single_bin_in_closed_form(backend):
+    """n = mu s + b: the estimate is (n - b) / s, its error sqrt(n) / s; with n < b the minimum is on the limit."""
+    cost = PoissonNLL(lambda mu: jnp.array([mu * 5.0 + 3.0]))
+    counts = np.array([[10.0], [4.5], [1.0]])
+    result = fit_batch(cost, counts, {"mu": 1.0}, limits={"mu": (0, None)}, backend=backend)
+    np.testing.assert_allclose(result.values[:, 0], [1.4, 0.3, 0.0], rtol=1e-10)
+    np.testing.assert_allclose(result.errors[:2, 0], np.sqrt(counts[:2, 0]) / 5, rtol=1e-6)
+    np.testing.assert_allclose(result.fval, [0.0, 0.0, 2.0 - np.log(3.0)], atol=1e-12)
+    assert result.at_limit[:, 0].tolist() == [False, False, True]
+
+
+def test_signal_strength_against_migrad_and_between_backends(toys):
+    numba = fit_batch(STRENGTH, toys, START, backend="numba")
+    jax = fit_batch(STRENGTH, toys, START, backend="jax")
+    assert numba.valid.all()
+    assert numba.errordef == 0.5
+    assert np.max(np.abs(numba.values - jax.values) / numba.errors) < 1e-6
+    np.testing.assert_allclose(numba.covariance, jax.covariance, rtol=1e-6, atol=1e-12)
+    rows = STRENGTH.rows(toys)
+    settings = Settings(*limit_arrays(STRENGTH.names, None), np.ones(3, dtype=bool), 0.5, 1e-13, 200)
+    for k in range(0, 40, 5):
+        minuit = migrad(STRENGTH, rows, k, np.array([1.0, 0.0, 0.0]), settings)
+        assert np.max(np.abs(numba.values[k] - minuit.values) / numba.errors[k]) < 1e-3
+        assert numba.fval[k] == pytest.approx(minuit.fval, abs=1e-8)
+        np.testing.assert_allclose(numba.errors[k], minuit.errors, rtol=0.01)
+
+
+def test_measured_nuisance_values_of_each_toy(toys):
+    """A constraint far off pulls its parameter along; the others see their own value."""
+    measured = np.zeros(40)
+    measured[3] = 2.0
+    plain = fit_batch(STRENGTH, toys, START, backend="numba")
+    moved = fit_batch(STRENGTH, (toys, measured, None), START, backend="numba")
+    others = np.arange(40) != 3
+    np.testing.assert_array_equal(moved.values[others], plain.values[others])
+    assert moved.values[3, 1] > plain.values[3, 1] + 0.1
+
+
+def test_a_hundred_nuisance_parameters():
+    """101 parameters and 200 bins: every fit is valid, Asimov data give the truth, the constraints' errors shrink."""
+    rng = np.random.default_rng(12)
+    base = rng.uniform(50, 100, 200)
+    signal = 20 * np.exp(-0.5 * ((np.arange(200) - 90) / 10) ** 2)
+    variations = 0.03 * rng.normal(size=(100, 200))
+
+    def expected(*theta):
+        return theta[0] * signal + base * (1 + jnp.stack(theta[1:]) @ variations)
+
+    names = ("mu", *(f"theta{k}" for k in range(100)))
+    cost = PoissonNLL(expected, name=names) + NormalConstraint(names[1:], np.zeros(100), np.ones(100))
+    asimov = signal + base
+    counts = np.concatenate([asimov[None], rng.poisson(asimov, (4, 200))]).astype(float)
+    result = fit_batch(cost, counts, np.append(0.5, np.zeros(100)), backend="numba")
+    assert result.valid.all()
+    np.testing.assert_allclose(result.values[0], np.append(1.0, np.zeros(100)), atol=1e-9)
+    assert np.all(result.errors[:, 1:] < 1.0)
+    # linear in all parameters, so the Hessian at the Asimov minimum is J^T J / mu plus the constraints
+    jacobian = np.concatenate([signal[None], base * variations])
+    hessian = (jacobian / asimov) @ jacobian.T + np.diag(np.append(0.0, np.ones(100)))
+    np.testing.assert_allclose(result.errors[0], np.sqrt(np.diag(np.linalg.inv(hessian))), rtol=1e-9)
+
+
+def test_bad_counts(toys):
+    counts = toys[:3].copy()
+    counts[1, 0] = np.nan
+    assert fit_batch(STRENGTH, counts, START, backend="numba").status.tolist() == [0, Status.BAD_DATA, 0]
+
+
+@pytest.mark.parametrize(
+    ("expected", "kind", "sentence"),
+    [
+        (lambda mu: mu, ValueError, r"must return an array of shape \(n_bins,\), got \(\)"),
+        (lambda mu: [mu, mu], ValueError, r"must return an array of shape \(n_bins,\), got None"),
+        (lambda mu: np.exp(mu) * SIGNAL, TypeError, "cannot be evaluated for the parameters"),
+    ],
+)
+def test_wrong_models(expected, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        fit_batch(PoissonNLL(expected), np.ones((1, 20)), {"mu": 1.0})
+
+
+def test_wrong_number_of_bins():
+    with pytest.raises(ValueError, match=r"counts must have shape \(n_toys, n_bins\) = \(n_toys, 20\), got \(2, 19\)"):
+        fit_batch(STRENGTH, np.ones((2, 19)), START)
