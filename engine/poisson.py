@@ -11,7 +11,7 @@ from jax import Array
 from engine.binned import saturated_poisson
 from engine.costs import Cost, model_mistakes, parameter_names
 from engine.data import Rows, counts_of
-from kernels.arrays import VectorKernel, expectation_kernel
+from kernels.expectation import VectorKernel, expectation_kernel
 
 __all__ = ["PoissonNLL"]
 

@@ -2,10 +2,8 @@
 
 The jaxpr is read into *buffers*. A pointwise operation is a buffer that holds an expression; operations that only
 move elements (reshape, slice, transpose, broadcast) are views of a buffer, found by numpy's own stride arithmetic on
-arrays that are never read. Memory is written by *writes*: a sum is a write `+=` into a view with stride 0 along the
-summed axes, a concatenation is one write for each piece. Each write pulls the expressions that it needs, and writes
-over the same range share one loop nest. The source then grows with the number of operations of the model, not with
-the length of its arrays.
+arrays that are never read; all others are writes into a buffer, from which `kernels.loops` makes loops. The source
+then grows with the number of operations of the model, not with the length of its arrays.
 
 Forward-mode Jacobians consist mostly of zeros: each parameter moves few templates. Every value carries a mask of the
 places that may differ from zero, and a loop whose mask is thin runs over a table of these places. Such a zero stays
@@ -18,45 +16,21 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex_core
 from numpy.lib.stride_tricks import as_strided
 
-from kernels.graph import _CALLS, _ELEMENTWISE, _UNCHANGED, MAX_TURNS, UntranslatableError, _Interpreter
-from kernels.translate import _EXPRESSIONS, _HEADER, KERNEL_SIGNATURE, _constant, import_source
+from kernels.graph import _CALLS, _ELEMENTWISE, _UNCHANGED, MAX_TURNS, UntranslatableError, _where
+from kernels.loops import _BOOLEAN, _MODES, _address, _Buffer, _dense, _Indirect, _Pool, _Value, _Write, _Writer
+from kernels.translate import _HEADER, import_source
 
-__all__ = ["ArrayFunction", "VectorKernel", "compile_arrays", "expectation_kernel"]
+__all__ = ["ArrayFunction", "compile_arrays"]
 
-_TEXT = _EXPRESSIONS | {
-    "div": "{0} / {1}",
-    "to_number": "(1.0 if {0} else 0.0)",
-    "to_bool": "{0} != 0.0",
-    "trunc": "np.trunc({0})",
-    "copy": "{0}",
-    # NaN sorts last
-    "lt_to": "({0} < {1} or ({1} != {1} and {0} == {0}))",
-    "le_to": "({0} <= {1} or {1} != {1})",
-    "logistic": "1.0 / (1.0 + exp(-{0}))",
-}
-_BOOLEAN = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "is_finite", "lt_to", "le_to", "to_bool"}
-# Computed again wherever it is needed rather than stored.
-_CHEAP = {"add", "sub", "mul", "div", "neg", "abs", "select", "copy", "to_number", "to_bool", "max", "min"} | _BOOLEAN
-# An expression of more operations than this is stored where two loops need it.
-MAX_REPEATED = 24
 # Where the result is zero: if both arguments are, if one of them is, if the first is.
 _ZERO_IF_BOTH = {"add", "sub", "or", "max", "min", "lt", "gt", "ne"}
 _ZERO_IF_EITHER = {"mul", "and"}
 _ZERO_IF_FIRST = {"neg", "abs", "sign", "sqrt", "cbrt", "sin", "tan", "asin", "atan", "sinh", "tanh", "asinh", "atanh"}
 _ZERO_IF_FIRST |= {"expm1", "log1p", "erf", "floor", "ceil", "trunc", "copy", "to_number", "to_bool", "div", "rem"}
-# mode of a write -> (start, how a value is added to what is there)
-_MODES = {
-    "set": (0.0, "{1}"),
-    "add": (0.0, "{0} + {1}"),
-    "mul": (1.0, "{0} * {1}"),
-    "max": (-math.inf, _EXPRESSIONS["max"]),
-    "min": (math.inf, _EXPRESSIONS["min"]),
-}
 _REDUCTIONS = {"reduce_sum": "add", "reduce_prod": "mul", "reduce_max": "max", "reduce_min": "min"}
 _REDUCTIONS |= {"reduce_and": "min", "reduce_or": "max"}
 _CUMULATIVE = {"cumsum": "add", "cumprod": "mul", "cummax": "max", "cummin": "min"}
@@ -66,84 +40,6 @@ _SCATTERS |= {"scatter-max": "max", "scatter_max": "max", "scatter-min": "min", 
 MAX_FOLDED = 1 << 18
 
 
-class _Buffer:
-    """A contiguous array: an argument "x0", constants "c", scratch "w", an output "y0", or an expression.
-
-    The memory of a constant holds its values; that of any other is only there to be viewed.
-    """
-
-    def __init__(self, number: int, shape: tuple, place: str, *, values: np.ndarray | None = None, boolean=False):
-        self.number = number
-        strides = tuple(8 * math.prod(shape[k + 1 :]) for k in range(len(shape)))
-        self.memory = as_strided(np.empty(1), shape, strides, writeable=False) if values is None else values
-        self.place = place
-        self.boolean = boolean
-        self.op = ""
-        self.args: tuple[_Value, ...] = ()
-        self.indirect: _Indirect | None = None
-        self.source: _Value | None = None  # what a "take" reads
-        self.fill = math.nan
-        self.mask = _dense(len(shape))
-        self.writes: list[_Write] = []
-        self.start = 0.0
-        self.stored = False
-
-
-class _Value(NamedTuple):
-    """A view of a buffer, and the places (up to broadcasting) where it may differ from zero."""
-
-    buffer: _Buffer
-    view: np.ndarray
-    mask: np.ndarray
-
-    @property
-    def shape(self) -> tuple:
-        return self.view.shape
-
-    @property
-    def inline(self) -> bool:
-        """Whether this is an expression that a loop may evaluate where it stands."""
-        return bool(self.buffer.op) and not self.buffer.stored and self.view is self.buffer.memory
-
-
-class _Indirect(NamedTuple):
-    """Computed indices: each moves the address by `stride` elements; `drop` says that they may lie outside."""
-
-    indices: tuple[_Value, ...]
-    strides: tuple[int, ...]
-    limits: tuple[int, ...]
-    drop: bool
-
-
-class _Write(NamedTuple):
-    target: _Value
-    mode: str
-    value: _Value
-    indirect: _Indirect | None = None
-    before: int | None = None  # cumulative: the axis along which the element before is added
-    after: bool = False  # only when the writes before it are done
-
-
-class _Pool:
-    """Constants of several functions in one flat array; equal ones are stored once."""
-
-    def __init__(self) -> None:
-        self.offsets: dict[bytes, int] = {}
-        self.parts: list[np.ndarray] = []
-        self.size = 0
-
-    def offset(self, values: np.ndarray) -> int:
-        key = values.tobytes()
-        if key not in self.offsets:
-            self.offsets[key] = self.size
-            self.parts.append(values.ravel())
-            self.size += values.size
-        return self.offsets[key]
-
-    def flat(self) -> np.ndarray:
-        return np.concatenate([*self.parts, np.zeros(1)])
-
-
 def _collapsed(mask: np.ndarray) -> np.ndarray:
     """A mask with length 1 along the axes on which it (nearly) does not depend."""
     for axis in range(mask.ndim):
@@ -151,29 +47,21 @@ def _collapsed(mask: np.ndarray) -> np.ndarray:
             mask = mask.take([0], axis)
     for axis in reversed(range(mask.ndim)):
         if mask.shape[axis] > 1:
-            wide = mask.any(axis, keepdims=True)
+            wide = np.asarray(mask.any(axis, keepdims=True))
             if wide.sum() * mask.shape[axis] <= 2 * mask.sum():
                 mask = wide
     return mask
 
 
-def _dense(n_axes: int) -> np.ndarray:
-    return np.ones((1,) * n_axes, dtype=bool)
-
-
-def _thin(mask: np.ndarray) -> bool:
-    """Whether a loop over the places of a mask is shorter than one over everything."""
-    return 2 * np.count_nonzero(mask) < mask.size
-
-
 class _Reader:
     """Reads a jaxpr into buffers and writes."""
-
-    where = _Interpreter.where
 
     def __init__(self) -> None:
         self.buffers: list[_Buffer] = []
         self.within: list = []  # the equations that the present one is part of, such as calls
+
+    def where(self) -> str:
+        return _where(*reversed(self.within))
 
     def buffer(self, shape: tuple, place: str, **options: Any) -> _Buffer:
         self.buffers.append(_Buffer(len(self.buffers), tuple(map(int, shape)), place, **options))
@@ -307,7 +195,7 @@ class _Reader:
         result = self.assembled(kept, value.buffer.boolean)
         result.start = _MODES[mode][0]
         self.write(result, np.broadcast_to(np.expand_dims(result.memory, axes), value.shape), mode, value)
-        mask = _collapsed(value.mask.any(axes)) if mode == "add" else _dense(len(kept))
+        mask = _collapsed(np.asarray(value.mask.any(axes))) if mode == "add" else _dense(len(kept))
         return _Value(result, result.memory, mask)
 
     def cumulative(self, mode: str, value: _Value, axis: int, reverse: bool) -> _Value:
@@ -335,9 +223,10 @@ class _Reader:
         step = None
         for part in parts:
             before = runs[-1][-1] if runs else None
-            fits = before is not None and before.buffer is part.buffer and before.view.strides == part.view.strides
-            distance = _address(part.view) - _address(before.view) if fits else None
-            if fits and step in (None, distance):
+            distance = None
+            if before is not None and before.buffer is part.buffer and before.view.strides == part.view.strides:
+                distance = _address(part.view) - _address(before.view)
+            if distance is not None and step in (None, distance):
                 runs[-1].append(part)
                 step = distance
             else:
@@ -615,290 +504,6 @@ class _Reader:
         return _Indirect(columns, tuple(s // 8 for s in operand.strides), limits, False)
 
 
-class _Writer:
-    """Writes the loops of a function that was read."""
-
-    def __init__(self, reader: _Reader, outputs: Sequence[_Value], pool: _Pool) -> None:
-        self.pool = pool
-        self.integers: set[int] = {0}
-        self.offsets: dict[_Buffer, int] = {}
-        self.n_scratch = 0
-        self.n_names = 0
-        self.n_inputs = sum(b.place.startswith("x") for b in reader.buffers)
-        self.targets = []
-        for k, value in enumerate(outputs):
-            target = reader.buffer(value.shape, f"y{k}")
-            reader.write(target, target.memory, "set", value)
-            self.targets.append(target)
-        self.order = self.live()
-        self.rounds = self.plan()
-
-    def live(self) -> list[_Buffer]:
-        """What the outputs need; counts the readers of each, and finds those that must be stored for them."""
-        self.uses: dict[_Buffer, int] = {}
-        self.viewed: set[_Buffer] = set()
-        found, stack = set(self.targets), list(self.targets)
-        while stack:
-            for value in _reads(stack.pop()):
-                buffer = value.buffer
-                self.uses[buffer] = self.uses.get(buffer, 0) + 1
-                if value.view is not buffer.memory:
-                    self.viewed.add(buffer)
-                if buffer not in found:
-                    found.add(buffer)
-                    stack.append(buffer)
-        return sorted(found, key=lambda b: b.number)
-
-    def plan(self) -> dict[tuple, list[_Write]]:
-        """The writes by (round, shape, mask): those of a round read only what earlier rounds have written."""
-        rounds: dict[tuple, list[_Write]] = {}
-        cost: dict[_Buffer, int] = {}
-        ready: dict[_Buffer, int] = {}  # the first round that may read a buffer
-        for buffer in self.order:
-            ready[buffer] = max((ready[v.buffer] for v in _arguments(buffer)), default=0)
-            if buffer.op:
-                cost[buffer] = 1 + sum(cost[v.buffer] for v in buffer.args if v.inline)
-                # an array of mostly zeros is not worth its memory
-                often = (
-                    self.uses[buffer] > 1
-                    and not _thin(buffer.mask)
-                    and (buffer.op not in _CHEAP or cost[buffer] > MAX_REPEATED)
-                )
-                if buffer in self.viewed or often:
-                    itself = _Value(buffer, buffer.memory, buffer.mask)
-                    buffer.writes.append(_Write(itself, "set", itself))
-            done = ready[buffer]
-            for write in buffer.writes:
-                reads = [write.value, *(write.indirect.indices if write.indirect else ())]
-                when = max(ready[v.buffer] for v in reads)
-                when = max(when, done) if write.after else when
-                done = max(done, when + 1)
-                mask = write.value.mask
-                thin = _thin(mask) and mask.any()
-                key = (when, write.value.shape, mask.shape if thin else None, mask.tobytes() if thin else None)
-                rounds.setdefault(key, []).append(write)
-            if buffer.writes:
-                buffer.stored = True
-                ready[buffer] = done
-        return rounds
-
-    def integer(self, n: int) -> str:
-        """The name of an unsigned constant: an index that may be negative would count from the end."""
-        n %= 1 << 64
-        self.integers.add(n)
-        return f"U{n}"
-
-    def name(self) -> str:
-        self.n_names += 1
-        return f"v{self.n_names}"
-
-    def offset(self, buffer: _Buffer) -> int:
-        if buffer.place == "c":
-            return self.pool.offset(buffer.memory)
-        if buffer.place != "w":
-            return 0
-        if buffer not in self.offsets:
-            self.offsets[buffer] = self.n_scratch
-            self.n_scratch += buffer.memory.size
-        return self.offsets[buffer]
-
-    def address(self, value: _Value, extra: Sequence[str] = ()) -> str:
-        """An element of a buffer, in terms of the loop indices."""
-        start = (_address(value.view) - _address(value.buffer.memory)) // 8 + self.offset(value.buffer)
-        terms = [self.integer(start)] if start else []
-        for axis, (n, stride) in enumerate(zip(value.shape, value.view.strides, strict=True)):
-            if n > 1 and stride:
-                terms.append(f"i{axis}" if stride == 8 else f"{self.integer(stride // 8)} * i{axis}")
-        return f"{value.buffer.place}[{' + '.join([*terms, *extra]) or self.integer(0)}]"
-
-    def source(self, name: str) -> str:
-        """The function's text: `name(c, inputs..., outputs...)`, all arrays flat."""
-        body: list[str] = []
-        for buffer in self.order:
-            thin = buffer.place.startswith("y") and not buffer.writes[0].value.mask.all()
-            if buffer.writes and (buffer.start != 0.0 or thin):
-                place = f"{buffer.place}[{self.integer(self.offset(buffer))} + k]"
-                body += [f"for k in range({self.integer(buffer.memory.size)}):"]
-                body += [f"    {place} = {_constant(buffer.start)}"]
-        for key in sorted(self.rounds, key=lambda k: k[0]):
-            writes = self.rounds[key]
-            if 0 not in key[1] and any(w.value.mask.any() for w in writes):
-                body += self.loops(key[1], None if key[2] is None else writes[0].value.mask, writes)
-        arguments = ["c", *(f"x{k}" for k in range(self.n_inputs)), *(t.place for t in self.targets)]
-        lines = [f"U{n} = np.uint64({n})" for n in sorted(self.integers)]
-        lines += ["", "", "@njit(**COMPILE_ROW)", f"def {name}({', '.join(arguments)}):"]
-        lines += [f"    w = np.zeros({self.n_scratch})"] if self.n_scratch else []
-        return "\n".join([*lines, *(f"    {line}" for line in body or ["pass"])]) + "\n"
-
-    def loops(self, shape: tuple, mask: np.ndarray | None, writes: Sequence[_Write]) -> list[str]:
-        """One loop nest that makes some writes."""
-        inline, views = self.pulled(writes)
-        listed = [] if mask is None else [axis for axis, n in enumerate(mask.shape) if n > 1]
-        order = [axis for axis, n in enumerate(shape) if n > 1 and axis not in listed]
-        if order:  # next to each other in memory is best for the innermost loop, fixed is second
-            gain = lambda axis: sum({0: 1, 8: 2, -8: 1}.get(v.strides[axis], -1) for v in views)  # noqa: E731
-            innermost = max(reversed(order), key=gain)
-            order = [*(axis for axis in order if axis != innermost), innermost]
-        first = 1 if listed else 0
-        depths = dict.fromkeys(listed, 1) | {axis: first + k + 1 for k, axis in enumerate(order)}
-        nest = _Nest(self, depths)
-        if listed:
-            table = np.argwhere(mask)[:, listed].astype(np.float64)
-            nest.heads.append(f"for r in range({self.integer(len(table))}):")
-            start = self.pool.offset(table)
-            for k, axis in enumerate(listed):
-                place = f"{self.integer(start + k)} + {self.integer(len(listed))} * r"
-                nest.lines[1].append(f"i{axis} = np.uint64(c[{place}])")
-        nest.heads += [f"for i{axis} in range({self.integer(shape[axis])}):" for axis in order]
-        for buffer in inline:
-            nest.evaluate(buffer)
-        for write in writes:
-            nest.write(write)
-        return nest.text()
-
-    def pulled(self, writes: Sequence[_Write]) -> tuple[list[_Buffer], list[np.ndarray]]:
-        """The expressions that some writes evaluate, in order, and all views that they read or write."""
-        inline: set[_Buffer] = set()
-        views, stack = [], []
-        for write in writes:
-            views.append(write.target.view)
-            if write.value.buffer is write.target.buffer:  # an expression that is stored
-                inline.add(write.value.buffer)
-                stack += _arguments(write.value.buffer)
-            else:
-                stack += [write.value, *(write.indirect.indices if write.indirect else ())]
-        while stack:
-            value = stack.pop()
-            if not value.inline:
-                views.append(value.view)
-            elif value.buffer not in inline:
-                inline.add(value.buffer)
-                stack += _arguments(value.buffer)
-        return sorted(inline, key=lambda b: b.number), views
-
-
-class _Nest:
-    """The lines of one loop nest, by depth."""
-
-    def __init__(self, writer: _Writer, depths: dict[int, int]) -> None:
-        self.writer = writer
-        self.depths = depths
-        self.deepest = max(depths.values(), default=0)
-        self.heads: list[str] = []
-        self.lines: list[list[str]] = [[] for _ in range(self.deepest + 1)]
-        self.tails: list[list[str]] = [[] for _ in range(self.deepest + 1)]
-        self.values: dict[_Buffer, tuple[str, int]] = {}
-        self.loaded: dict[str, tuple[str, int]] = {}
-
-    def depth(self, view: np.ndarray) -> int:
-        """The loop outside of which an element of a view does not change."""
-        moving = [self.depths[axis] for axis, n in enumerate(view.shape) if n > 1 and view.strides[axis]]
-        return max(moving, default=0)
-
-    def assign(self, expression: str, depth: int) -> str:
-        name = self.writer.name()
-        self.lines[depth].append(f"{name} = {expression}")
-        return name
-
-    def get(self, value: _Value) -> tuple[str, int]:
-        """The name of a value's element, and the depth at which it is known."""
-        buffer = value.buffer
-        if value.view is buffer.memory and buffer in self.values:
-            return self.values[buffer]
-        depth = self.depth(value.view)
-        if buffer.place == "c" and depth == 0:
-            element = value.view.flat[0]
-            text = f"({_constant(bool(element) if buffer.boolean else float(element))})"
-            return text, 0
-        place = self.writer.address(value)
-        text = f"{place} != 0.0" if buffer.boolean else place
-        if text not in self.loaded:
-            self.loaded[text] = (self.assign(text, depth), depth)
-        return self.loaded[text]
-
-    def evaluate(self, buffer: _Buffer) -> None:
-        if buffer.op == "take":
-            self.values[buffer] = self.take(buffer)
-            return
-        names, depths = zip(*map(self.get, buffer.args), strict=True)
-        depth = max(depths)
-        self.values[buffer] = (self.assign(_TEXT[buffer.op].format(*names), depth), depth)
-
-    def indirect(self, found: _Indirect) -> tuple[list[str], list[str], int]:
-        """Terms of an address, conditions that it lies inside, and the depth."""
-        terms, inside, deepest = [], [], 0
-        for index, stride, limit in zip(found.indices, found.strides, found.limits, strict=True):
-            name, depth = self.get(index)
-            deepest = max(deepest, depth)
-            terms.append(f"{self.writer.integer(stride)} * np.uint64(min(max({name}, 0.0), {float(limit)}))")
-            inside += [f"{name} >= 0.0", f"{name} <= {float(limit)}"] if found.drop else []
-        return terms, inside, deepest
-
-    def take(self, buffer: _Buffer) -> tuple[str, int]:
-        terms, inside, depth = self.indirect(buffer.indirect)
-        depth = max(depth, self.depth(buffer.source.view))
-        text = self.writer.address(buffer.source, terms) + (" != 0.0" if buffer.source.buffer.boolean else "")
-        if inside:
-            text = f"{text} if {' and '.join(inside)} else {_constant(buffer.fill)}"
-        return self.assign(text, depth), depth
-
-    def write(self, write: _Write) -> None:
-        target, mode = write.target, _MODES[write.mode][1]
-        name, _ = self.values[target.buffer] if write.value.buffer is target.buffer else self.get(write.value)
-        name = f"(1.0 if {name} else 0.0)" if write.value.buffer.boolean else name
-        innermost = self.lines[self.deepest]
-        if write.indirect:
-            terms, inside, _ = self.indirect(write.indirect)
-            place = self.writer.address(target, terms)
-            result = mode.format(place, name)
-            outside = f" if {' and '.join(inside)} else {place}" if inside else ""
-            innermost.append(f"{place} = {result}{outside}")
-        elif write.before is not None:
-            axis, step = write.before, target.view.strides[write.before] // 8
-            place = self.writer.address(target)
-            if target.shape[axis] > 1:
-                before = self.assign(
-                    f"{place[:-1]} + {self.writer.integer(-step)}] if i{axis} > U0 else 0.0", self.deepest
-                )
-                name = f"({mode.format(before, name)} if i{axis} > U0 else {name})"
-            innermost.append(f"{place} = {name}")
-        else:
-            place, depth = self.writer.address(target), self.depth(target.view)
-            if write.mode == "set" or depth == self.deepest:
-                innermost.append(f"{place} = {mode.format(place, name)}")
-            else:  # a sum in a register
-                total = self.assign(_constant(target.buffer.start), depth)
-                innermost.append(f"{total} = {mode.format(total, name)}")
-                self.tails[depth].append(f"{place} = {mode.format(place, total)}")
-
-    def text(self) -> list[str]:
-        result = []
-        for depth, lines in enumerate(self.lines):
-            indent = "    " * depth
-            result += ["    " * (depth - 1) + self.heads[depth - 1]] if depth else []
-            result += [indent + line for line in lines or (["pass"] if depth == self.deepest else [])]
-        for depth in range(self.deepest, -1, -1):
-            result += ["    " * depth + line for line in self.tails[depth]]
-        return result
-
-
-def _arguments(buffer: _Buffer) -> list[_Value]:
-    """What an expression reads."""
-    return [*buffer.args, *([buffer.source] if buffer.source else [])]
-
-
-def _reads(buffer: _Buffer) -> list[_Value]:
-    """What an expression, or the writes into a buffer, read."""
-    reads = _arguments(buffer)
-    for write in buffer.writes:
-        reads += [write.value, *(write.indirect.indices if write.indirect else ())]
-    return reads
-
-
-def _address(view: np.ndarray) -> int:
-    return view.__array_interface__["data"][0]
-
-
 def _function_source(
     function: Callable, input_shapes: Sequence[tuple], name: str, pool: _Pool
 ) -> tuple[str, list[bool]]:
@@ -909,7 +514,10 @@ def _function_source(
         inputs = [reader.buffer(shape, f"x{k}") for k, shape in enumerate(input_shapes)]
         values = [_Value(b, b.memory, _dense(b.memory.ndim)) for b in inputs]
         outputs = reader.run(closed.jaxpr, closed.consts, values)
-    return _Writer(reader, outputs, pool).source(name), [not v.mask.any() for v in outputs]
+    targets = [reader.buffer(value.shape, f"y{k}") for k, value in enumerate(outputs)]
+    for target, value in zip(targets, outputs, strict=True):
+        reader.write(target, target.memory, "set", value)
+    return _Writer(len(inputs), targets, pool).source(name), [not v.mask.any() for v in outputs]
 
 
 class ArrayFunction(NamedTuple):
@@ -949,152 +557,3 @@ def compile_arrays(function: Callable, input_shapes: Sequence[tuple[int, ...]]) 
     signature = f"void({', '.join(['f8[::1]'] * (1 + len(input_shapes) + len(zero)))})"
     text = text.replace("@njit(**", f"@njit({signature!r}, cache=True, **")
     return ArrayFunction(import_source(_HEADER + text).evaluate, pool.flat(), zero)
-
-
-class VectorKernel(NamedTuple):
-    """A cost whose expectation is a vector function of the parameters.
-
-    Attributes
-    ----------
-    kernel : numba function
-        Of type `kernels.translate.KERNEL_SIGNATURE`.
-    shared : (1, n) float64
-        The model's constants, to be passed to the kernel as `shared`.
-    linear : bool
-        Whether the second derivatives of the expectation vanish everywhere.
-    """
-
-    kernel: Callable
-    shared: np.ndarray
-    linear: bool
-
-
-_POISSON = """
-
-@njit(**COMPILE_HELPER)
-def saturated(n, mu):
-    # n log(n / mu) alone would lose the digits in which mu and n agree
-    return (mu - n) - n * math.log1p((mu - n) / n)
-
-
-@njit(**COMPILE_ROW)
-def weighted_products(jacobian, weights, hessian, scaled):
-    for i in range(N_PARAMS):
-        for k in range(N_BINS):
-            scaled[k] = weights[k] * jacobian[i * N_BINS + k]
-        row = i * (i + ONE) // TWO
-        blocks = (i + ONE) // FOUR * FOUR
-        for j in range(ZERO, blocks, FOUR):
-            a, b, c, d = 0.0, 0.0, 0.0, 0.0
-            first = j * N_BINS
-            for k in range(N_BINS):
-                s = scaled[k]
-                a += s * jacobian[first + k]
-                b += s * jacobian[first + N_BINS + k]
-                c += s * jacobian[first + TWO * N_BINS + k]
-                d += s * jacobian[first + THREE * N_BINS + k]
-            hessian[row + j] = a
-            hessian[row + j + ONE] = b
-            hessian[row + j + TWO] = c
-            hessian[row + j + THREE] = d
-        for j in range(blocks, i + ONE):
-            a = 0.0
-            for k in range(N_BINS):
-                a += scaled[k] * jacobian[j * N_BINS + k]
-            hessian[row + j] = a
-
-
-@njit({signature!r}, cache=True, **COMPILE_ROW)
-def row_sums(theta, rows, shared, aux, begin, end, out):
-    constants = shared[0]
-    mu = np.empty(N_BINS)
-    jacobian = np.empty(N_PARAMS * N_BINS)
-    slope = np.empty(N_BINS)
-    curvature = np.empty(N_BINS)
-    expectation(constants, theta, mu, jacobian)
-    first = np.uint64(begin)
-    value = 0.0
-    absolute = 0.0
-    for k in range(N_BINS):
-        n = rows[0, first + k]
-        m = mu[k]
-        if n > 0.0:
-            term = saturated(n, m)
-            slope[k] = (m - n) / m
-            curvature[k] = n / (m * m)
-        else:
-            term = m if n == 0.0 and m >= 0.0 else np.nan
-            slope[k] = 1.0
-            curvature[k] = 0.0
-        value += term
-        absolute += math.fabs(term)
-    out[0] = value
-    out[1] = absolute
-    for i in range(N_PARAMS):
-        total = 0.0
-        for k in range(N_BINS):
-            total += slope[k] * jacobian[i * N_BINS + k]
-        out[TWO + i] = total
-    hessian = out[2 + {n_params} :]
-    weighted_products(jacobian, curvature, hessian, mu)
-"""
-_CURVED = """    second = jacobian
-    if N_PARAMS > N_BINS:
-        second = np.empty(N_PARAMS * N_PARAMS)
-    bend(constants, theta, slope, second)
-    for i in range(N_PARAMS):
-        for j in range(i + ONE):
-            hessian[i * (i + ONE) // TWO + j] += second[i * N_PARAMS + j]
-"""
-
-
-def expectation_kernel(expected: Callable, n_params: int, n_bins: int) -> VectorKernel:
-    """The Poisson negative log-likelihood of counts whose expectation is a vector.
-
-    In saturated form, sum_k mu_k - n_k + n_k log(n_k / mu_k) with mu = expected(*theta). With J = d mu / d theta, the
-    gradient is sum_k (1 - n_k / mu_k) J_k and the Hessian
-    sum_k n_k / mu_k^2 J_k J_k^T + sum_k (1 - n_k / mu_k) d^2 mu_k / d theta^2; the second sum is left out where the
-    model is linear.
-
-    Parameters
-    ----------
-    expected : callable
-        `expected(*theta) -> (n_bins,)`, in events.
-    n_params, n_bins : int
-
-    Returns
-    -------
-    VectorKernel
-        A bin is a row: row 0 holds the counts, and the kernel must be given all n_bins of them. The result is NaN
-        where mu_k < 0, infinite where mu_k = 0 in a filled bin; see `kernels.program` for the outputs.
-
-    Raises
-    ------
-    UntranslatableError
-        If an operation has no form here; the message names it and the line of the model.
-    ValueError
-        If `expected` does not return n_bins values.
-    """
-
-    # a tuple of scalars, since the derivative of theta[k] by theta is a vector of zeros around a one
-    def along(function, theta):
-        """Value, and derivatives along each parameter as rows."""
-        push = lambda direction: jax.jvp(function, tuple(theta), tuple(direction))  # noqa: E731
-        return jax.vmap(push, out_axes=(None, 0))(jnp.eye(n_params))
-
-    def bend(theta, slope):
-        gradient = jax.grad(lambda *t: slope @ expected(*t), argnums=tuple(range(n_params)))
-        return (along(lambda *t: jnp.stack(gradient(*t)), theta)[1],)
-
-    with jax.enable_x64(True):
-        shape = jax.eval_shape(expected, *[jax.ShapeDtypeStruct((), np.float64)] * n_params).shape
-    if shape != (n_bins,):
-        raise ValueError(f"expected must return an array of shape ({n_bins},), one value per bin, got {shape}")
-    pool = _Pool()
-    first, _ = _function_source(lambda t: along(expected, t), [(n_params,)], "expectation", pool)
-    second, [linear] = _function_source(bend, [(n_params,), (n_bins,)], "bend", pool)
-    sizes = {"ZERO": 0, "ONE": 1, "TWO": 2, "THREE": 3, "FOUR": 4, "N_PARAMS": n_params, "N_BINS": n_bins}
-    text = "".join(f"{name} = np.uint64({value})\n" for name, value in sizes.items())
-    text += first + ("" if linear else "\n\n" + second)
-    text += _POISSON.format(signature=KERNEL_SIGNATURE, n_params=n_params) + ("" if linear else _CURVED)
-    return VectorKernel(import_source(_HEADER + text).row_sums, pool.flat()[None, :], linear)

@@ -6,10 +6,9 @@ the chunk, not the number of toys.
 
 import datetime
 import json
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -30,7 +29,7 @@ from toys.study import Study, generate
 
 __all__ = ["Options", "Report", "run"]
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 32 * 2**20
 LARGEST_CHUNK = 8192
 PACKAGES = ("batchfit", "jax", "jaxlib", "optax", "numpy", "iminuit", "numba", "h5py", "scipy")
 # What decides about the numbers: a run is continued only if all of these are the same.
@@ -83,38 +82,35 @@ class Report:
 
 
 class _Writer:
-    """Writes parts in a thread of its own; an error comes out at the next call."""
+    """Writes one part at a time in a thread of its own; an error comes out at the next call."""
 
     def __init__(self, path: Path, attributes: Mapping[str, Any]) -> None:
         self.path, self.attributes = path, attributes
         self.seconds = 0.0
-        self.error: BaseException | None = None
-        self.queue: queue.Queue = queue.Queue(maxsize=1)
-        self.thread = threading.Thread(target=self._work, name="writer", daemon=True)
-        self.thread.start()
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self.pending: Future | None = None
 
-    def _work(self) -> None:
-        while (task := self.queue.get()) is not None:
-            if self.error is None:
-                started = time.perf_counter()
-                try:
-                    first, toys, result = task
-                    storage.write_part(self.path, first, toys, result, self.attributes)
-                except BaseException as error:  # handed to the main thread
-                    self.error = error
-                self.seconds += time.perf_counter() - started
+    def _write(self, first: int, toys: Mapping[str, Any], result: FitResult) -> None:
+        started = time.perf_counter()
+        storage.write_part(self.path, first, toys, result, self.attributes)
+        self.seconds += time.perf_counter() - started
 
     def put(self, first: int, toys: Mapping[str, Any], result: FitResult) -> None:
-        if self.error is not None:
-            raise self.error
-        self.queue.put((first, toys, result))
+        """Write a part once the one before is on disk, so that no more than two are in memory."""
+        self._wait()
+        self.pending = self.pool.submit(self._write, first, toys, result)
+
+    def _wait(self) -> None:
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
 
     def close(self) -> None:
         """Wait until all parts are on disk."""
-        self.queue.put(None)
-        self.thread.join()
-        if self.error is not None:
-            raise self.error
+        try:
+            self._wait()
+        finally:
+            self.pool.shutdown()
 
 
 def run(

@@ -1,4 +1,4 @@
-"""Template fits: counting in closed form, nuisance parameters against MIGRAD, a hundred parameters, numba against JAX."""
+"""Template fits: counting in closed form, nuisance parameters against MIGRAD, a hundred parameters, both backends."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -7,8 +7,10 @@ import pytest
 from jax import lax
 from jax.scipy import special
 
-from kernels.arrays import _function_source, _Pool, compile_arrays, expectation_kernel
+from kernels.arrays import _function_source, compile_arrays
+from kernels.expectation import expectation_kernel
 from kernels.graph import UntranslatableError
+from kernels.loops import _Pool
 from kernels.program import ABSOLUTE, GRADIENT, VALUE
 
 RNG = np.random.default_rng(1)

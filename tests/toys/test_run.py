@@ -177,8 +177,8 @@ def test_chunks_are_irrelevant(study, whole, tmp_path, monkeypatch):
     assert_same_contents(out, whole[0])
 
 
-@pytest.mark.parametrize("bytes_per_toy, chunk", [(1, 8192), (2**20, 64), (124_000, 512), (2**26, 1), (2**30, 1)])
-def test_a_chunk_is_a_power_of_two_of_64_mib(bytes_per_toy, chunk):
+@pytest.mark.parametrize("bytes_per_toy, chunk", [(1, 8192), (2**20, 32), (124_000, 256), (2**26, 1), (2**30, 1)])
+def test_a_chunk_is_a_power_of_two_of_32_mib(bytes_per_toy, chunk):
     assert run_module._chunk(bytes_per_toy) == chunk
 
 
