@@ -20,7 +20,7 @@ import numpy as np
 from jax.extend import core as jex_core
 from numpy.lib.stride_tricks import as_strided
 
-from kernels.graph import _CALLS, _ELEMENTWISE, _UNCHANGED, MAX_TURNS, UntranslatableError, _where
+from kernels.graph import _CALLS, _ELEMENTWISE, _UNCHANGED, MAX_TURNS, UntranslatableError, _where, scan_layout
 from kernels.loops import _BOOLEAN, _MODES, _address, _Buffer, _dense, _Indirect, _Pool, _Value, _Write, _Writer
 from kernels.translate import _HEADER, import_source
 
@@ -349,6 +349,10 @@ class _Reader:
         result = one if result is None else result
         return [self.point("div", one, result) if exponent < 0 else result]
 
+    def do_one_minus_square(self, eqn: Any, value: _Value) -> list[_Value]:
+        one = self.moved(self.constant(1.0), lambda a: np.broadcast_to(a, value.shape))
+        return [self.point("mul", self.point("add", one, value), self.point("sub", one, value))]
+
     def do_square(self, eqn: Any, value: _Value) -> list[_Value]:
         return [self.point("mul", value, value)]
 
@@ -386,8 +390,8 @@ class _Reader:
 
     def do_scan(self, eqn: Any, *args: _Value) -> list[_Value]:
         """A loop of known length, written out."""
-        body, length, n_carry = (eqn.params[key] for key in ("jaxpr", "length", "num_carry"))
-        first = eqn.params["num_consts"]
+        body, length = eqn.params["jaxpr"], eqn.params["length"]
+        first, n_carry = scan_layout(eqn)
         if length > MAX_TURNS:
             raise UntranslatableError(f"a loop of {length} turns, more than {MAX_TURNS}{self.where()}")
         consts, carry, stacked = args[:first], list(args[first : first + n_carry]), []

@@ -402,6 +402,11 @@ class _Interpreter:
     def do_square(self, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
         return [self.elementwise(lambda n: self.graph.power(int(n), 2), a)]
 
+    def do_one_minus_square(self, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
+        one, graph = self.graph.const(1.0), self.graph
+        factors = lambda n: (graph.apply("add", one, int(n)), graph.apply("sub", one, int(n)))  # noqa: E731
+        return [self.elementwise(lambda n: graph.apply("mul", *factors(n)), a)]
+
     def do_polygamma(self, eqn: Any, order: np.ndarray, a: np.ndarray) -> list[np.ndarray]:
         orders = self.known(order)
         if orders is None or np.any(orders != 1.0):
@@ -463,8 +468,8 @@ class _Interpreter:
 
     def do_scan(self, eqn: Any, *args: np.ndarray) -> list[np.ndarray]:
         """A loop of known length, written out."""
-        body, length, n_carry = (eqn.params[key] for key in ("jaxpr", "length", "num_carry"))
-        first_carry = eqn.params["num_consts"]
+        body, length = eqn.params["jaxpr"], eqn.params["length"]
+        first_carry, n_carry = scan_layout(eqn)
         consts, carry = list(args[:first_carry]), list(args[first_carry : first_carry + n_carry])
         if length > MAX_TURNS:
             raise UntranslatableError(f"a loop of {length} turns, more than {MAX_TURNS}{self.where()}")
@@ -514,6 +519,19 @@ def _where(*eqns: Any) -> str:
     except (ImportError, AttributeError, TypeError):  # a private module of JAX: it may move
         return ""
     return next((f" at {place}" for place in places if place), "")
+
+
+def scan_layout(eqn: Any) -> tuple[int, int]:
+    """(number of constants, number of carried values) of a scan; JAX has told them in different ways.
+
+    What is scanned over, and what is stacked, has one axis more outside of the body.
+    """
+    body = eqn.params["jaxpr"]
+    longer = lambda outside, inside: len(outside.aval.shape) > len(inside.shape)  # noqa: E731
+    n_scanned = sum(map(longer, eqn.invars, body.in_avals))
+    n_stacked = sum(map(longer, eqn.outvars, body.out_avals))
+    n_carry = len(eqn.outvars) - n_stacked
+    return len(eqn.invars) - n_scanned - n_carry, n_carry
 
 
 def trace(function: Callable, kinds: Sequence[tuple[str, int]], graph: Graph) -> list[int]:
