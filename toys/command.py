@@ -232,6 +232,8 @@ def summary(study: Study, report: Report, out: str, tolerated: float) -> tuple[s
                 doubts.append(
                     f"MIGRAD disagrees on {n_bad} toys ({', '.join(map(str, checked.toy[~checked.agrees][:5]))})"
                 )
+            if not checked.valid.any():
+                doubts.append("MIGRAD has no valid fit of the toys that it refitted: nothing was validated")
         if report.n_resumed:
             console.print(f"{report.n_resumed} toys were there from an earlier run")
         times = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.times.items())

@@ -174,11 +174,14 @@ def test_list():
     assert finished("--list").startswith("peak  Gaussian peak over an exponential")
 
 
-@pytest.mark.parametrize("doubt", ["validation", "failures"])
+@pytest.mark.parametrize("doubt", ["validation", "no reference", "failures"])
 def test_doubtful_run_ends_with_exit_code_1(finished_run, monkeypatch, doubt):
     if doubt == "validation":
         monkeypatch.setattr("engine.reference.AGREEMENT", 1e-12)
         arguments, words = ["--validate", "2"], "WARNING: MIGRAD disagrees on 2 toys (0, 19)"
+    elif doubt == "no reference":
+        monkeypatch.setattr("engine.reference.Minuit.valid", property(lambda self: False))
+        arguments, words = ["--validate", "2"], "WARNING: MIGRAD has no valid fit"
     else:
         monkeypatch.setattr("engine.fit.VALID_EDM", -1.0)
         arguments, words = ["--truth", "sigma=0.5"], "WARNING: 20 of 20 fits failed"
