@@ -92,7 +92,7 @@ class Cost:
                 n_shared=rows.shared.shape[0],
                 n_aux=rows.aux.shape[1],
             )
-            # the first of two threads wins: what is compiled is kept by the identity of the program
+            # of two threads the first wins, so that both use one program
             if programs.setdefault(form, program).graph.holds_float32:
                 warnings.warn(
                     "the model holds an array of float32 constants, which are good to 7 digits only: make it with "

@@ -6,7 +6,7 @@ into one graph of scalars. Each of these outputs is then written as
     sum_m coefficient_m(theta) * sum_rows core_m(theta, row)
 
 by multiplying out products of sums. Derivatives of one term share their cores (for a Gaussian peak of
-density p: p, d p, d^2 p, ... with d = x - mu), so 22 outputs of the 5-parameter spectrum cost 25 sums of one
+density p: p, d p, d^2 p, ... with d = x - mu), so 22 outputs of the 5-parameter spectrum cost 26 sums of one
 product each; and a factor that does not depend on the row is applied once for each toy and not for each row.
 
 A sum with a term that does not depend on the row, such as x - mu, is never multiplied out: that would trade
