@@ -11,8 +11,9 @@ if getattr(kernels, "BATCHFIT", None) is None:
 
 from engine.binned import BinnedNLL, ExtendedBinnedNLL
 from engine.constraints import NormalConstraint
-from engine.costs import Cost, ExtendedUnbinnedNLL, UnbinnedNLL
-from engine.data import Ragged
+from engine.cost import Cost
+from engine.costs import ExtendedUnbinnedNLL, UnbinnedNLL
+from engine.data import Ragged, Weighted
 from engine.fit import fit_batch
 from engine.leastsquares import LeastSquares
 from engine.newton import newton
@@ -36,6 +37,7 @@ __all__ = [
     "Ragged",
     "Status",
     "UnbinnedNLL",
+    "Weighted",
     "fit_batch",
     "newton",
 ]

@@ -1,189 +1,126 @@
-"""Cost functions, named and called as those of `iminuit.cost`, but without the data: those go to `fit_batch`.
+"""Cost functions of unbinned data, named and called as those of `iminuit.cost`, but without the data."""
 
-Every cost is `sum over rows of term(theta, row) + rest(theta, aux)`. A cost holds the model and says how its data
-become rows; values, derivatives and minimisation are the drivers' business.
-"""
-
-import inspect
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax import errors as jax_errors
 
-from engine.data import Rows, ragged_events
-from kernels.graph import UntranslatableError
-from kernels.program import Program, build_program
-from kernels.translate import compile_kernel
-from kernels.xla import row_sums, row_sums_untranslated
+from engine.cost import Cost, call_model, called, parameter_names, scalar_result
+from engine.cost import model_mistakes as model_mistakes
+from engine.data import Rows, Weighted, ragged_events
+from engine.ranges import N_NODES, NumericalIntegral
+from engine.sums import SumCost, pack
 
-__all__ = ["Cost", "ExtendedUnbinnedNLL", "UnbinnedNLL"]
+__all__ = ["ExtendedUnbinnedNLL", "UnbinnedNLL"]
 
-
-class Cost:
-    """A model and how it is compared with data.
-
-    Attributes
-    ----------
-    names : tuple of str
-        Parameters, in the order of the model's signature.
-    errordef : float
-        0.5 for a negative log-likelihood, 1 for a chi-square (as `iminuit.Minuit.errordef`).
-    """
-
-    names: tuple[str, ...]
-    errordef: float = 0.5
-    takes_data: bool = True  # False for constraints, which may do without
-
-    def rows(self, data: Any) -> Rows:
-        """Data in the form in which a driver reads them; ValueError or TypeError where they have no such form."""
-        raise NotImplementedError
-
-    #: `term(theta, row, aux) -> ()`: what one row adds, with `row` a dict name -> scalar; None if there are no rows.
-    term: Callable | None = None
-    #: `rest(theta, row, aux) -> ()`: what is added once; None if there is nothing.
-    rest: Callable | None = None
-
-    def __add__(self, other: "Cost") -> "Cost":
-        from engine.sums import SumCost  # a sum is a cost, too
-
-        return SumCost(self, other) if isinstance(other, Cost) else NotImplemented
-
-    def functions(self, rows: Rows) -> tuple[Callable | None, Callable | None]:
-        """`term` and `rest` as functions of scalars, (*theta, *columns, *shared, *aux)."""
-        n_params, n_row = len(self.names), len(rows.names)
-
-        def of_scalars(function: Callable | None) -> Callable | None:
-            if function is None:
-                return None
-
-            def called(*args: Any) -> Any:
-                row = dict(zip(rows.names, args[n_params : n_params + n_row], strict=True))
-                return function(args[:n_params], row, args[n_params + n_row :])
-
-            return called
-
-        return of_scalars(self.term), of_scalars(self.rest)
-
-    def program(self, rows: Rows) -> Program:
-        """The translated cost for data of this form.
-
-        Raises
-        ------
-        kernels.graph.UntranslatableError
-            If the model uses an operation that has no scalar form.
-        TypeError, ValueError
-            If the model cannot be evaluated for one row, or its result has the wrong form.
-        """
-        form = rows.form
-        programs = self.__dict__.setdefault("_programs", {})
-        if form not in programs:
-            term, rest = self.functions(rows)
-            program = build_program(
-                term,
-                rest,
-                n_params=len(self.names),
-                n_columns=rows.columns.shape[0],
-                n_shared=rows.shared.shape[0],
-                n_aux=rows.aux.shape[1],
-            )
-            # of two threads the first wins, so that both use one program
-            if programs.setdefault(form, program).graph.holds_float32:
-                warnings.warn(
-                    "the model holds an array of float32 constants, which are good to 7 digits only: make it with "
-                    "numpy in float64, or under jax.enable_x64",
-                    stacklevel=2,
-                )
-        return programs[form]
-
-    def kernel(self, rows: Rows) -> Callable:
-        """The numba kernel for data of this form."""
-        return compile_kernel(self.program(rows))
-
-    def kernel_shared(self, rows: Rows) -> np.ndarray:
-        """What the numba kernel takes as shared columns."""
-        return rows.shared
-
-    def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
-        """The outputs (see `kernels.program`) of one toy in JAX: `f(theta, data, shared)`.
-
-        `data` and `shared` are tuples with an entry for each of `rows.leaves`: (columns, aux, number of rows) and the
-        shared columns.
-        """
-        try:
-            sums = row_sums(self.program(rows), tile, order)
-        except UntranslatableError:
-            sums = row_sums_untranslated(*self.functions(rows), len(self.names), tile, order)
-
-        def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
-            ((columns, aux, n),) = data
-            return sums(theta, columns, shared[0], aux, n)
-
-        return of_leaf
-
-    def reference(self, rows: Rows) -> Callable:
-        """The value of one toy in JAX, term by term as the model has them: `f(theta, data, shared)`, see `outputs`."""
-        term, rest = self.functions(rows)
-
-        def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
-            ((columns, aux, n),) = data
-            row = _stacked(columns, shared[0])
-            parameters = [theta[i] for i in range(len(self.names))]
-            total = jnp.zeros(())
-            if term is not None:
-                terms = jax.vmap(lambda r: term(*parameters, *r, *aux), in_axes=1)(row)
-                total += jnp.sum(jnp.where(jnp.arange(row.shape[1]) < n, terms, 0.0))
-            return total if rest is None else total + rest(*parameters, *row[:, 0], *aux)
-
-        return of_leaf
-
-
-def _stacked(columns: Array, shared: Array) -> Array:
-    """All columns of a row, those of the toy before the shared ones."""
-    if not columns.shape[0] or not shared.shape[0]:
-        return columns if columns.shape[0] else shared
-    return jnp.concatenate([columns, shared])
+WEIGHT = "weight"  # name of the column of weights
 
 
 class _Unbinned(Cost):
-    def __init__(self, model: Callable, *, log: bool = False, name: Sequence[str] | None = None) -> None:
+    extended = False
+
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        log: bool = False,
+        fit_range: Any = None,
+        n_nodes: int = N_NODES,
+        name: Sequence[str] | None = None,
+    ) -> None:
         self.model = model
         self.log = log
         self.names = parameter_names(model, name)
+        self.integral = NumericalIntegral(self, fit_range, n_nodes) if fit_range is not None else None
+
+    @property
+    def leaves(self) -> tuple[Cost, ...]:
+        return (self,) if self.integral is None else (self, self.integral)
 
     def rows(self, data: Any) -> Rows:
-        """Rows of unbinned data; every event is a row, its observables are the columns.
+        """Rows of unbinned data; every event is a row, its observables and its weight are the columns.
 
         Parameters
         ----------
-        data : list of (n,) or (d, n) arrays, (n_toys, n) or (n_toys, d, n) array, or `engine.Ragged`
+        data : list of (n,) or (d, n) arrays, (n_toys, n) or (n_toys, d, n) array, `engine.Ragged` or `engine.Weighted`
+            Events outside of the fit range do not count.
         """
-        events = ragged_events(data)
+        events, weights = data.ragged() if isinstance(data, Weighted) else (ragged_events(data), None)
         columns = events.values if events.values.ndim == 2 else events.values[None]
+        names: tuple[str, ...] = tuple(f"x{k}" for k in range(columns.shape[0]))
+        offsets = events.offsets
+        used = None
+        if weights is not None:
+            columns, names, used = np.concatenate([columns, weights[None]]), (*names, WEIGHT), weights != 0.0
+        if self.integral is not None:
+            inside = self.integral.contains(events.values)
+            used = inside if used is None else used & inside
+        if used is not None and not used.all():
+            columns, offsets = columns[:, used], np.concatenate([[0], np.cumsum(used)])[offsets]
         n_toys = len(events)
         bad = np.zeros(n_toys, dtype=bool)
         with np.errstate(over="ignore", invalid="ignore"):
             suspect = not np.isfinite(np.sum(columns))  # one cheap pass; the second only where it must be
         if suspect:
             wrong = np.flatnonzero(~np.isfinite(columns).all(axis=0))
-            bad[np.searchsorted(events.offsets, wrong, side="right") - 1] = True
-        names = tuple(f"x{k}" for k in range(columns.shape[0]))
-        return Rows(columns, events.offsets, np.zeros((0, 0)), np.zeros((n_toys, 0)), bad, names)
+            bad[np.searchsorted(offsets, wrong, side="right") - 1] = True
+        rows = Rows(columns, offsets, np.zeros((0, 0)), np.zeros((n_toys, 0)), bad, names)
+        return rows if self.integral is None else pack((rows, self.integral.rows(rows)))
 
     def evaluate(self, theta: Sequence, row: dict) -> Any:
         """The model at one event."""
-        observables = list(row.values())
+        observables = [value for name, value in row.items() if name != WEIGHT]
         x = observables[0] if len(observables) == 1 else jnp.stack(observables)
         return call_model(self.model, x, theta)
 
-    def minus_log(self, density: Any) -> Any:
-        scalar_result(self.model, density, "density")
-        return -density if self.log else -jnp.log(density)
+    def density(self, theta: Sequence, row: dict) -> Any:
+        """The density, or its logarithm if that is what the model gives."""
+        result = self.evaluate(theta, row)
+        scalar_result(self.model, result, "density")
+        return result
+
+    def term(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
+        density = self.density(theta, row)
+        minus_log = -density if self.log else -jnp.log(density)
+        return row[WEIGHT] * minus_log if WEIGHT in row else minus_log
+
+    def check(self, theta: np.ndarray) -> None:
+        if self.integral is not None:
+            self.integral.check(theta)
+
+    def score_covariance(self, rows: Rows) -> Callable | None:
+        events = rows.leaves[0]
+        if WEIGHT not in events.names:
+            return None
+        n_params, weight = len(self.names), events.names.index(WEIGHT)
+        slope = jax.grad(lambda theta, row: self.term(theta, dict(zip(events.names, row, strict=True)), ()))
+
+        def of_toy(theta: Array, data: tuple, shared: tuple) -> Array:
+            columns, _, n = data[0]
+            slopes = jnp.stack(jax.vmap(slope, in_axes=(None, 1))(tuple(theta[i] for i in range(n_params)), columns), 1)
+            if self.integral is not None and not self.extended:
+                slopes += columns[weight][:, None] * jax.grad(self.integral.log_integral)(theta)
+            slopes = jnp.where((jnp.arange(columns.shape[1]) < n)[:, None], slopes, 0.0)
+            return slopes.T @ slopes
+
+        return of_toy
+
+    # With a fit range the rows have two parts, events and nodes of the integral: it is a sum of two costs.
+
+    def kernel(self, rows: Rows) -> Callable:
+        return SumCost(self).kernel(rows) if rows.parts else super().kernel(rows)
+
+    def kernel_shared(self, rows: Rows) -> np.ndarray:
+        return SumCost(self).kernel_shared(rows) if rows.parts else super().kernel_shared(rows)
+
+    def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
+        return SumCost(self).outputs(rows, tile, order) if rows.parts else super().outputs(rows, tile, order)
+
+    def reference(self, rows: Rows) -> Callable:
+        return SumCost(self).reference(rows) if rows.parts else super().reference(rows)
 
 
 class UnbinnedNLL(_Unbinned):
@@ -196,15 +133,30 @@ class UnbinnedNLL(_Unbinned):
         event: x is a scalar, or `(d,)` for d observables.
     log : bool
         True if the model returns the logarithm of the density.
+    fit_range : (lower, upper) or sequence of such pairs, optional
+        Where to fit: one window or several, such as sidebands. Events outside do not count, and the density is
+        normalised to the windows numerically, so it may be any multiple of one.
+    n_nodes : int
+        Nodes of the integral over the fit range.
     name : sequence of str, optional
         Parameter names, where the signature does not tell them.
+
+    Notes
+    -----
+    With weights the covariance is that of the weighted estimator, H^-1 C H^-1 with C = sum_i w_i^2 s_i s_i^T and
+    s_i the gradient of log pdf at event i (Langenbruch, Eur. Phys. J. C 82 (2022) 393, eq. 18).
     """
 
-    def __init__(self, pdf: Callable, *, log: bool = False, name: Sequence[str] | None = None) -> None:
-        super().__init__(pdf, log=log, name=name)
-
-    def term(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
-        return self.minus_log(self.evaluate(theta, row))
+    def __init__(
+        self,
+        pdf: Callable,
+        *,
+        log: bool = False,
+        fit_range: Any = None,
+        n_nodes: int = N_NODES,
+        name: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(pdf, log=log, fit_range=fit_range, n_nodes=n_nodes, name=name)
 
 
 class ExtendedUnbinnedNLL(_Unbinned):
@@ -218,102 +170,54 @@ class ExtendedUnbinnedNLL(_Unbinned):
         must not depend on x.
     log : bool
         True if the model returns the logarithm of the density.
+    fit_range : (lower, upper) or sequence of such pairs, optional
+        Where to fit: one window or several, such as sidebands. Events outside do not count, and the expected number of
+        events in the windows is integrated numerically; that of the model, which is for the whole range, is not used
+        and may be left out.
+    n_nodes : int
+        Nodes of the integral over the fit range.
     name : sequence of str, optional
         Parameter names, where the signature does not tell them.
+
+    Notes
+    -----
+    With weights the covariance is that of the weighted estimator, see `UnbinnedNLL`.
 
     References
     ----------
     Barlow, NIM A297 (1990) 496-506, eq. 1.6.
     """
 
-    def __init__(self, scaled_pdf: Callable, *, log: bool = False, name: Sequence[str] | None = None) -> None:
-        super().__init__(scaled_pdf, log=log, name=name)
+    extended = True
+
+    def __init__(
+        self,
+        scaled_pdf: Callable,
+        *,
+        log: bool = False,
+        fit_range: Any = None,
+        n_nodes: int = N_NODES,
+        name: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(scaled_pdf, log=log, fit_range=fit_range, n_nodes=n_nodes, name=name)
+        self.rest = self._integral if self.integral is None else None
 
     def _pair(self, theta: Sequence, row: dict) -> tuple:
         result = self.evaluate(theta, row)
+        if self.integral is not None and not isinstance(result, tuple | list):
+            return None, result
         if not isinstance(result, tuple | list) or len(result) != 2:
             got = type(result).__name__ + (f" of {len(result)}" if isinstance(result, tuple | list) else "")
             got = "one array" if isinstance(result, Array) else got
-            raise TypeError(f"{_called(self.model)} must return (integral, density), got {got}")
+            raise TypeError(f"{called(self.model)} must return (integral, density), got {got}")
         return tuple(result)
 
-    def term(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
-        return self.minus_log(self._pair(theta, row)[1])
+    def density(self, theta: Sequence, row: dict) -> Any:
+        density = self._pair(theta, row)[1]
+        scalar_result(self.model, density, "density")
+        return density
 
-    def rest(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
+    def _integral(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
         integral = self._pair(theta, row)[0]
         scalar_result(self.model, integral, "integral")
         return jnp.asarray(integral, dtype=float)
-
-
-def parameter_names(model: Callable, name: Sequence[str] | None, skip: int = 1) -> tuple[str, ...]:
-    """Names of a model's parameters: those given, else those of its signature behind the first `skip`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the model is not callable or has no such signature, or names are given twice.
-    """
-    if not callable(model):
-        raise TypeError(f"the model must be a function, got {type(model).__name__}")
-    if name is not None:
-        if isinstance(name, str) or not all(isinstance(each, str) for each in name):
-            raise TypeError(f"name must be a sequence of names, got {name!r}")
-        names = tuple(name)
-    else:
-        try:
-            parameters = list(inspect.signature(model).parameters.values())
-        except (TypeError, ValueError):
-            raise ValueError(f"{_called(model)} does not tell its parameters: pass name=[...]") from None
-        if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.KEYWORD_ONLY) for p in parameters):
-            raise ValueError(f"{_called(model)} has *args or keywords: pass name=[...] for its positional parameters")
-        names = tuple(p.name for p in parameters[skip:])
-    if not names:
-        raise ValueError(f"{_called(model)} has no parameters{' after x' if skip else ''}")
-    if len(set(names)) != len(names):
-        raise ValueError(f"parameter names must differ, got {names}")
-    return names
-
-
-_MISTAKES = (
-    TypeError,
-    ValueError,
-    IndexError,
-    jax_errors.JAXTypeError,
-    jax_errors.JAXIndexError,
-    jax_errors.TracerBoolConversionError,
-)
-
-
-@contextmanager
-def model_mistakes(model: Callable, where: str, advice: str) -> Iterator[None]:
-    """What goes wrong inside a model is told in one sentence."""
-    try:
-        yield
-    except _MISTAKES as error:
-        reason = str(error).strip().split("\n")[0]
-        raise TypeError(f"{_called(model)} cannot be evaluated for {where} ({reason}): {advice}") from error
-
-
-def call_model(model: Callable, x: Any, theta: Sequence) -> Any:
-    """The model at one row."""
-    advice = (
-        "it is called with one x at a time, so write it elementwise with jax.numpy, without indexing x, asking its "
-        "length, numpy functions or `if`"
-    )
-    with model_mistakes(model, "one event", advice):
-        return model(x, *theta)
-
-
-def scalar_result(model: Callable, result: Any, what: str) -> None:
-    dtype = getattr(result, "dtype", None)
-    if not isinstance(result, int | float) and getattr(dtype, "kind", None) not in ("f", "i", "u", "b"):
-        got = type(result).__name__ if dtype is None else dtype
-        raise TypeError(f"the {what} that {_called(model)} returns must be a real number, got {got}")
-    shape = jnp.shape(result)
-    if shape != ():
-        raise ValueError(f"the {what} that {_called(model)} returns for one event must be a number, got shape {shape}")
-
-
-def _called(model: Callable) -> str:
-    return f"the model '{getattr(model, '__name__', type(model).__name__)}'"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from engine import newton_numba
-from engine.costs import Cost
+from engine.cost import Cost
 from engine.data import Rows
 from engine.drivers import Fits, Settings
 

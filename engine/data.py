@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Ragged", "Rows", "as_float64", "counts_of", "lane_data", "ragged_events"]
+__all__ = ["Ragged", "Rows", "Weighted", "as_float64", "counts_of", "lane_data", "ragged_events", "shared_columns"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,49 @@ class Ragged:
             return Ragged(self.values[..., offsets[0] : offsets[-1]], offsets - offsets[0])
         k = range(len(self))[index]
         return self.values[..., self.offsets[k] : self.offsets[k + 1]]
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Unbinned toys whose events carry weights, which may be negative.
+
+    Attributes
+    ----------
+    events
+        The toys, in any form of unbinned data.
+    weights
+        One number for each event: a list with one array per toy, an (n_toys, n_events) array, `Ragged`, or the weights
+        of all toys one after the other in one array.
+
+    References
+    ----------
+    Langenbruch, Eur. Phys. J. C 82 (2022) 393, for the covariance of a weighted fit.
+    """
+
+    events: Any
+    weights: Any
+
+    def ragged(self) -> "tuple[Ragged, np.ndarray]":
+        """The events, and the weights of all of them one after the other.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is not one weight for each event, naming the first toy that differs.
+        """
+        events = ragged_events(self.events)
+        flat = not isinstance(self.weights, Ragged | list | tuple) and np.ndim(self.weights) == 1
+        weights = Ragged(self.weights, events.offsets) if flat else ragged_events(self.weights)
+        if len(weights) != len(events) or weights.values.ndim != 1:
+            raise ValueError(
+                f"weights must be one array per toy: there are {len(events)} toys and {len(weights)} arrays"
+            )
+        if not np.array_equal(weights.offsets, events.offsets):
+            k = int(np.argmax(np.diff(weights.offsets) != np.diff(events.offsets)))
+            raise ValueError(
+                f"toy {k} has {np.diff(events.offsets)[k]} events, but {np.diff(weights.offsets)[k]} weights"
+            )
+        return events, weights.values
 
 
 @dataclass(frozen=True)
@@ -117,6 +160,8 @@ def ragged_events(data: Any) -> Ragged:
     """
     if isinstance(data, Ragged):
         return data
+    if isinstance(data, Weighted):
+        raise TypeError("weights can be given for unbinned data once: pass Weighted(events, weights)")
     if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
         array = as_float64(data, "data")
         if array.ndim == 1:
@@ -179,6 +224,16 @@ def lane_data(rows: Rows, toys: np.ndarray, n_padded: int) -> tuple[np.ndarray, 
             lanes[lane, :, : n[lane]] = events
             lanes[lane, :, n[lane] :] = events[:, -1:] if n[lane] else 0.0
     return lanes, rows.aux[toys], n
+
+
+def shared_columns(rows: Rows, padded: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """The shared columns of each leaf, padded to a number of rows by repeating the last."""
+    return tuple(
+        np.pad(leaf.shared, ((0, 0), (0, n - leaf.shared.shape[1])), mode="edge")
+        if leaf.shared.size
+        else np.zeros((0, n))
+        for leaf, n in zip(rows.leaves, padded, strict=True)
+    )
 
 
 def counts_of(data: Any, n_bins: int) -> np.ndarray:

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 import optax
 
-from engine.costs import Cost
+from engine.cost import Cost
 from engine.cpu import NumbaDriver
 from engine.data import Rows
 from engine.drivers import Fits, Settings
 from engine.newton_numba import EDM_GOAL
 from engine.reference import independent_cost, migrad
 from engine.result import FitResult
+from engine.sandwich import sandwich
 from engine.status import Status
 from engine.xla import XlaDriver
 from kernels.graph import UntranslatableError
@@ -104,6 +105,8 @@ def fit_batch(
         if not unset and (not isinstance(value, int | np.integer) or value < least):
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
+    if len(rows):
+        cost.check(start_values[0])
     driver = pick_driver(cost, rows, optimizer, backend, device, max_steps, batch_size)
     newton_steps = max_steps if max_steps is not None and optimizer == "newton" else MAX_STEPS["newton"]
     settings = Settings(lower, upper, free, cost.errordef, EDM_GOAL if tol is None else tol, newton_steps)
@@ -115,6 +118,9 @@ def fit_batch(
         fits.put(good, driver.fit(good, start_values[good], settings, report))
     driver.optimizer = None  # whoever failed is retried by Newton alone
     rescued = rescue(cost, rows, driver, fits, good, start_values, settings, retries) if retries else None
+    score_covariance = cost.score_covariance(rows)
+    if score_covariance is not None:
+        fits.covariance[:] = sandwich(cost, rows, score_covariance, fits.values, fits.covariance)
     return as_result(cost, driver, fits, settings, rescued)
 
 

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from iminuit import Minuit
 
-from engine.costs import Cost
-from engine.data import Rows, lane_data
+from engine.cost import Cost
+from engine.data import Rows, lane_data, shared_columns
 from engine.drivers import Settings
 from engine.result import FitResult
 
@@ -76,12 +76,7 @@ class Validation(NamedTuple):
 def independent_cost(cost: Cost, rows: Rows) -> Callable:
     """`f(toy, theta) -> (value, gradient)` for the toys of `rows`, compiled once."""
     padded = [-(-int(np.max(np.diff(leaf.offsets), initial=1)) // 256) * 256 for leaf in rows.leaves]
-    shared = tuple(
-        np.pad(leaf.shared, ((0, 0), (0, n - leaf.shared.shape[1])), mode="edge")
-        if leaf.shared.size
-        else np.zeros((0, n))
-        for leaf, n in zip(rows.leaves, padded, strict=True)
-    )
+    shared = shared_columns(rows, padded)
     compiled = cost.__dict__.setdefault("_independent", {})
     if rows.form not in compiled:
         compiled[rows.form] = jax.jit(jax.value_and_grad(cost.reference(rows)))

@@ -1,13 +1,15 @@
 """Sums of costs: simultaneous fits with shared parameters, and constraints."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from engine.costs import Cost
+from engine.cost import Cost
 from engine.data import Rows
 from kernels.derivatives import packed_index
 from kernels.program import GRADIENT
@@ -28,8 +30,12 @@ class SumCost(Cost):
         )
         self.names = tuple(dict.fromkeys(name for part in self.costs for name in part.names))
         self.errordef = min(part.errordef for part in self.costs)
-        self.factors = tuple(self.errordef / part.errordef for part in self.costs)
-        self.indices = tuple(tuple(self.names.index(name) for name in part.names) for part in self.costs)
+        self.factors = tuple(self.errordef / leaf.errordef for leaf in self.leaves)
+        self.indices = tuple(tuple(self.names.index(name) for name in leaf.names) for leaf in self.leaves)
+
+    @property
+    def leaves(self) -> tuple[Cost, ...]:
+        return tuple(leaf for part in self.costs for leaf in part.leaves)
 
     def rows(self, data: Any) -> Rows:
         """Rows of all parts.
@@ -48,18 +54,17 @@ class SumCost(Cost):
             told = ", ".join(f"{len(rows)} for cost {i}" for i, rows in known.items())
             raise ValueError(f"all costs of a sum must have the same number of toys, got {told}")
         n_toys = lengths.pop() if lengths else 1
-        return pack(
-            tuple(
-                known[i] if i in known else part.rows(np.tile(part.rows(None).aux, (n_toys, 1)))
-                for i, part in enumerate(self.costs)
-            )
-        )
+        parts = [
+            known[i] if i in known else part.rows(np.tile(part.rows(None).aux, (n_toys, 1)))
+            for i, part in enumerate(self.costs)
+        ]
+        return pack(tuple(leaf for rows in parts for leaf in rows.leaves))
 
     def _entries(self, data: Any, taking: list[int]) -> list:
         n = len(self.costs)
         if isinstance(data, tuple) and len(data) == n:
             missing = [i for i in taking if data[i] is None]
-            bare = len(taking) == 1 and (missing or any(np.ndim(entry) == 0 and entry is not None for entry in data))
+            bare = len(taking) == 1 and (missing or any(np.isscalar(entry) for entry in data))
             if not bare:
                 if missing:
                     raise ValueError(f"cost {missing[0]} of the sum needs data, got None")
@@ -82,12 +87,12 @@ class SumCost(Cost):
         return places
 
     def kernel(self, rows: Rows) -> Callable:
-        kernels = [part.kernel(leaf) for part, leaf in zip(self.costs, rows.parts, strict=True)]
+        kernels = [part.kernel(leaf) for part, leaf in zip(self.leaves, rows.parts, strict=True)]
         shapes = [(len(shared), leaf.aux.shape[1]) for shared, leaf in zip(self._shared(rows), rows.parts, strict=True)]
         return compile_sum(kernels, self.indices, self.places(), self.factors, shapes, len(self.names))
 
     def _shared(self, rows: Rows) -> list[np.ndarray]:
-        return [part.kernel_shared(leaf) for part, leaf in zip(self.costs, rows.parts, strict=True)]
+        return [part.kernel_shared(leaf) for part, leaf in zip(self.leaves, rows.parts, strict=True)]
 
     def kernel_shared(self, rows: Rows) -> np.ndarray:
         """The shared columns of all parts, one below the other, filled up to one length."""
@@ -96,7 +101,7 @@ class SumCost(Cost):
         return np.concatenate([np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays])
 
     def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
-        functions = [part.outputs(leaf, tile, order) for part, leaf in zip(self.costs, rows.parts, strict=True)]
+        functions = [part.outputs(leaf, tile, order) for part, leaf in zip(self.leaves, rows.parts, strict=True)]
         n_params = len(self.names)
         n_kept = {0: 2, 1: 2 + n_params, 2: 2 + n_params + n_params * (n_params + 1) // 2}[order]
 
@@ -110,12 +115,38 @@ class SumCost(Cost):
         return total
 
     def reference(self, rows: Rows) -> Callable:
-        values = [part.reference(leaf) for part, leaf in zip(self.costs, rows.parts, strict=True)]
+        values = [part.reference(leaf) for part, leaf in zip(self.leaves, rows.parts, strict=True)]
 
         def total(theta: Array, data: tuple, shared: tuple) -> Array:
             result = jnp.zeros(())
             for k, (f, index) in enumerate(zip(values, self.indices, strict=True)):
                 result += self.factors[k] * f(theta[jnp.array(index)], data[k : k + 1], shared[k : k + 1])
+            return result
+
+        return total
+
+    def check(self, theta: np.ndarray) -> None:
+        for cost in self.costs:
+            cost.check(theta[[self.names.index(name) for name in cost.names]])
+
+    def score_covariance(self, rows: Rows) -> Callable | None:
+        parts, known, first = [], [], 0
+        for cost in self.costs:
+            last = first + len(cost.leaves)
+            own = replace(rows, parts=rows.parts[first:last]) if last - first > 1 else rows.parts[first]
+            index = np.array([self.names.index(name) for name in cost.names])
+            known.append(cost.score_covariance(own))
+            # of a part without weights the gradient varies as its Hessian says
+            f = known[-1] or jax.hessian(cost.reference(own))
+            parts.append((f, slice(first, last), index, self.errordef / cost.errordef))
+            first = last
+        if all(f is None for f in known):
+            return None
+
+        def total(theta: Array, data: tuple, shared: tuple) -> Array:
+            result = jnp.zeros((len(self.names), len(self.names)))
+            for f, leaves, index, factor in parts:
+                result = result.at[np.ix_(index, index)].add(factor * f(theta[index], data[leaves], shared[leaves]))
             return result
 
         return total

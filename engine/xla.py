@@ -16,8 +16,8 @@ import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from engine.costs import Cost
-from engine.data import Rows, lane_data
+from engine.cost import Cost
+from engine.data import Rows, lane_data, shared_columns
 from engine.drivers import Fits, Settings
 from engine.newton import Box, NewtonState, covariance_of, newton_init, newton_step, unpack
 from engine.newton_numba import RUNNING
@@ -298,12 +298,7 @@ class XlaDriver:
         return _Lanes(self._sums(1), init, step, lambda s: s.running, self.mesh)
 
     def _shared(self) -> tuple:
-        return tuple(
-            np.pad(leaf.shared, ((0, 0), (0, padded - leaf.shared.shape[1])), mode="edge")
-            if leaf.shared.size
-            else np.zeros((0, padded))
-            for leaf, padded in zip(self.rows.leaves, self.padded, strict=True)
-        )
+        return shared_columns(self.rows, self.padded)
 
     def _lane_data(self, toys: np.ndarray) -> tuple:
         return tuple(lane_data(leaf, toys, n) for leaf, n in zip(self.rows.leaves, self.padded, strict=True))

@@ -1,0 +1,238 @@
+"""What every cost function is.
+
+Every cost is `sum over rows of term(theta, row) + rest(theta, aux)`. A cost holds the model and says how its data
+become rows; values, derivatives and minimisation are the drivers' business.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax import errors as jax_errors
+
+from engine.data import Rows
+from kernels.graph import UntranslatableError
+from kernels.program import Program, build_program
+from kernels.translate import compile_kernel
+from kernels.xla import row_sums, row_sums_untranslated
+
+__all__ = ["Cost", "call_model", "called", "model_mistakes", "parameter_names", "scalar_result"]
+
+
+class Cost:
+    """A model and how it is compared with data.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Parameters, in the order of the model's signature.
+    errordef : float
+        0.5 for a negative log-likelihood, 1 for a chi-square (as `iminuit.Minuit.errordef`).
+    """
+
+    names: tuple[str, ...]
+    errordef: float = 0.5
+    takes_data: bool = True  # False for constraints, which may do without
+
+    def rows(self, data: Any) -> Rows:
+        """Data in the form in which a driver reads them; ValueError or TypeError where they have no such form."""
+        raise NotImplementedError
+
+    @property
+    def leaves(self) -> "tuple[Cost, ...]":
+        """The costs of which each has rows of its own."""
+        return (self,)
+
+    def score_covariance(self, rows: Rows) -> Callable | None:
+        """The covariance of the gradient at the minimum, in JAX: `f(theta, data, shared) -> (n_params, n_params)`.
+
+        None where it is the Hessian, as for any likelihood without weights.
+        """
+        return None
+
+    def check(self, theta: np.ndarray) -> None:
+        """Warn, once, of what is not exact at these parameters."""
+
+    #: `term(theta, row, aux) -> ()`: what one row adds, with `row` a dict name -> scalar; None if there are no rows.
+    term: Callable | None = None
+    #: `rest(theta, row, aux) -> ()`: what is added once; None if there is nothing.
+    rest: Callable | None = None
+
+    def __add__(self, other: "Cost") -> "Cost":
+        from engine.sums import SumCost  # a sum is a cost, too
+
+        return SumCost(self, other) if isinstance(other, Cost) else NotImplemented
+
+    def functions(self, rows: Rows) -> tuple[Callable | None, Callable | None]:
+        """`term` and `rest` as functions of scalars, (*theta, *columns, *shared, *aux)."""
+        n_params, n_row = len(self.names), len(rows.names)
+
+        def of_scalars(function: Callable | None) -> Callable | None:
+            if function is None:
+                return None
+
+            def called(*args: Any) -> Any:
+                row = dict(zip(rows.names, args[n_params : n_params + n_row], strict=True))
+                return function(args[:n_params], row, args[n_params + n_row :])
+
+            return called
+
+        return of_scalars(self.term), of_scalars(self.rest)
+
+    def program(self, rows: Rows) -> Program:
+        """The translated cost for data of this form.
+
+        Raises
+        ------
+        kernels.graph.UntranslatableError
+            If the model uses an operation that has no scalar form.
+        TypeError, ValueError
+            If the model cannot be evaluated for one row, or its result has the wrong form.
+        """
+        form = rows.form
+        programs = self.__dict__.setdefault("_programs", {})
+        if form not in programs:
+            term, rest = self.functions(rows)
+            program = build_program(
+                term,
+                rest,
+                n_params=len(self.names),
+                n_columns=rows.columns.shape[0],
+                n_shared=rows.shared.shape[0],
+                n_aux=rows.aux.shape[1],
+            )
+            # of two threads the first wins, so that both use one program
+            if programs.setdefault(form, program).graph.holds_float32:
+                warnings.warn(
+                    "the model holds an array of float32 constants, which are good to 7 digits only: make it with "
+                    "numpy in float64, or under jax.enable_x64",
+                    stacklevel=2,
+                )
+        return programs[form]
+
+    def kernel(self, rows: Rows) -> Callable:
+        """The numba kernel for data of this form."""
+        return compile_kernel(self.program(rows))
+
+    def kernel_shared(self, rows: Rows) -> np.ndarray:
+        """What the numba kernel takes as shared columns."""
+        return rows.shared
+
+    def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
+        """The outputs (see `kernels.program`) of one toy in JAX: `f(theta, data, shared)`.
+
+        `data` and `shared` are tuples with an entry for each of `rows.leaves`: (columns, aux, number of rows) and the
+        shared columns.
+        """
+        try:
+            sums = row_sums(self.program(rows), tile, order)
+        except UntranslatableError:
+            sums = row_sums_untranslated(*self.functions(rows), len(self.names), tile, order)
+
+        def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
+            ((columns, aux, n),) = data
+            return sums(theta, columns, shared[0], aux, n)
+
+        return of_leaf
+
+    def reference(self, rows: Rows) -> Callable:
+        """The value of one toy in JAX, term by term as the model has them: `f(theta, data, shared)`, see `outputs`."""
+        term, rest = self.functions(rows)
+
+        def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
+            ((columns, aux, n),) = data
+            row = _stacked(columns, shared[0])
+            parameters = [theta[i] for i in range(len(self.names))]
+            total = jnp.zeros(())
+            if term is not None:
+                terms = jax.vmap(lambda r: term(*parameters, *r, *aux), in_axes=1)(row)
+                total += jnp.sum(jnp.where(jnp.arange(row.shape[1]) < n, terms, 0.0))
+            return total if rest is None else total + rest(*parameters, *row[:, 0], *aux)
+
+        return of_leaf
+
+
+def _stacked(columns: Array, shared: Array) -> Array:
+    """All columns of a row, those of the toy before the shared ones."""
+    if not columns.shape[0] or not shared.shape[0]:
+        return columns if columns.shape[0] else shared
+    return jnp.concatenate([columns, shared])
+
+
+def parameter_names(model: Callable, name: Sequence[str] | None, skip: int = 1) -> tuple[str, ...]:
+    """Names of a model's parameters: those given, else those of its signature behind the first `skip`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the model is not callable or has no such signature, or names are given twice.
+    """
+    if not callable(model):
+        raise TypeError(f"the model must be a function, got {type(model).__name__}")
+    if name is not None:
+        if isinstance(name, str) or not all(isinstance(each, str) for each in name):
+            raise TypeError(f"name must be a sequence of names, got {name!r}")
+        names = tuple(name)
+    else:
+        try:
+            parameters = list(inspect.signature(model).parameters.values())
+        except (TypeError, ValueError):
+            raise ValueError(f"{called(model)} does not tell its parameters: pass name=[...]") from None
+        if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.KEYWORD_ONLY) for p in parameters):
+            raise ValueError(f"{called(model)} has *args or keywords: pass name=[...] for its positional parameters")
+        names = tuple(p.name for p in parameters[skip:])
+    if not names:
+        raise ValueError(f"{called(model)} has no parameters{' after x' if skip else ''}")
+    if len(set(names)) != len(names):
+        raise ValueError(f"parameter names must differ, got {names}")
+    return names
+
+
+_MISTAKES = (
+    TypeError,
+    ValueError,
+    IndexError,
+    jax_errors.JAXTypeError,
+    jax_errors.JAXIndexError,
+    jax_errors.TracerBoolConversionError,
+)
+
+
+@contextmanager
+def model_mistakes(model: Callable, where: str, advice: str) -> Iterator[None]:
+    """What goes wrong inside a model is told in one sentence."""
+    try:
+        yield
+    except _MISTAKES as error:
+        reason = str(error).strip().split("\n")[0]
+        raise TypeError(f"{called(model)} cannot be evaluated for {where} ({reason}): {advice}") from error
+
+
+def call_model(model: Callable, x: Any, theta: Sequence) -> Any:
+    """The model at one row."""
+    advice = (
+        "it is called with one x at a time, so write it elementwise with jax.numpy, without indexing x, asking its "
+        "length, numpy functions or `if`"
+    )
+    with model_mistakes(model, "one event", advice):
+        return model(x, *theta)
+
+
+def scalar_result(model: Callable, result: Any, what: str) -> None:
+    dtype = getattr(result, "dtype", None)
+    if not isinstance(result, int | float) and getattr(dtype, "kind", None) not in ("f", "i", "u", "b"):
+        got = type(result).__name__ if dtype is None else dtype
+        raise TypeError(f"the {what} that {called(model)} returns must be a real number, got {got}")
+    shape = jnp.shape(result)
+    if shape != ():
+        raise ValueError(f"the {what} that {called(model)} returns for one event must be a number, got shape {shape}")
+
+
+def called(model: Callable) -> str:
+    return f"the model '{getattr(model, '__name__', type(model).__name__)}'"

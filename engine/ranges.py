@@ -1,0 +1,152 @@
+"""Fit ranges of unbinned likelihoods: the density is integrated over the windows in which it is fitted.
+
+The integral is a sum over Gauss-Legendre nodes, which are rows that all toys share.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from engine.cost import Cost
+from engine.data import Rows, as_float64
+from kernels.logsum import compile_log, log_outputs
+
+__all__ = ["N_NODES", "NumericalIntegral"]
+
+N_NODES = 256
+PER_PANEL = 16  # nodes of one panel: many short panels find a narrow peak
+TOLERATED = 1e-6  # relative error of an integral that needs no warning
+
+
+class NumericalIntegral(Cost):
+    """Expected events within the fit range, or the number of events times the log of the density's integral.
+
+    Parameters
+    ----------
+    nll : Cost
+        With `density(theta, row)`, `log` and `extended`; the first form is for an extended likelihood.
+    fit_range : (lower, upper) or sequence of such pairs
+    n_nodes : int
+
+    Raises
+    ------
+    ValueError
+        If the ranges are not finite, are empty or overlap, or there are fewer nodes than 16 per range.
+    """
+
+    takes_data = False
+
+    def __init__(self, nll: Any, fit_range: Any, n_nodes: int) -> None:
+        self.nll = nll
+        self.names = nll.names
+        ranges = as_float64(fit_range, "fit_range")
+        ranges = ranges[None] if ranges.ndim == 1 else ranges
+        if ranges.ndim != 2 or ranges.shape[1] != 2 or not len(ranges):
+            raise ValueError(f"fit_range must be (lower, upper) or a list of such pairs, got {fit_range!r}")
+        ranges = ranges[np.argsort(ranges[:, 0], kind="stable")]
+        flat = ranges.ravel()
+        if not np.isfinite(flat).all() or not (np.diff(ranges, axis=1) > 0).all() or not (np.diff(flat) >= 0).all():
+            raise ValueError(f"fit_range must be finite windows, lower < upper, that do not overlap, got {fit_range!r}")
+        if not isinstance(n_nodes, int | np.integer) or n_nodes < PER_PANEL * len(ranges):
+            raise ValueError(
+                f"n_nodes must be a whole number of at least {PER_PANEL * len(ranges)} for {len(ranges)} window(s), "
+                f"got {n_nodes!r}"
+            )
+        self.ranges = ranges
+        self.n_nodes = int(n_nodes)
+
+    def contains(self, observables: np.ndarray) -> np.ndarray:
+        """Which events lie within the fit range; NaN does, so that it is found.
+
+        Raises ValueError for events of several observables.
+        """
+        x = np.atleast_2d(observables)
+        if len(x) != 1:
+            raise ValueError(f"a fit range is for one observable, but the events have {len(x)}")
+        inside = np.isnan(x[0])
+        for lower, upper in self.ranges:
+            inside |= (x[0] >= lower) & (x[0] <= upper)
+        return inside
+
+    def nodes(self, n_nodes: int) -> np.ndarray:
+        """Gauss-Legendre nodes and weights, (2, n): panels in proportion to the windows."""
+        width = np.diff(self.ranges, axis=1)[:, 0]
+        panels = np.maximum(np.rint(n_nodes / PER_PANEL * width / width.sum()).astype(int), 1)
+        edges = [np.linspace(low, high, n + 1) for (low, high), n in zip(self.ranges, panels, strict=True)]
+        lower = np.concatenate([e[:-1] for e in edges])
+        half = 0.5 * np.concatenate([np.diff(e) for e in edges])
+        node, weight = np.polynomial.legendre.leggauss(PER_PANEL)
+        x = (lower + half)[:, None] + half[:, None] * node
+        return np.stack([x.ravel(), (half[:, None] * weight).ravel()])
+
+    def rows(self, events: Rows) -> Rows:
+        """The nodes, and the sum of weights of the events of each toy."""
+        shared = self.nodes(self.n_nodes)
+        n_toys = len(events)
+        aux = np.zeros((n_toys, 0))
+        if not self.nll.extended:
+            weights = events.columns[events.names.index("weight")] if "weight" in events.names else None
+            sums = (
+                np.diff(events.offsets)
+                if weights is None
+                else np.diff(np.concatenate([[0.0], np.cumsum(weights)])[events.offsets])
+            )
+            aux = sums.astype(np.float64)[:, None]
+        return Rows(
+            names=("x0", "node_weight"),
+            columns=np.zeros((0, 0)),
+            offsets=np.arange(n_toys + 1, dtype=np.int64) * shared.shape[1],
+            shared=shared,
+            aux=aux,
+            bad=np.zeros(n_toys, dtype=bool),
+        )
+
+    def term(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
+        density = self.nll.density(theta, {"x0": row["x0"]})
+        return row["node_weight"] * (jnp.exp(density) if self.nll.log else density)
+
+    def kernel(self, rows: Rows) -> Callable:
+        return super().kernel(rows) if self.nll.extended else compile_log(super().kernel(rows))
+
+    def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
+        sums = super().outputs(rows, tile, order)
+        if self.nll.extended:
+            return sums
+        return lambda theta, data, shared: log_outputs(sums(theta, data, shared), data[0][1][0], len(self.names))
+
+    def reference(self, rows: Rows) -> Callable:
+        value = super().reference(rows)
+        if self.nll.extended:
+            return value
+        return lambda theta, data, shared: data[0][1][0] * jnp.log(value(theta, data, shared))
+
+    def log_integral(self, theta: Array) -> Array:
+        """log of the integral over the fit range, in JAX."""
+        nodes = self.nodes(self.n_nodes)
+        return jnp.log(_integral(self, theta, nodes))
+
+    def check(self, theta: np.ndarray) -> None:
+        """Warn, once, if the integral at theta changes where the number of nodes is doubled."""
+        if self.__dict__.setdefault("_checked", False):
+            return
+        self._checked = True
+        with jax.enable_x64(True):
+            once, twice = (float(_integral(self, theta, self.nodes(n))) for n in (self.n_nodes, 2 * self.n_nodes))
+        error = abs(once - twice) / abs(twice) if twice else np.inf
+        if error > TOLERATED:
+            warnings.warn(
+                f"the integral of the density over the fit range is good to {error:.1g} only at the start, where "
+                f"it is {twice:.6g}: pass a larger n_nodes than {self.n_nodes}",
+                stacklevel=3,
+            )
+
+
+def _integral(cost: NumericalIntegral, theta: Any, nodes: np.ndarray) -> Array:
+    parameters = [theta[i] for i in range(len(cost.names))]
+    terms = jax.vmap(lambda x, w: cost.term(parameters, {"x0": x, "node_weight": w}, ()))(*nodes)
+    return jnp.sum(terms)

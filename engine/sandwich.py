@@ -1,0 +1,50 @@
+"""The covariance of fits to weighted data.
+
+The inverse Hessian is the covariance of a maximum-likelihood estimate. With weights the likelihood is none, and the
+covariance is V C V with V the inverse Hessian and C the covariance of the gradient, which the weights themselves tell.
+
+References
+----------
+Langenbruch, Eur. Phys. J. C 82 (2022) 393, eq. 18; Huber, Proc. Fifth Berkeley Symp. 1 (1967) 221.
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from engine.cost import Cost
+from engine.data import Rows, lane_data, shared_columns
+
+__all__ = ["sandwich"]
+
+VALUES_AT_ONCE = 2**22  # gradients of rows that are held at a time
+
+
+def sandwich(
+    cost: Cost, rows: Rows, score_covariance: Callable, values: np.ndarray, covariance: np.ndarray
+) -> np.ndarray:
+    """V C V of each toy, with `covariance` as V and the covariance C of the gradient at `values`.
+
+    Parameters
+    ----------
+    score_covariance : callable
+        Of the cost, for these rows.
+    values : (n_toys, n_params) float64
+    covariance : (n_toys, n_params, n_params) float64
+        Zero where a parameter is held, which it then is in the result.
+    """
+    padded = [-(-int(np.max(np.diff(leaf.offsets), initial=1)) // 64) * 64 for leaf in rows.leaves]
+    lanes = max(1, min(VALUES_AT_ONCE // (sum(padded) * len(cost.names)), len(values)))
+    shared = shared_columns(rows, padded)
+    compiled = cost.__dict__.setdefault("_sandwich", {})
+    with jax.enable_x64(True):
+        if rows.form not in compiled:
+            compiled[rows.form] = jax.jit(jax.vmap(score_covariance, in_axes=(0, 0, None)))
+        result = np.empty_like(covariance)
+        for first in range(0, len(values), lanes):
+            toys = np.minimum(np.arange(first, first + lanes), len(values) - 1)
+            data = tuple(lane_data(leaf, toys, n) for leaf, n in zip(rows.leaves, padded, strict=True))
+            scores = np.asarray(compiled[rows.form](values[toys], data, shared))
+            result[toys] = covariance[toys] @ scores @ covariance[toys]
+    return 0.5 * (result + np.swapaxes(result, 1, 2))

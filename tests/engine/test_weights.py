@@ -1,0 +1,140 @@
+"""Weighted events: estimates and their covariance in closed form, and pulls."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine import ExtendedUnbinnedNLL, NormalConstraint, Ragged, Status, UnbinnedNLL, Weighted, fit_batch
+from kernels import norm
+
+# a fit ends within 3e-7 of an error of its minimum, where the Hessian is another one
+RTOL = 1e-6
+
+
+def decay(x, lam):
+    return jnp.exp(-x / lam) / lam
+
+
+def decay_count(x, n, lam):
+    return n, n * decay(x, lam)
+
+
+@pytest.fixture(scope="module")
+def toys():
+    rng = np.random.default_rng(5)
+    x = [rng.exponential(4.0, n) for n in (40, 300, 1000)]
+    return x, [rng.uniform(-0.3, 2.0, len(each)) for each in x]
+
+
+def closed_form(x, w):
+    lam = np.array([np.sum(w * x) / np.sum(w) for x, w in zip(x, w, strict=True)])
+    variance = [np.sum(w**2 * (x - lam) ** 2) / np.sum(w) ** 2 for x, w, lam in zip(x, w, lam, strict=True)]
+    return lam, np.sqrt(variance)
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_mean_lifetime_in_closed_form(toys, backend):
+    x, w = toys
+    result = fit_batch(UnbinnedNLL(decay), Weighted(x, w), {"lam": 3}, backend=backend)
+    lam, error = closed_form(x, w)
+    assert result.valid.all()
+    np.testing.assert_allclose(result.values[:, 0], lam, rtol=1e-10)
+    np.testing.assert_allclose(result.errors[:, 0], error, rtol=RTOL)
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_extended_yield_is_the_sum_of_weights(toys, backend):
+    x, w = toys
+    start = {"n": 500, "lam": 3}
+    result = fit_batch(ExtendedUnbinnedNLL(decay_count), Weighted(x, w), start, backend=backend)
+    lam, error = closed_form(x, w)
+    np.testing.assert_allclose(result.values, np.stack([[np.sum(w) for w in w], lam], axis=1), rtol=1e-10)
+    np.testing.assert_allclose(result.errors[:, 0], [np.sqrt(np.sum(w**2)) for w in w], rtol=RTOL)
+    np.testing.assert_allclose(result.errors[:, 1], error, rtol=RTOL)
+
+
+def test_forms_of_weights(toys):
+    x, w = toys
+    flat, offsets = np.concatenate(w), np.concatenate([[0], np.cumsum([len(each) for each in x])])
+    ragged = Ragged(np.concatenate(x), offsets)
+    expected = fit_batch(UnbinnedNLL(decay), Weighted(x, w), {"lam": 3}).values
+    for weights in (flat, Ragged(flat, offsets), w):
+        np.testing.assert_array_equal(
+            fit_batch(UnbinnedNLL(decay), Weighted(ragged, weights), {"lam": 3}).values, expected
+        )
+    square = fit_batch(UnbinnedNLL(decay), Weighted(np.ones((2, 5)), np.ones((2, 5))), {"lam": 3})
+    np.testing.assert_allclose(square.values, 1.0, rtol=1e-10)
+
+
+def test_with_a_range_the_density_is_normalised_for_the_score_too(toys):
+    x, w = toys
+    window = (1.0, 7.0)
+    inside = [(each >= 1) & (each <= 7) for each in x]
+    cut = Weighted([a[i] for a, i in zip(x, inside, strict=True)], [a[i] for a, i in zip(w, inside, strict=True)])
+    closed = lambda x, lam: decay(x, lam) / (jnp.exp(-1 / lam) - jnp.exp(-7 / lam))  # noqa: E731
+    expected = fit_batch(UnbinnedNLL(closed), cut, {"lam": 3})
+    result = fit_batch(UnbinnedNLL(decay, fit_range=window), Weighted(x, w), {"lam": 3})
+    np.testing.assert_allclose(result.values, expected.values, rtol=1e-9)
+    np.testing.assert_allclose(result.errors, expected.errors, rtol=RTOL)
+
+
+def gauss(x, mu):
+    return norm.pdf(x, mu, 1.0)
+
+
+def test_constraint_enters_the_covariance(toys):
+    rng = np.random.default_rng(1)
+    x, w = rng.normal(0, 1, (50, 40)), rng.uniform(0, 3, (50, 40))
+    cost = UnbinnedNLL(gauss) + NormalConstraint("mu", 0.3, 0.1)
+    result = fit_batch(cost, (Weighted(x, w), None), {"mu": 0})
+    precision = w.sum(axis=1) + 100.0
+    mu = ((w * x).sum(axis=1) + 30.0) / precision
+    spread = (w**2 * (x - mu[:, None]) ** 2).sum(axis=1) + 100.0
+    np.testing.assert_allclose(result.values[:, 0], mu, rtol=1e-9)
+    np.testing.assert_allclose(result.errors[:, 0], np.sqrt(spread) / precision, rtol=RTOL)
+
+
+def test_pulls_are_normal():
+    # the inverse Hessian would say 1 / sqrt(sum w), and the pulls would have a width of sqrt(sum w^2 / sum w) = 1.6
+    rng = np.random.default_rng(3)
+    x, w = rng.normal(0, 1, (4000, 200)), rng.exponential(1.3, (4000, 200))
+    result = fit_batch(UnbinnedNLL(gauss), Weighted(x, w), {"mu": 0})
+    pulls = result.values[:, 0] / result.errors[:, 0]
+    assert abs(pulls.std() - 1.0) < 4 / np.sqrt(2 * 4000)
+    assert abs(pulls.mean()) < 4 / np.sqrt(4000)
+
+
+def test_fixed_and_failed_toys_keep_their_form(toys):
+    x, w = toys
+    w = [w[0], w[1] * np.nan, w[2]]
+    result = fit_batch(ExtendedUnbinnedNLL(decay_count), Weighted(x, w), {"n": 9, "lam": 3}, fixed={"lam": 4.0})
+    assert list(result.status) == [Status.CONVERGED, Status.BAD_DATA, Status.CONVERGED]
+    assert (result.errors[[0, 2], 1] == 0).all()
+    np.testing.assert_allclose(result.errors[0, 0], np.sqrt(np.sum(w[0] ** 2)))
+    assert np.isnan(result.errors[1]).all()
+
+
+def test_event_of_weight_zero_does_not_count():
+    inside = lambda x, lam: jnp.where(x < 5, decay(x, lam), 0.0)  # noqa: E731
+    data = Weighted([np.array([1.0, 2.0, 9.0])], [np.array([1.0, 1.0, 0.0])])
+    result = fit_batch(UnbinnedNLL(inside), data, {"lam": 3})
+    np.testing.assert_allclose(result.values, 1.5, rtol=1e-10)
+
+
+def test_several_observables():
+    rng = np.random.default_rng(4)
+    x, w = rng.normal(0, 1, (3, 2, 60)), rng.uniform(0, 2, (3, 60))
+    model = lambda x, a, b: norm.pdf(x[0], a, 1.0) * norm.pdf(x[1], b, 1.0)  # noqa: E731
+    result = fit_batch(UnbinnedNLL(model), Weighted(x, w), {"a": 0, "b": 0})
+    np.testing.assert_allclose(result.values, np.einsum("tdn,tn->td", x, w) / w.sum(axis=1)[:, None], rtol=1e-9)
+
+
+def test_wrong_weights():
+    cost = UnbinnedNLL(decay)
+    x = [np.ones(3), np.ones(4)]
+    with pytest.raises(ValueError, match="toy 1 has 4 events, but 3 weights"):
+        cost.rows(Weighted(x, [np.ones(3), np.ones(3)]))
+    with pytest.raises(ValueError, match="there are 2 toys and 1 arrays"):
+        cost.rows(Weighted(x, [np.ones(7)]))
+    with pytest.raises(TypeError, match="once"):
+        cost.rows(Weighted(Weighted(x, x), x))
