@@ -10,7 +10,7 @@ if getattr(kernels, "BATCHFIT", None) is None:
     )
 
 from engine.binned import BinnedNLL, ExtendedBinnedNLL
-from engine.constraints import NormalConstraint
+from engine.constraints import GammaConstraint, NormalConstraint, PoissonConstraint
 from engine.cost import Cost
 from engine.costs import ExtendedUnbinnedNLL, UnbinnedNLL
 from engine.data import Ragged, Weighted
@@ -31,8 +31,10 @@ __all__ = [
     "ExtendedUnbinnedNLL",
     "Fit",
     "FitResult",
+    "GammaConstraint",
     "LeastSquares",
     "NormalConstraint",
+    "PoissonConstraint",
     "PoissonNLL",
     "Ragged",
     "Status",

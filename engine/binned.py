@@ -14,10 +14,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from engine.costs import Cost, call_model, parameter_names, scalar_result
-from engine.data import Rows, counts_of
+from engine.cost import Cost, call_model, parameter_names, scalar_result
+from engine.data import Rows, as_float64, counts_of
 
-__all__ = ["BinnedNLL", "ExtendedBinnedNLL", "saturated_poisson"]
+__all__ = ["BinnedNLL", "ExtendedBinnedNLL", "checked_mask", "saturated_poisson"]
 
 
 def saturated_poisson(n: Any, mu: Any) -> Any:
@@ -31,25 +31,29 @@ def saturated_poisson(n: Any, mu: Any) -> Any:
 
 
 class _Binned(Cost):
-    def __init__(self, cdf: Callable, edges: Any, *, name: Sequence[str] | None = None) -> None:
+    def __init__(self, cdf: Callable, edges: Any, *, mask: Any = None, name: Sequence[str] | None = None) -> None:
         self.model = cdf
         self.names = parameter_names(cdf, name)
         self.edges = bin_edges(edges)
+        self.mask = None if mask is None else checked_mask(mask, len(self.edges) - 1)
 
     def rows(self, data: Any) -> Rows:
-        """Rows of histograms: every bin is a row.
+        """Rows of histograms: every bin that is used is a row.
 
         Parameters
         ----------
         data : (n_toys, n_bins) array of counts
         """
         counts = counts_of(data, len(self.edges) - 1)
-        n_toys, n_bins = counts.shape
+        bins = np.stack([self.edges[:-1], self.edges[1:]])
+        if self.mask is not None:
+            counts, bins = counts[:, self.mask], bins[:, self.mask]
+        n_toys, n_used = counts.shape
         return Rows(
             names=("n", "lower", "upper"),
             columns=counts.reshape(1, -1),
-            offsets=np.arange(n_toys + 1, dtype=np.int64) * n_bins,
-            shared=np.stack([self.edges[:-1], self.edges[1:]]),
+            offsets=np.arange(n_toys + 1, dtype=np.int64) * n_used,
+            shared=bins,
             aux=self.totals(counts),
             bad=~(np.isfinite(counts) & (counts >= 0)).all(axis=1),
         )
@@ -68,7 +72,8 @@ class _Binned(Cost):
 class BinnedNLL(_Binned):
     """Negative log-likelihood of a histogram of fixed total, sum_k mu_k - n_k + n_k log(n_k / mu_k).
 
-    The expectation mu_k is the total count of the toy times the model's probability of bin k within the range.
+    The expectation mu_k is the total count of the toy times the model's probability of bin k within the bins that are
+    used.
 
     Parameters
     ----------
@@ -77,21 +82,30 @@ class BinnedNLL(_Binned):
         over the whole range, so any multiple of a cdf will do.
     edges : (n_bins + 1,) array
         Bin edges, increasing.
+    mask : (n_bins,) bool, optional
+        Bins that are used, as in `iminuit.cost`: sidebands. Counts keep their full shape; those of other bins are not
+        looked at. Every gap adds two calls of the cdf to the normalisation.
     name : sequence of str, optional
         Parameter names, where the signature does not tell them.
 
     Raises
     ------
-    ValueError
-        If the edges do not increase.
+    TypeError, ValueError
+        If the edges do not increase; if the mask is not of shape (n_bins,) or leaves no bin.
     """
 
     def totals(self, counts: np.ndarray) -> np.ndarray:
         return counts.sum(axis=1, keepdims=True)
 
+    def windows(self) -> list[tuple[float, float]]:
+        """Ends of each run of adjacent bins that are used."""
+        used = np.ones(len(self.edges) - 1, dtype=bool) if self.mask is None else self.mask
+        turns = np.flatnonzero(np.diff(used, prepend=False, append=False))
+        return [(float(self.edges[first]), float(self.edges[last])) for first, last in turns.reshape(-1, 2)]
+
     def term(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
         inside = self.between(theta, row["lower"], row["upper"])
-        whole = self.between(theta, float(self.edges[0]), float(self.edges[-1]))
+        whole = sum(self.between(theta, lower, upper) for lower, upper in self.windows())
         return saturated_poisson(row["n"], aux[0] * inside / whole)
 
 
@@ -105,24 +119,29 @@ class ExtendedBinnedNLL(_Binned):
         one edge at a time.
     edges : (n_bins + 1,) array
         Bin edges, increasing.
+    mask : (n_bins,) bool, optional
+        Bins that are used, as in `iminuit.cost`: sidebands. Counts keep their full shape; those of other bins are not
+        looked at.
     name : sequence of str, optional
         Parameter names, where the signature does not tell them.
 
     Raises
     ------
-    ValueError
-        If the edges do not increase.
+    TypeError, ValueError
+        If the edges do not increase; if the mask is not of shape (n_bins,) or leaves no bin.
     """
 
-    def __init__(self, scaled_cdf: Callable, edges: Any, *, name: Sequence[str] | None = None) -> None:
-        super().__init__(scaled_cdf, edges, name=name)
+    def __init__(
+        self, scaled_cdf: Callable, edges: Any, *, mask: Any = None, name: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(scaled_cdf, edges, mask=mask, name=name)
 
     def term(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
         return saturated_poisson(row["n"], self.between(theta, row["lower"], row["upper"]))
 
 
 def bin_edges(edges: Any) -> np.ndarray:
-    array = np.asarray(edges, dtype=np.float64)
+    array = as_float64(edges, "edges")
     if array.ndim != 1 or len(array) < 2:
         raise ValueError(f"edges must have shape (n_bins + 1,) with at least one bin, got {array.shape}")
     if not np.isfinite(array).all():
@@ -131,3 +150,21 @@ def bin_edges(edges: Any) -> np.ndarray:
         k = int(np.argmin(np.diff(array) > 0))
         raise ValueError(f"edges must increase, but edge {k + 1} is {array[k + 1]:g} after {array[k]:g}")
     return array
+
+
+def checked_mask(mask: Any, n: int) -> np.ndarray:
+    """Which of n bins or points are used, as an (n,) array of bool.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the mask has no such form or leaves nothing.
+    """
+    array = np.asarray(mask)
+    if array.dtype != bool:
+        raise TypeError(f"mask must hold True (used) or False for each entry, got an array of {array.dtype}")
+    if array.shape != (n,):
+        raise ValueError(f"mask must have shape ({n},), one value per entry, got {array.shape}")
+    if not array.any():
+        raise ValueError("mask leaves nothing to fit: at least one entry must be True")
+    return array.copy()

@@ -1,4 +1,4 @@
-"""Gaussian constraints: external measurements of parameters."""
+"""Constraints: external measurements of parameters."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,57 +7,42 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from engine.costs import Cost
+from engine.binned import saturated_poisson
+from engine.cost import Cost
 from engine.data import Rows, as_float64
+from engine.leastsquares import covariance_factor
+from kernels.expectation import saturated, term_derivatives
 from kernels.translate import compile_source
 
-__all__ = ["NormalConstraint"]
+__all__ = ["GammaConstraint", "NormalConstraint", "PoissonConstraint"]
 
 
-class NormalConstraint(Cost):
-    """An external measurement of one or several parameters, (theta - value)^T V^-1 (theta - value).
+class _Constraint(Cost):
+    """Measured values of some parameters, which are those of the constraint or the toy's own."""
 
-    Alone it is a chi-square; in a sum with a likelihood it enters as half of that.
-
-    Parameters
-    ----------
-    names : str or sequence of str
-        The parameters that were measured.
-    value : float or (k,)
-        The measured values. A toy may bring its own: the data of this cost, (n_toys,) or (n_toys, k).
-    error : float, (k,) or (k, k)
-        Standard deviations, or the covariance matrix V.
-
-    Raises
-    ------
-    ValueError
-        If shapes do not match, an error is not positive, or the covariance is not symmetric and positive definite.
-    """
-
-    errordef = 1.0
     takes_data = False
+    nonnegative = False  # whether a negative measurement is none
 
-    def __init__(self, names: str | Sequence[str], value: Any, error: Any) -> None:
+    def __init__(self, names: str | Sequence[str], value: Any) -> None:
         self.names = (names,) if isinstance(names, str) else tuple(names)
         k = len(self.names)
-        self.value = np.atleast_1d(as_float64(value, "value"))
-        error = as_float64(error, "error")
+        if not all(isinstance(name, str) for name in self.names):
+            raise TypeError(f"names must be a parameter or a sequence of parameters, got {names!r}")
         if len(set(self.names)) != k or not k:
             raise ValueError(f"names must be different parameters, got {self.names}")
+        self.value = np.atleast_1d(as_float64(value, "value"))
         if self.value.shape != (k,) or not np.isfinite(self.value).all():
             raise ValueError(f"value must be {k} finite numbers for {', '.join(self.names)}, got {value}")
-        if error.ndim < 2:
-            if error.shape not in ((), (k,)) or not (np.isfinite(error) & (error > 0)).all():
-                raise ValueError(f"error must be {k} positive numbers or a ({k}, {k}) covariance matrix, got {error}")
-            self.covariance = np.diag(np.broadcast_to(error, k) ** 2)
-        else:
-            if error.shape != (k, k) or not np.allclose(error, error.T) or not np.linalg.eigvalsh(error).min() > 0:
-                raise ValueError(
-                    f"error must be a symmetric, positive definite ({k}, {k}) covariance matrix, got {error.tolist()}"
-                )
-            self.covariance = error
-        inverse = np.linalg.inv(self.covariance)
-        self._inverse = 0.5 * (inverse + inverse.T)
+        if self.nonnegative and not (self.value >= 0).all():
+            raise ValueError(f"value must not be negative, got {value}")
+
+    def _positive(self, name: str, given: Any) -> np.ndarray:
+        """A positive number for each parameter."""
+        k = len(self.names)
+        array = as_float64(given, name)
+        if array.shape not in ((), (k,)) or not (np.isfinite(array) & (array > 0)).all():
+            raise ValueError(f"{name} must be {k} positive numbers, got {given}")
+        return np.array(np.broadcast_to(array, k))
 
     def rows(self, data: Any) -> Rows:
         """The measured values, which belong to no row.
@@ -75,19 +60,57 @@ class NormalConstraint(Cost):
             measured = measured[:, None] if measured.ndim == 1 and k == 1 else measured
             if measured.ndim != 2 or measured.shape[1] != k:
                 raise ValueError(f"measured values must have shape (n_toys, {k}), got {measured.shape}")
+        good = np.isfinite(measured) & (measured >= 0 if self.nonnegative else True)
         return Rows(
             names=(),
             columns=np.zeros((0, 0)),
             offsets=np.zeros(len(measured) + 1, dtype=np.int64),
             shared=np.zeros((0, 0)),
             aux=np.ascontiguousarray(measured),
-            bad=~np.isfinite(measured).all(axis=1),
+            bad=~good.all(axis=1),
         )
 
-    # A quadratic form: its derivatives are written down, and hundreds of parameters cost nothing to compile.
+
+# Their derivatives are written down, so that hundreds of parameters cost nothing to compile.
+
+
+class NormalConstraint(_Constraint):
+    """An external measurement of one or several parameters, (theta - value)^T V^-1 (theta - value).
+
+    Alone it is a chi-square; in a sum with a likelihood it enters as half of that.
+
+    Parameters
+    ----------
+    names : str or sequence of str
+        The parameters that were measured.
+    value : float or (k,)
+        The measured values. A toy may bring its own: the data of this cost, (n_toys,) or (n_toys, k).
+    error : float, (k,) or (k, k)
+        Standard deviations, or the covariance matrix V.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes do not match, an error is not positive, or the covariance is not symmetric and positive definite.
+    """
+
+    errordef = 1.0
+
+    def __init__(self, names: str | Sequence[str], value: Any, error: Any) -> None:
+        super().__init__(names, value)
+        k = len(self.names)
+        given = as_float64(error, "error")
+        if given.ndim < 2:
+            self.covariance = np.diag(self._positive("error", error) ** 2)
+        elif given.shape != (k, k):
+            raise ValueError(f"error must be {k} positive numbers or a ({k}, {k}) covariance matrix, got {given.shape}")
+        else:
+            self.covariance = given
+        inverse = np.linalg.inv(covariance_factor(self.covariance, "error"))
+        self._inverse = inverse.T @ inverse
 
     def kernel(self, rows: Rows) -> Callable:
-        return compile_source(_KERNEL)
+        return compile_source(_NORMAL)
 
     def kernel_shared(self, rows: Rows) -> np.ndarray:
         """The inverse covariance matrix."""
@@ -113,7 +136,104 @@ class NormalConstraint(Cost):
         return of_leaf
 
 
-_KERNEL = """
+class PoissonConstraint(_Constraint):
+    """Auxiliary counts n_i, Poisson distributed around m_i = scale_i theta_i: sum_i m_i - n_i + n_i log(n_i / m_i).
+
+    The uncorrelated shape uncertainty of HistFactory ("shapesys"). In saturated form, zero where m = n.
+
+    Parameters
+    ----------
+    names : str or sequence of str
+        The parameters that were measured. Give them a limit at zero.
+    value : float or (k,)
+        The counts, which may be fractional or zero. A toy may bring its own: the data of this cost, (n_toys,) or
+        (n_toys, k).
+    scale : float or (k,)
+        Counts that are expected for a parameter of 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes do not match, a count is negative, or a scale is not positive.
+
+    References
+    ----------
+    Cranmer et al., CERN-OPEN-2012-016, sec. 4.2.
+    """
+
+    nonnegative = True
+
+    def __init__(self, names: str | Sequence[str], value: Any, scale: Any = 1.0) -> None:
+        super().__init__(names, value)
+        self.scale = self._positive("scale", scale)
+        self._unit = np.ones(len(self.names))  # counts for one unit of the measured values
+
+    def kernel(self, rows: Rows) -> Callable:
+        return compile_source(_POISSON)
+
+    def kernel_shared(self, rows: Rows) -> np.ndarray:
+        """The scales, and the counts for one unit of the measured values."""
+        return np.stack([self.scale, self._unit])
+
+    def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
+        scale, below = self.scale, np.tril_indices(len(self.names))
+
+        def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
+            ((_, measured, _),) = data
+            terms, slope, curvature = term_derivatives(saturated)(scale * theta, self._unit * measured)
+            total = jnp.stack([jnp.sum(terms), jnp.sum(jnp.abs(terms))])
+            parts = [total, scale * slope, jnp.diag(scale**2 * curvature)[below]]
+            return jnp.concatenate(parts[: order + 1])
+
+        return of_leaf
+
+    def reference(self, rows: Rows) -> Callable:
+        def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
+            n, mu = self._unit * data[0][1], self.scale * theta
+            return jnp.sum(jnp.where(mu < 0, jnp.nan, saturated_poisson(n, mu)))
+
+        return of_leaf
+
+
+class GammaConstraint(PoissonConstraint):
+    """An external measurement with a gamma-shaped likelihood, for a parameter that must not be negative.
+
+    The Poisson likelihood of (value / error)^2 counts where theta value / error^2 are expected: its minimum is at
+    `value`, with the curvature 1 / error^2.
+
+    Parameters
+    ----------
+    names : str or sequence of str
+        The parameters that were measured. Give them a limit at zero.
+    value : float or (k,)
+        The measured values, positive. A toy may bring its own, with the same scale: the data of this cost, (n_toys,) or
+        (n_toys, k), positive or zero.
+    error : float or (k,)
+        Standard deviations.
+
+    Attributes
+    ----------
+    scale : (k,) float64
+        value / error^2, the counts for one unit of the parameter.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes do not match, or a value or an error is not positive.
+
+    References
+    ----------
+    Cranmer et al., CERN-OPEN-2012-016, sec. 4.2.
+    """
+
+    def __init__(self, names: str | Sequence[str], value: Any, error: Any) -> None:
+        super().__init__(names, value)
+        if not (self.value > 0).all():
+            raise ValueError(f"value must be positive, got {value}")
+        self.scale = self._unit = self.value / self._positive("error", error) ** 2
+
+
+_NORMAL = """
 def row_sums(theta, rows, shared, aux, begin, end, out):
     n = len(theta)
     total, k = 0.0, 2 + n
@@ -128,4 +248,28 @@ def row_sums(theta, rows, shared, aux, begin, end, out):
             k += 1
     out[0] = total
     out[1] = total
+"""
+_POISSON = """
+def row_sums(theta, rows, shared, aux, begin, end, out):
+    total, absolute, k = 0.0, 0.0, 2 + len(theta)
+    for i in range(len(theta)):
+        scale, n = shared[0, i], shared[1, i] * aux[i]
+        m = scale * theta[i]
+        term, slope, curvature = np.nan, np.nan, np.nan
+        if n > 0.0:
+            term = (m - n) - n * math.log1p((m - n) / n)
+            slope = (m - n) / m
+            curvature = n / (m * m)
+        elif n == 0.0 and m >= 0.0:
+            term, slope, curvature = m, 1.0, 0.0
+        total += term
+        absolute += math.fabs(term)
+        out[2 + i] = scale * slope
+        for j in range(i):
+            out[k] = 0.0
+            k += 1
+        out[k] = scale * scale * curvature
+        k += 1
+    out[0] = total
+    out[1] = absolute
 """

@@ -9,7 +9,6 @@ import numpy as np
 from jax import Array
 
 from engine.cost import Cost, call_model, called, parameter_names, scalar_result
-from engine.cost import model_mistakes as model_mistakes
 from engine.data import Rows, Weighted, ragged_events
 from engine.ranges import N_NODES, NumericalIntegral
 from engine.sums import SumCost, pack

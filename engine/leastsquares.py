@@ -1,4 +1,4 @@
-"""The chi-square of measured points."""
+"""The chi-square of measured points, with independent or correlated errors."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,18 +6,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.scipy.linalg import solve_triangular
 
-from engine.costs import Cost, call_model, parameter_names, scalar_result
+from engine.binned import checked_mask
+from engine.cost import Cost, call_model, parameter_names, scalar_result
 from engine.data import Rows, as_float64
+from kernels.expectation import VectorKernel, expectation_kernel, expectation_outputs
 
-__all__ = ["LeastSquares"]
+__all__ = ["LeastSquares", "covariance_factor"]
 
 
 class LeastSquares(Cost):
-    """Chi-square of points with errors, sum_i (y_i - model(x_i))^2 / var_i.
+    """Chi-square of points with errors, sum_i (y_i - model(x_i))^2 / var_i, or r^T V^-1 r with r_i = y_i - model(x_i).
 
     With y errors alone the variance is yerror^2; with x errors it is the effective variance
-    yerror^2 + (model'(x) xerror)^2, whose slope is taken by automatic differentiation.
+    yerror^2 + (model'(x) xerror)^2, whose slope is taken by automatic differentiation. With a covariance matrix
+    V = L L^T the residuals are L^-1 y - L^-1 model(x), which are independent and have errors 1.
 
     Parameters
     ----------
@@ -25,58 +30,92 @@ class LeastSquares(Cost):
         `model(x, *parameters) -> y`, in `jax.numpy`. It is called with one point: x is a scalar, or `(d,)`.
     xerror : bool
         Whether the data hold x errors.
+    covariance : (n, n), optional
+        Covariance matrix V of the y of n points, the same for all toys. The data are then (x, y), without errors.
+    mask : (n,) bool, optional
+        Points that are used, as in `iminuit.cost`. The data keep their full shape, as does the covariance, of which
+        the block of these points is taken; other points are not looked at.
     name : sequence of str, optional
         Parameter names, where the signature does not tell them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the covariance is not symmetric and positive definite or there are x errors beside it; if the mask leaves no
+        point or has not the shape of the points.
 
     References
     ----------
     Orear, Am. J. Phys. 50 (1982) 912, for the effective variance.
+    Aitken, Proc. R. Soc. Edinburgh 55 (1936) 42, for the covariance.
     """
 
     errordef = 1.0
 
-    def __init__(self, model: Callable, xerror: bool = False, *, name: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        model: Callable,
+        xerror: bool = False,
+        *,
+        covariance: Any = None,
+        mask: Any = None,
+        name: Sequence[str] | None = None,
+    ) -> None:
         self.model = model
         self.xerror = bool(xerror)
         self.names = parameter_names(model, name)
+        self.mask = None if mask is None else checked_mask(mask, np.size(mask))
+        self.covariance = None
+        if covariance is not None:
+            if self.xerror:
+                raise ValueError("x errors cannot be combined with a covariance matrix: pass one of the two")
+            self.covariance = as_float64(covariance, "covariance").copy()
+            self._factor = covariance_factor(self.covariance, "covariance", self.mask)
+            self._whiten = np.tril(np.linalg.inv(self._factor))
 
     def rows(self, data: Any) -> Rows:
         """Rows of points.
 
         Parameters
         ----------
-        data : (x, y, yerror) or (x, y, yerror, xerror)
-            y is (n_toys, n). The others are shared by all toys, a number or (n,), x also (d, n); or they have a leading
-            toy axis: (n_toys, n), x also (n_toys, d, n). An x of the shape of y belongs to the toys.
+        data : (x, y, yerror) or (x, y, yerror, xerror), or (x, y) with a covariance
+            y is (n_toys, n). The others are shared by all toys, a number or (n,), x also (d, n); or, without a
+            covariance, they have a leading toy axis: (n_toys, n), x also (n_toys, d, n). An x of the shape of y
+            belongs to the toys.
         """
-        wanted = ("x", "y", "yerror", "xerror") if self.xerror else ("x", "y", "yerror")
+        wanted = ("x", "y", "yerror", "xerror")[: 2 if self.covariance is not None else 4 if self.xerror else 3]
         if not isinstance(data, tuple | list) or len(data) != len(wanted):
             raise TypeError(f"data must be ({', '.join(wanted)}), got {_found(data)}")
         given = {name: as_float64(value, name) for name, value in zip(wanted, data, strict=True)}
-        y = given["y"]
+        y = given.pop("y")
         if y.ndim != 2:
             raise ValueError(f"y must have shape (n_toys, n), got {y.shape}")
+        n_toys, n = y.shape
+        if self.covariance is not None and n != len(self.covariance):
+            raise ValueError(f"y must have shape (n_toys, {len(self.covariance)}) as the covariance has, got {y.shape}")
+        used = np.ones(n, dtype=bool) if self.mask is None else checked_mask(self.mask, n)
+        y = y if self.mask is None else y[:, used]
         own, shared, bad = {"y": y}, {}, ~np.isfinite(y).all(axis=1)
-        for name in wanted:
-            if name == "y":
-                continue
-            for column, array in _columns(name, given[name], y.shape):
+        for name, values in given.items():
+            for column, array in _columns(name, values, n, n_toys if self.covariance is None else None):
                 positive = name in ("yerror", "xerror")
                 good = np.isfinite(array) & ((array > 0) if name == "yerror" else (array >= 0 if positive else True))
+                good |= ~used
                 if array.ndim == 2:
-                    own[column] = array
+                    own[column] = array[:, used]
                     bad |= ~good.all(axis=1)
                 else:
                     if not good.all():
                         k = int(np.argmin(good))
                         rule = "positive" if name == "yerror" else "not negative" if positive else "finite"
                         raise ValueError(f"{name} must be {rule}, but point {k} has {array[k]:g}")
-                    shared[column] = array
-        n_toys, n = y.shape
+                    shared[column] = array[used]
+        if self.covariance is not None:
+            own["y"] = y @ self._whiten.T
         return Rows(
             names=(*own, *shared),
             columns=np.stack([array.reshape(-1) for array in own.values()]),
-            offsets=np.arange(n_toys + 1, dtype=np.int64) * n,
+            offsets=np.arange(n_toys + 1, dtype=np.int64) * y.shape[1],
             shared=np.stack(list(shared.values())) if shared else np.zeros((0, 0)),
             aux=np.zeros((n_toys, 0)),
             bad=bad,
@@ -94,14 +133,116 @@ class LeastSquares(Cost):
         scalar_result(self.model, expected, "y")
         return (row["y"] - expected) ** 2 / variance
 
+    # With a covariance every residual depends on all points: the expectation is a vector.
+
+    def expected(self, *args: Any) -> Array:
+        """The model at all points, of parameters and (n,) columns of x."""
+        theta, columns = args[: len(self.names)], args[len(self.names) :]
+
+        def at(*x: Any) -> Any:
+            y = call_model(self.model, x[0] if len(x) == 1 else jnp.stack(x), theta)
+            scalar_result(self.model, y, "y")
+            return y
+
+        return jax.vmap(at)(*columns)
+
+    def whitened(self, *args: Any) -> Any:
+        """L^-1 model(x)."""
+        return self._whiten @ self.expected(*args)
+
+    def _compiled(self, rows: Rows) -> VectorKernel:
+        n_x = len(rows.shared)
+        kernels = self.__dict__.setdefault("_vector_kernels", {})
+        if n_x not in kernels:
+            kernels[n_x] = expectation_kernel(
+                self.whitened, len(self.names), len(self._whiten), term=_square, n_shared=n_x
+            )
+        return kernels[n_x]
+
+    def kernel(self, rows: Rows) -> Callable:
+        return super().kernel(rows) if self.covariance is None else self._compiled(rows).kernel
+
+    def kernel_shared(self, rows: Rows) -> np.ndarray:
+        """The columns of x; with a covariance, below what the kernel captured."""
+        if self.covariance is None:
+            return super().kernel_shared(rows)
+        arrays = (*self._compiled(rows).shared, *rows.shared)
+        width = max(map(len, arrays))
+        return np.stack([np.pad(array, (0, width - len(array))) for array in arrays])
+
+    def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
+        if self.covariance is None:
+            return super().outputs(rows, tile, order)
+        sums = expectation_outputs(self.whitened, len(self.names), order, term=_square)
+        n = len(self._whiten)
+
+        def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
+            ((columns, _, _),) = data
+            return sums(theta, columns[:, :n], shared[0][:, :n])
+
+        return of_leaf
+
+    def reference(self, rows: Rows) -> Callable:
+        if self.covariance is None:
+            return super().reference(rows)
+        n = len(self._factor)
+
+        def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
+            ((columns, _, _),) = data
+            expected = self.expected(*(theta[i] for i in range(len(self.names))), *shared[0][:, :n])
+            residual = columns[0, :n] - solve_triangular(jnp.asarray(self._factor), expected, lower=True)
+            return residual @ residual
+
+        return of_leaf
+
+
+def _square(mu: Any, y: Any) -> Any:
+    return (y - mu) ** 2
+
+
+def covariance_factor(covariance: np.ndarray, name: str, mask: np.ndarray | None = None) -> np.ndarray:
+    """The lower triangular L of a covariance matrix L L^T, or of its block of the points that are used.
+
+    Raises
+    ------
+    ValueError
+        If the matrix is not square and finite, not symmetric or not positive definite, or differs in length from the
+        mask.
+    """
+    n = len(covariance) if covariance.ndim else 0
+    if covariance.shape != (n, n) or not n:
+        raise ValueError(f"{name} must be a matrix of shape (n, n), got {covariance.shape}")
+    if mask is not None:
+        used = checked_mask(mask, n)
+        covariance = covariance[np.ix_(used, used)]
+    variance = np.diagonal(covariance)
+    if not np.isfinite(covariance).all() or not (variance > 0).all():
+        raise ValueError(f"{name} must be finite, with a positive diagonal: it is a matrix of variances, not errors")
+    error = np.sqrt(variance)
+    correlation = covariance / error[:, None] / error
+    asymmetry = np.abs(correlation - correlation.T)
+    if asymmetry.max() > 1e-8:
+        i, j = sorted(map(int, np.unravel_index(np.argmax(asymmetry), asymmetry.shape)))
+        raise ValueError(
+            f"{name} must be symmetric, but element ({i}, {j}) is {covariance[i, j]:g} and ({j}, {i}) is "
+            f"{covariance[j, i]:g}"
+        )
+    correlation = 0.5 * (correlation + correlation.T)
+    smallest = float(np.linalg.eigvalsh(correlation)[0])
+    if smallest <= len(error) * np.finfo(float).eps:
+        raise ValueError(
+            f"{name} must be positive definite, but its correlation matrix has the eigenvalue {smallest:g}: "
+            "leave out what the other entries determine"
+        )
+    return error[:, None] * np.linalg.cholesky(correlation)
+
 
 def _number(column: str) -> int:
     return int(column[1:])
 
 
-def _columns(name: str, array: np.ndarray, shape: tuple[int, int]) -> list[tuple[str, np.ndarray]]:
-    """Columns (n,) shared by all toys or (n_toys, n) of one input, by name."""
-    n_toys, n = shape
+def _columns(name: str, array: np.ndarray, n: int, n_toys: int | None) -> list[tuple[str, np.ndarray]]:
+    """Columns (n,) shared by all toys or (n_toys, n) of one input, by name; without n_toys all are shared."""
     first = "x0" if name == "x" else name
     if array.ndim == 0 and name != "x":
         return [(first, np.full(n, float(array)))]
@@ -109,11 +250,11 @@ def _columns(name: str, array: np.ndarray, shape: tuple[int, int]) -> list[tuple
         return [(first, array)]
     if name == "x" and array.ndim == 2 and array.shape[1] == n:
         return [(f"x{k}", column) for k, column in enumerate(array)]
-    if name == "x" and array.ndim == 3 and (array.shape[0], array.shape[2]) == shape:
+    if name == "x" and array.ndim == 3 and (array.shape[0], array.shape[2]) == (n_toys, n):
         return [(f"x{k}", array[:, k]) for k in range(array.shape[1])]
-    raise ValueError(
-        f"{name} must have shape ({n},) or ({n_toys}, {n}) to go with y of shape {shape}, got {array.shape}"
-    )
+    forms = [f"({n},)", f"({n_toys}, {n})", f"(d, {n})", f"({n_toys}, d, {n})"]
+    forms = [form for form in forms[: 4 if name == "x" else 2] if n_toys is not None or "None" not in form]
+    raise ValueError(f"{name} must have shape {' or '.join(forms)} to go with y of {n} points, got {array.shape}")
 
 
 def _found(data: Any) -> str:

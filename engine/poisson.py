@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from engine.binned import saturated_poisson
-from engine.costs import Cost, model_mistakes, parameter_names
+from engine.binned import checked_mask, saturated_poisson
+from engine.cost import Cost, model_mistakes, parameter_names
 from engine.data import Rows, counts_of
-from kernels.expectation import VectorKernel, expectation_kernel
+from kernels.expectation import VectorKernel, expectation_kernel, expectation_outputs
 
 __all__ = ["PoissonNLL"]
 
@@ -26,35 +26,49 @@ class PoissonNLL(Cost):
     ----------
     expected : callable
         `expected(*parameters) -> (n_bins,)` events, in `jax.numpy`.
+    mask : (n_bins,) bool, optional
+        Bins that are used, as in `iminuit.cost`. Counts keep their full shape; those of other bins are not looked at.
     name : sequence of str, optional
         Parameter names, where the signature does not tell them, as with `expected(*theta)`.
+
+    Raises
+    ------
+    ValueError
+        If the mask is not of shape (n_bins,) or leaves no bin.
 
     References
     ----------
     Baker & Cousins, NIM 221 (1984) 437-442.
     """
 
-    def __init__(self, expected: Callable, *, name: Sequence[str] | None = None) -> None:
+    def __init__(self, expected: Callable, *, mask: Any = None, name: Sequence[str] | None = None) -> None:
         self.model = expected
         self.names = parameter_names(expected, name, skip=0)
+        self.mask = None if mask is None else checked_mask(mask, self._n_bins())
 
     def rows(self, data: Any) -> Rows:
-        """Rows of histograms: every bin is a row.
+        """Rows of histograms: every bin that is used is a row.
 
         Parameters
         ----------
         data : (n_toys, n_bins) array of counts
         """
-        n_bins = self._n_bins()
-        counts = counts_of(data, n_bins)
+        counts = counts_of(data, self._n_bins())
+        counts = counts if self.mask is None else counts[:, self.mask]
+        n_toys, n_used = counts.shape
         return Rows(
             columns=counts.reshape(1, -1),
-            offsets=np.arange(len(counts) + 1, dtype=np.int64) * n_bins,
+            offsets=np.arange(n_toys + 1, dtype=np.int64) * n_used,
             shared=np.zeros((0, 0)),
-            aux=np.zeros((len(counts), 0)),
+            aux=np.zeros((n_toys, 0)),
             bad=~(np.isfinite(counts) & (counts >= 0)).all(axis=1),
             names=("n",),
         )
+
+    def expected(self, *theta: Any) -> Any:
+        """The model's events in the bins that are used."""
+        mu = self.model(*theta)
+        return mu if self.mask is None else mu[np.flatnonzero(self.mask)]
 
     def _n_bins(self) -> int:
         with jax.enable_x64(True), model_mistakes(self.model, "the parameters", "write it with jax.numpy"):
@@ -65,9 +79,12 @@ class PoissonNLL(Cost):
             raise ValueError(f"the model '{name}' must return an array of shape (n_bins,), got {shape}")
         return shape[0]
 
+    def _n_used(self) -> int:
+        return self._n_bins() if self.mask is None else int(self.mask.sum())
+
     def _compiled(self) -> VectorKernel:
         if "_vector_kernel" not in self.__dict__:
-            self._vector_kernel = expectation_kernel(self.model, len(self.names), self._n_bins())
+            self._vector_kernel = expectation_kernel(self.expected, len(self.names), self._n_used())
         return self._vector_kernel
 
     def kernel(self, rows: Rows) -> Callable:
@@ -78,35 +95,20 @@ class PoissonNLL(Cost):
         return self._compiled().shared
 
     def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
-        n_params, n_bins = len(self.names), self._n_bins()
-        expected = lambda theta: self.model(*[theta[i] for i in range(n_params)])  # noqa: E731
-        below = np.tril_indices(n_params)
+        sums, n_used = expectation_outputs(self.expected, len(self.names), order), self._n_used()
 
         def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
             ((columns, _, _),) = data
-            n = columns[0, :n_bins]
-            mu = expected(theta)
-            terms = saturated_poisson(n, mu)
-            parts = [jnp.stack([jnp.sum(terms), jnp.sum(jnp.abs(terms))])]
-            if order >= 1:
-                jacobian = jax.jacfwd(expected)(theta)
-                ratio = jnp.where(n > 0, n / mu, 0.0)
-                weight = 1.0 - ratio
-                parts.append(weight @ jacobian)
-            if order == 2:
-                curved = jax.jacfwd(jax.grad(lambda t: jnp.dot(jax.lax.stop_gradient(weight), expected(t))))(theta)
-                hessian = jacobian.T @ (jnp.where(n > 0, ratio / mu, 0.0)[:, None] * jacobian) + curved
-                parts.append(hessian[below])
-            return jnp.concatenate(parts)
+            return sums(theta, columns[:, :n_used])
 
         return of_leaf
 
     def reference(self, rows: Rows) -> Callable:
-        n_bins = self._n_bins()
+        n_used = self._n_used()
 
         def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
             ((columns, _, _),) = data
-            mu = self.model(*[theta[i] for i in range(len(self.names))])
-            return jnp.sum(saturated_poisson(columns[0, :n_bins], mu))
+            mu = self.expected(*(theta[i] for i in range(len(self.names))))
+            return jnp.sum(jnp.where(mu < 0, jnp.nan, saturated_poisson(columns[0, :n_used], mu)))
 
         return of_leaf

@@ -1,21 +1,23 @@
-"""The Poisson likelihood of counts whose expectation is a vector function of the parameters, as a numba kernel.
+"""Costs whose expectation is a vector function of the parameters: a sum over rows of term(mu_k, row k), mu = mu(theta).
 
-`kernels.arrays` translates the expectation with its Jacobian, and its second derivatives contracted with a vector;
-what the likelihood adds to them is written out here once, for any model.
+With J = d mu / d theta, and t', t'' the derivatives of the term by its mu, the gradient is sum_k t'_k J_k and the
+Hessian sum_k t''_k J_k J_k^T + sum_k t'_k d^2 mu_k / d theta^2. This is written out here for any expectation and any
+term, as a numba kernel, whose parts `kernels.arrays` translates, and as a JAX function.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from kernels.arrays import _function_source
 from kernels.loops import _Pool
 from kernels.translate import _HEADER, KERNEL_SIGNATURE, import_source
 
-__all__ = ["VectorKernel", "expectation_kernel"]
+__all__ = ["VectorKernel", "expectation_kernel", "expectation_outputs", "saturated", "term_derivatives"]
 
 
 class VectorKernel(NamedTuple):
@@ -26,7 +28,7 @@ class VectorKernel(NamedTuple):
     kernel : numba function
         Of type `kernels.translate.KERNEL_SIGNATURE`.
     shared : (1, n) float64
-        The model's constants, to be passed to the kernel as `shared`.
+        The model's constants, to be passed to the kernel as the first row of `shared`.
     linear : bool
         Whether the second derivatives of the expectation vanish everywhere.
     """
@@ -36,13 +38,31 @@ class VectorKernel(NamedTuple):
     linear: bool
 
 
-_POISSON = """
+def saturated(mu: Array, n: Array) -> Array:
+    """The Poisson -log L of counts less its smallest value, mu - n + n log(n / mu), and mu where n is 0.
 
-@njit(**COMPILE_HELPER)
-def saturated(n, mu):
+    NaN where mu < 0 and where n is no count, infinite where mu = 0 in a filled bin.
+    """
+    filled = n > 0
+    excess = mu - n
     # n log(n / mu) alone would lose the digits in which mu and n agree
-    return (mu - n) - n * math.log1p((mu - n) / n)
+    log_ratio = jnp.log1p(jnp.where(filled, excess / jnp.where(filled, n, 1.0), 0.0))
+    return jnp.where(filled | ((n == 0) & (mu >= 0)), excess - n * log_ratio, jnp.nan)
 
+
+def term_derivatives(term: Callable) -> Callable:
+    """`f(mu, *columns) -> (term, first, second derivative by mu)`, all elementwise."""
+
+    def derivatives(mu: Array, *columns: Array) -> tuple[Array, Array, Array]:
+        along = jnp.ones_like(mu)
+        first = lambda m: jax.jvp(lambda q: term(q, *columns), (m,), (along,))  # noqa: E731
+        (value, slope), (_, curvature) = jax.jvp(first, (mu,), (along,))
+        return value, slope, curvature
+
+    return derivatives
+
+
+_KERNEL = """
 
 @njit(**COMPILE_ROW)
 def weighted_products(jacobian, weights, hessian, scaled):
@@ -76,25 +96,16 @@ def row_sums(theta, rows, shared, aux, begin, end, out):
     constants = shared[0]
     mu = np.empty(N_BINS)
     jacobian = np.empty(N_PARAMS * N_BINS)
+    terms = np.empty(N_BINS)
     slope = np.empty(N_BINS)
     curvature = np.empty(N_BINS)
-    expectation(constants, theta, mu, jacobian)
-    first = np.uint64(begin)
+    expectation(constants, theta, {shared}mu, jacobian)
+    derivatives(constants, mu, {columns}terms, slope, curvature)
     value = 0.0
     absolute = 0.0
     for k in range(N_BINS):
-        n = rows[0, first + k]
-        m = mu[k]
-        if n > 0.0:
-            term = saturated(n, m)
-            slope[k] = (m - n) / m
-            curvature[k] = n / (m * m)
-        else:
-            term = m if n == 0.0 and m >= 0.0 else np.nan
-            slope[k] = 1.0
-            curvature[k] = 0.0
-        value += term
-        absolute += math.fabs(term)
+        value += terms[k]
+        absolute += math.fabs(terms[k])
     out[0] = value
     out[1] = absolute
     for i in range(N_PARAMS):
@@ -108,32 +119,39 @@ def row_sums(theta, rows, shared, aux, begin, end, out):
 _CURVED = """    second = jacobian
     if N_PARAMS > N_BINS:
         second = np.empty(N_PARAMS * N_PARAMS)
-    bend(constants, theta, slope, second)
+    bend(constants, theta, {shared}slope, second)
     for i in range(N_PARAMS):
         for j in range(i + ONE):
             hessian[i * (i + ONE) // TWO + j] += second[i * N_PARAMS + j]
 """
 
 
-def expectation_kernel(expected: Callable, n_params: int, n_bins: int) -> VectorKernel:
-    """The Poisson negative log-likelihood of counts whose expectation is a vector.
-
-    In saturated form, sum_k mu_k - n_k + n_k log(n_k / mu_k) with mu = expected(*theta). With J = d mu / d theta, the
-    gradient is sum_k (1 - n_k / mu_k) J_k and the Hessian
-    sum_k n_k / mu_k^2 J_k J_k^T + sum_k (1 - n_k / mu_k) d^2 mu_k / d theta^2; the second sum is left out where the
-    model is linear.
+def expectation_kernel(
+    expected: Callable,
+    n_params: int,
+    n_bins: int,
+    *,
+    term: Callable = saturated,
+    n_columns: int = 1,
+    n_shared: int = 0,
+) -> VectorKernel:
+    """A cost with a vector as expectation, compiled by numba; by default the Poisson likelihood of counts.
 
     Parameters
     ----------
     expected : callable
-        `expected(*theta) -> (n_bins,)`, in events.
+        `expected(*theta, *shared) -> (n_bins,)`, with shared columns of shape (n_bins,).
     n_params, n_bins : int
+    term : callable
+        `term(mu, *columns)`: what the rows add to the cost, elementwise on arrays (n_bins,).
+    n_columns, n_shared : int
+        Number of columns of each toy that the term takes, and of columns shared by all toys that `expected` takes.
 
     Returns
     -------
     VectorKernel
-        A bin is a row: row 0 holds the counts, and the kernel must be given all n_bins of them. The result is NaN
-        where mu_k < 0, infinite where mu_k = 0 in a filled bin; see `kernels.program` for the outputs.
+        A bin is a row, and the kernel must be given all n_bins of them; the shared columns stand below the constants.
+        The second derivatives of a linear expectation are left out. See `kernels.program` for the outputs.
 
     Raises
     ------
@@ -149,19 +167,60 @@ def expectation_kernel(expected: Callable, n_params: int, n_bins: int) -> Vector
         push = lambda direction: jax.jvp(function, tuple(theta), tuple(direction))  # noqa: E731
         return jax.vmap(push, out_axes=(None, 0))(jnp.eye(n_params))
 
-    def bend(theta, slope):
-        gradient = jax.grad(lambda *t: slope @ expected(*t), argnums=tuple(range(n_params)))
+    def expectation(theta, *shared):
+        return along(lambda *t: expected(*t, *shared), theta)
+
+    def bend(theta, *shared_and_slope):
+        *shared, slope = shared_and_slope
+        gradient = jax.grad(lambda *t: slope @ expected(*t, *shared), argnums=tuple(range(n_params)))
         return (along(lambda *t: jnp.stack(gradient(*t)), theta)[1],)
 
+    column = (n_bins,)
     with jax.enable_x64(True):
-        shape = jax.eval_shape(expected, *[jax.ShapeDtypeStruct((), np.float64)] * n_params).shape
-    if shape != (n_bins,):
+        arguments = [()] * n_params + [column] * n_shared
+        shape = jax.eval_shape(expected, *(jax.ShapeDtypeStruct(a, np.float64) for a in arguments)).shape
+    if shape != column:
         raise ValueError(f"expected must return an array of shape ({n_bins},), one value per bin, got {shape}")
-    pool = _Pool()
-    first, _ = _function_source(lambda t: along(expected, t), [(n_params,)], "expectation", pool)
-    second, [linear] = _function_source(bend, [(n_params,), (n_bins,)], "bend", pool)
+    pool, theta = _Pool(), (n_params,)
+    first, _ = _function_source(expectation, [theta, *[column] * n_shared], "expectation", pool)
+    second, [linear] = _function_source(bend, [theta, *[column] * (n_shared + 1)], "bend", pool)
+    terms, _ = _function_source(term_derivatives(term), [column] * (1 + n_columns), "derivatives", pool)
     sizes = {"ZERO": 0, "ONE": 1, "TWO": 2, "THREE": 3, "FOUR": 4, "N_PARAMS": n_params, "N_BINS": n_bins}
     text = "".join(f"{name} = np.uint64({value})\n" for name, value in sizes.items())
-    text += first + ("" if linear else "\n\n" + second)
-    text += _POISSON.format(signature=KERNEL_SIGNATURE, n_params=n_params) + ("" if linear else _CURVED)
+    text += "\n\n".join([first, terms] if linear else [first, terms, second])
+    given = {
+        "signature": KERNEL_SIGNATURE,
+        "n_params": n_params,
+        "shared": "".join(f"shared[{1 + k}], " for k in range(n_shared)),
+        "columns": "".join(f"rows[{k}, begin:end], " for k in range(n_columns)),
+    }
+    text += (_KERNEL if linear else _KERNEL + _CURVED).format(**given)
     return VectorKernel(import_source(_HEADER + text).row_sums, pool.flat()[None, :], linear)
+
+
+def expectation_outputs(expected: Callable, n_params: int, order: int, *, term: Callable = saturated) -> Callable:
+    """The same cost in JAX, for one toy: `f(theta, columns, shared) -> outputs`.
+
+    Parameters
+    ----------
+    expected, n_params, term
+        As of `expectation_kernel`.
+    order : {0, 1, 2}
+        Highest derivative; the outputs of higher ones are left out.
+    """
+    derivatives, below = term_derivatives(term), np.tril_indices(n_params)
+
+    def outputs(theta: Array, columns: Sequence[Array], shared: Sequence[Array] = ()) -> Array:
+        mean = lambda t: expected(*(t[i] for i in range(n_params)), *shared)  # noqa: E731
+        mu = mean(theta)
+        terms, slope, curvature = derivatives(mu, *columns)
+        parts = [jnp.stack([jnp.sum(terms), jnp.sum(jnp.abs(terms))])]
+        if order >= 1:
+            jacobian = jax.jacfwd(mean)(theta)
+            parts.append(slope @ jacobian)
+        if order == 2:
+            bend = jax.jacfwd(jax.grad(lambda t: jax.lax.stop_gradient(slope) @ mean(t)))(theta)
+            parts.append((jacobian.T @ (curvature[:, None] * jacobian) + bend)[below])
+        return jnp.concatenate(parts)
+
+    return outputs

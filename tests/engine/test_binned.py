@@ -1,5 +1,6 @@
 """Histograms: closed forms, the printed numbers of iminuit's tutorial, iminuit's own costs, numba against JAX."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from iminuit import cost as minuit_cost
 from scipy import stats
 
 from engine import BinnedNLL, ExtendedBinnedNLL, Status, fit_batch
+from engine.cpu import NumbaDriver
+from engine.xla import XlaDriver
 from kernels import norm
 
 EDGES = np.linspace(-3.0, 3.0, 41)
@@ -142,11 +145,17 @@ def test_bad_counts_are_the_toys_own_fate(toys):
         ([0.0, 0.0, 1.0], "edges must increase, but edge 1 is 0 after 0"),
         ([0.0], "at least one bin"),
         ([0.0, np.inf], "edges must be finite"),
+        ([[0.0, 1.0]], r"edges must have shape \(n_bins \+ 1,\) with at least one bin, got \(1, 2\)"),
     ],
 )
 def test_wrong_edges(edges, sentence):
     with pytest.raises(ValueError, match=sentence):
         BinnedNLL(shape, edges)
+
+
+def test_edges_that_are_no_numbers():
+    with pytest.raises(TypeError, match="edges must hold real numbers"):
+        ExtendedBinnedNLL(scaled, ["a", "b"])
 
 
 def test_wrong_counts():
@@ -160,3 +169,68 @@ def test_model_of_a_wrong_shape():
     wrong = ExtendedBinnedNLL(lambda edge, a: jnp.stack([a, a]) * edge, EDGES)
     with pytest.raises(ValueError, match="must be a number, got shape"):
         fit_batch(wrong, np.ones((1, 40)), {"a": 1.0})
+
+
+# sidebands: three windows, the last of a single bin
+USED = (EDGES[:-1] < -0.9) | ((EDGES[1:] > 0.4) & (EDGES[1:] < 2.0))
+USED[36] = True
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "numpy_model", "start"),
+    [
+        (ExtendedBinnedNLL, scaled, numpy_scaled, {"amp": 300, "mu": 0, "sigma": 1}),
+        (BinnedNLL, shape, numpy_shape, {"mu": 0, "sigma": 1}),
+    ],
+    ids=["extended", "fixed total"],
+)
+def test_mask_against_minuit_and_between_backends(toys, kind, model, numpy_model, start):
+    """50 toys whose other bins hold anything; the fixed total is that of the bins that are used."""
+    cost = kind(model, EDGES, mask=USED)
+    limits = {name: LIMITS[name] for name in start if name in LIMITS}
+    counts = np.where(USED, toys[:50], np.nan)
+    result = fit_batch(cost, counts, start, limits=limits, backend="numba")
+    assert result.valid.all()
+    for k in range(50):
+        reference = getattr(minuit_cost, kind.__name__)(toys[k], EDGES, numpy_model)
+        reference.mask = USED
+        minuit = tight(reference, start.values(), limits)
+        assert np.max(np.abs(result.values[k] - minuit.values) / result.errors[k]) < 1e-3
+        assert result.fval[k] == pytest.approx(minuit.fval / 2, abs=1e-5)
+        np.testing.assert_allclose(result.errors[k], np.sqrt(np.diag(minuit.covariance)), rtol=0.01)
+        assert result.fval[k] == pytest.approx(reference(*result.values[k]) / 2, rel=1e-9)
+    rows = cost.rows(counts)
+    drivers = NumbaDriver(cost, rows), XlaDriver(cost, rows, jax.devices("cpu"))
+    numba, xla = (driver.evaluate(np.arange(50), result.values * 1.1) for driver in drivers)
+    np.testing.assert_allclose(numba, xla, rtol=1e-9, atol=1e-9)
+
+
+def test_a_mask_of_everything_changes_nothing(toys):
+    every = BinnedNLL(shape, EDGES, mask=np.ones(40, dtype=bool))
+    start = {"mu": 0.0, "sigma": 1.0}
+    masked, plain = (fit_batch(cost, toys[:5], start, backend="numba") for cost in (every, FIXED_TOTAL))
+    np.testing.assert_array_equal(masked.values, plain.values)
+
+
+def test_a_bad_count_matters_only_where_it_is_used(toys):
+    counts = toys[:3].copy()
+    counts[0, 0], counts[1, 20] = np.nan, -1.0
+    assert USED[0]
+    assert not USED[20]
+    cost = ExtendedBinnedNLL(scaled, EDGES, mask=USED)
+    result = fit_batch(cost, counts, {"amp": 300.0, "mu": 0.0, "sigma": 1.0}, limits=LIMITS, backend="numba")
+    assert result.status.tolist() == [Status.BAD_DATA, Status.CONVERGED, Status.CONVERGED]
+
+
+@pytest.mark.parametrize("kind", [BinnedNLL, ExtendedBinnedNLL])
+@pytest.mark.parametrize(
+    ("mask", "error", "sentence"),
+    [
+        (np.ones(41, dtype=bool), ValueError, r"mask must have shape \(40,\), one value per entry, got \(41,\)"),
+        (np.zeros(40, dtype=bool), ValueError, "mask leaves nothing to fit"),
+        (np.arange(40), TypeError, "mask must hold True .* got an array of int64"),
+    ],
+)
+def test_wrong_masks(kind, mask, error, sentence):
+    with pytest.raises(error, match=sentence):
+        kind(shape, EDGES, mask=mask)

@@ -1,13 +1,18 @@
 """Template fits: counting in closed form, nuisance parameters against MIGRAD, a hundred parameters, both backends."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from iminuit import Minuit
+from iminuit import cost as minuit_cost
 
 from engine import NormalConstraint, PoissonNLL, Status, fit_batch
+from engine.cpu import NumbaDriver
 from engine.drivers import Settings
 from engine.fit import limit_arrays
 from engine.reference import migrad
+from engine.xla import XlaDriver
 
 SIGNAL = 8 * np.exp(-0.5 * ((np.arange(20) - 12) / 2.0) ** 2)
 BACKGROUND = 60 * np.exp(-np.arange(20) / 8.0)
@@ -102,6 +107,8 @@ def test_bad_counts(toys):
     [
         (lambda mu: mu, ValueError, r"must return an array of shape \(n_bins,\), got \(\)"),
         (lambda mu: [mu, mu], ValueError, r"must return an array of shape \(n_bins,\), got None"),
+        (lambda mu: mu * SIGNAL.reshape(4, 5), ValueError, r"shape \(n_bins,\), got \(4, 5\)"),
+        (lambda mu: mu * SIGNAL[:0], ValueError, r"shape \(n_bins,\), got \(0,\)"),
         (lambda mu: np.exp(mu) * SIGNAL, TypeError, "cannot be evaluated for the parameters"),
     ],
 )
@@ -113,3 +120,52 @@ def test_wrong_models(expected, kind, sentence):
 def test_wrong_number_of_bins():
     with pytest.raises(ValueError, match=r"counts must have shape \(n_toys, n_bins\) = \(n_toys, 20\), got \(2, 19\)"):
         fit_batch(STRENGTH, np.ones((2, 19)), START)
+
+
+def test_mask_against_minuit_and_between_backends(toys):
+    """50 toys with a window left out, whose counts may be anything: the fit of the remaining bins."""
+    used = np.abs(np.arange(20) - 7) > 1
+    cost = PoissonNLL(lambda mu, norm: mu * SIGNAL + BACKGROUND * 1.1**norm, mask=used)
+    toys = np.random.default_rng(13).poisson(SIGNAL + BACKGROUND, (50, 20)).astype(float)
+    counts = np.where(used, toys, -1.0)
+    result = fit_batch(cost, counts, {"mu": 1.0, "norm": 0.0}, backend="numba")
+    assert result.valid.all()
+    for k in range(50):
+        reference = minuit_cost.ExtendedBinnedNLL(
+            toys[k], np.arange(21.0), lambda _, mu, norm: np.append(0, np.cumsum(mu * SIGNAL + BACKGROUND * 1.1**norm))
+        )
+        reference.mask = used
+        minuit = Minuit(reference, 1.0, 0.0)
+        minuit.strategy, minuit.tol = 2, 1e-6
+        minuit.migrad()
+        assert np.max(np.abs(result.values[k] - minuit.values) / result.errors[k]) < 1e-3
+        assert result.fval[k] == pytest.approx(minuit.fval / 2, abs=1e-6)
+        np.testing.assert_allclose(result.errors[k], np.sqrt(np.diag(minuit.covariance)), rtol=0.01)
+    rows = cost.rows(counts)
+    drivers = NumbaDriver(cost, rows), XlaDriver(cost, rows, jax.devices("cpu"))
+    numba, xla = (driver.evaluate(np.arange(50), result.values + 0.1) for driver in drivers)
+    np.testing.assert_allclose(numba, xla, rtol=1e-9, atol=1e-9)
+    counts[3, 0], counts[4, 7] = np.nan, np.nan
+    status = fit_batch(cost, counts, {"mu": 1.0, "norm": 0.0}, backend="numba").status
+    assert np.flatnonzero(status == Status.BAD_DATA).tolist() == [3]
+
+
+def test_negative_expectation_is_refused_by_both_backends():
+    cost = PoissonNLL(lambda a, b: jnp.stack([a, b]))
+    rows = cost.rows(np.array([[0.0, 2.0], [1.0, 2.0], [0.0, 2.0], [1.0, 2.0]]))
+    theta = np.array([[-1.0, 2.0], [-1.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
+    for driver in (NumbaDriver(cost, rows), XlaDriver(cost, rows, jax.devices("cpu"))):
+        np.testing.assert_array_equal(driver.evaluate(np.arange(4), theta)[:, 0], [np.nan, np.nan, 0.0, np.inf])
+
+
+@pytest.mark.parametrize(
+    ("mask", "kind", "sentence"),
+    [
+        ([True] * 19, ValueError, r"mask must have shape \(20,\), one value per entry, got \(19,\)"),
+        ([False] * 20, ValueError, "mask leaves nothing to fit"),
+        (np.ones(20), TypeError, "mask must hold True .* got an array of float64"),
+    ],
+)
+def test_wrong_masks(mask, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        PoissonNLL(discriminant, mask=mask)
