@@ -28,6 +28,8 @@ __all__ = ["XlaDriver"]
 
 STEPS_PER_CALL = 4
 REGROUP = 4  # a batch is regrouped when this factor fewer lanes hold all unfinished toys
+# ... unless so few rows (of all lanes together) take less time than the compilation for another number of lanes
+FEW_ROWS = {"cpu": 2**17, "accelerator": 2**22}
 TILE = 512  # rows per pass on a CPU, where temporaries should stay in the cache
 CPU_VALUES = 16384  # lanes times rows of a pass on a CPU
 DEVICE_BYTES = 4 * 2**30  # data of a batch, and temporaries of a pass, on an accelerator
@@ -53,22 +55,30 @@ class _Lanes:
     ----------
     sums : callable
         `sums(theta, data, shared) -> outputs` of one toy.
-    init : callable
-        `init(start) -> state` of one toy.
+    first_state : callable
+        `first_state(start) -> state` of one toy.
     step : callable
         `step(state, at, rules) -> state` of one toy, with `at(theta) -> outputs`.
     running : callable
         `running(states) -> (n_lanes,) bool`.
+    mesh : jax.sharding.Mesh
+    fewest : int
+        So many lanes or fewer are never regrouped.
     """
 
-    def __init__(self, sums: Callable, init: Callable, step: Callable, running: Callable, mesh: Mesh) -> None:
+    def __init__(
+        self, sums: Callable, first_state: Callable, step: Callable, running: Callable, mesh: Mesh, fewest: int
+    ) -> None:
         self.running = running
         self.mesh = mesh
+        self.fewest = fewest
         self.by_toy = NamedSharding(mesh, PartitionSpec("toys"))
 
         def steps(state: Any, data: Any, shared: Any, rules: Any) -> Any:
             at = lambda theta: sums(theta, data, shared)  # noqa: E731
-            return jax.lax.fori_loop(0, STEPS_PER_CALL, lambda _, s: step(s, at, rules), state)
+            return _strong(jax.lax.fori_loop(0, STEPS_PER_CALL, lambda _, s: step(s, at, rules), state))
+
+        init = lambda start: _strong(first_state(start))  # noqa: E731
 
         lane, common = PartitionSpec("toys"), PartitionSpec()
         self.advance = jax.jit(
@@ -137,7 +147,7 @@ class _Lanes:
 
     def shrink(self, n_lanes: int, n_toys: int) -> int:
         """The smallest of n_lanes, n_lanes / 4, n_lanes / 16, ... that holds all toys: few shapes, few compilations."""
-        while n_lanes % (REGROUP * self.mesh.size) == 0 and n_lanes // REGROUP >= n_toys:
+        while n_lanes > self.fewest and n_lanes % (REGROUP * self.mesh.size) == 0 and n_lanes // REGROUP >= n_toys:
             n_lanes //= REGROUP
         return n_lanes
 
@@ -182,6 +192,7 @@ class XlaDriver:
         n_columns = sum(max(leaf.columns.shape[0], 1) for leaf in rows.leaves)
         self.tile, padded, self.lanes = plan(self.device, max(n_rows), n_columns, len(devices), batch_size)
         self.padded = [padded if n == max(n_rows) else pad(n, self.tile) for n in n_rows]
+        self.fewest = FEW_ROWS["cpu" if self.device == "cpu" else "accelerator"] // sum(self.padded)
 
     def fit(self, toys: np.ndarray, start: np.ndarray, settings: Settings, progress: Callable | None = None) -> Fits:
         """Fit the toys with these numbers, each from its row of `start`."""
@@ -242,7 +253,8 @@ class XlaDriver:
             return newton_step(state, here, box, errordef=errordef, edm_goal=edm_goal, max_steps=max_steps)
 
         return self._compiled(
-            "newton", lambda: _Lanes(self._sums(2), newton_init, step, lambda s: s.status == RUNNING, self.mesh)
+            "newton",
+            lambda: _Lanes(self._sums(2), newton_init, step, lambda s: s.status == RUNNING, self.mesh, self.fewest),
         )
 
     def _finish(self, state: NewtonState, box: Box, errordef: float) -> tuple:
@@ -295,13 +307,18 @@ class XlaDriver:
             kept = jax.tree.map(lambda new, old: jnp.where(going, new, old), new, state)
             return kept._replace(running=going, nfev=jnp.where(state.running, state.nfev + 1, state.nfev))
 
-        return _Lanes(self._sums(1), init, step, lambda s: s.running, self.mesh)
+        return _Lanes(self._sums(1), init, step, lambda s: s.running, self.mesh, self.fewest)
 
     def _shared(self) -> tuple:
         return shared_columns(self.rows, self.padded)
 
     def _lane_data(self, toys: np.ndarray) -> tuple:
         return tuple(lane_data(leaf, toys, n) for leaf, n in zip(self.rows.leaves, self.padded, strict=True))
+
+
+def _strong(state: Any) -> Any:
+    """The same without JAX's weak types: a state whose types change would be compiled for again."""
+    return jax.tree.map(lambda a: jax.lax.convert_element_type(a, np.dtype(a.dtype)), state)
 
 
 def bucket(n: int, multiple: int) -> int:
