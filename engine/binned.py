@@ -11,8 +11,10 @@ Baker & Cousins, NIM 221 (1984) 437-442.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from engine.cost import Cost, call_model, parameter_names, scalar_result
 from engine.data import Rows, as_float64, counts_of
@@ -30,7 +32,42 @@ def saturated_poisson(n: Any, mu: Any) -> Any:
     return (mu - n) - jnp.where(filled, n * log_ratio, 0.0)
 
 
+def scaled_poisson(n: Any, mu: Any, scale: Any) -> Any:
+    """`saturated_poisson` of scale n and scale mu, for a sum of weights n, which may be negative.
+
+    As n log n has no meaning there it is left out, which changes no derivative.
+
+    References
+    ----------
+    Bohm & Zech, NIM A748 (2014) 1-6; Dembinski, Schmelling & Waldi, NIM A940 (2019) 135-141, for negative sums.
+    """
+    log_ratio = jnp.log(jnp.where(n != 0, mu / jnp.where(n > 0, n, 1.0 / scale), 1.0))
+    return scale * ((mu - n) - n * log_ratio)
+
+
+def weighted_score_covariance(n: Any, scale: Any, mu: Any, jacobian: Any, *, fixed_total: bool) -> Any:
+    """The covariance of the gradient of sum_k `scaled_poisson`, with sum w^2 = |n| / scale as the variance of n.
+
+    The gradient is sum_k scale_k (mu_k - n_k) d log mu_k; where the mu_k add up to the sum of the n_k, it varies with
+    the total, too.
+
+    Parameters
+    ----------
+    n, scale, mu : (n_bins,)
+    jacobian : (n_bins, n_params)
+        d mu / d theta.
+    """
+    filled = n != 0
+    slopes = scale[:, None] * jnp.where(filled[:, None], jacobian / jnp.where(filled, mu, 1.0)[:, None], 0.0)
+    if fixed_total:
+        slopes = slopes - scale @ jacobian / jnp.sum(mu)
+    variance = jnp.where(filled, jnp.abs(n) / jnp.where(filled, scale, 1.0), 0.0)
+    return slopes.T @ (variance[:, None] * slopes)
+
+
 class _Binned(Cost):
+    fixed_total = False
+
     def __init__(self, cdf: Callable, edges: Any, *, mask: Any = None, name: Sequence[str] | None = None) -> None:
         self.model = cdf
         self.names = parameter_names(cdf, name)
@@ -42,21 +79,46 @@ class _Binned(Cost):
 
         Parameters
         ----------
-        data : (n_toys, n_bins) array of counts
+        data : (n_toys, n_bins) counts, or (n_toys, n_bins, 2) sums of weights and of their squares
         """
-        counts = counts_of(data, len(self.edges) - 1)
+        columns, bad = counts_of(data, len(self.edges) - 1, self.mask)
         bins = np.stack([self.edges[:-1], self.edges[1:]])
-        if self.mask is not None:
-            counts, bins = counts[:, self.mask], bins[:, self.mask]
-        n_toys, n_used = counts.shape
+        _, n_toys, n_used = columns.shape
         return Rows(
-            names=("n", "lower", "upper"),
-            columns=counts.reshape(1, -1),
+            names=(*("n", "scale")[: len(columns)], "lower", "upper"),
+            columns=columns.reshape(len(columns), -1),
             offsets=np.arange(n_toys + 1, dtype=np.int64) * n_used,
-            shared=bins,
-            aux=self.totals(counts),
-            bad=~(np.isfinite(counts) & (counts >= 0)).all(axis=1),
+            shared=bins if self.mask is None else bins[:, self.mask],
+            aux=self.totals(columns[0]),
+            bad=bad,
         )
+
+    def term(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
+        mu = self.expectation(theta, row, aux)
+        return scaled_poisson(row["n"], mu, row["scale"]) if "scale" in row else saturated_poisson(row["n"], mu)
+
+    def expectation(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
+        """Expected events of one bin."""
+        return self.between(theta, row["lower"], row["upper"])
+
+    def score_covariance(self, rows: Rows) -> Callable | None:
+        if "scale" not in rows.names:
+            return None
+
+        def of_toy(theta: Array, data: tuple, shared: tuple) -> Array:
+            ((columns, aux, _),) = data
+            n_bins = rows.shared.shape[1]
+            (n, scale), bins = columns[:, :n_bins], shared[0][:, :n_bins]
+
+            def expected(theta: Array) -> Array:
+                parameters = [theta[i] for i in range(len(self.names))]
+                of_bin = lambda low, high: self.expectation(parameters, {"lower": low, "upper": high}, aux)  # noqa: E731
+                return jax.vmap(of_bin)(*bins)
+
+            mu, jacobian = expected(theta), jax.jacfwd(expected)(theta)
+            return weighted_score_covariance(n, scale, mu, jacobian, fixed_total=self.fixed_total)
+
+        return of_toy
 
     def totals(self, counts: np.ndarray) -> np.ndarray:
         """Measured values of each toy that every bin needs, (n_toys, n_aux)."""
@@ -92,7 +154,14 @@ class BinnedNLL(_Binned):
     ------
     TypeError, ValueError
         If the edges do not increase; if the mask is not of shape (n_bins,) or leaves no bin.
+
+    Notes
+    -----
+    A weighted histogram is fitted with the scaled Poisson distribution, as `iminuit.cost` does, and its covariance is
+    that of the weighted estimator, V C V (see `engine.sandwich`).
     """
+
+    fixed_total = True
 
     def totals(self, counts: np.ndarray) -> np.ndarray:
         return counts.sum(axis=1, keepdims=True)
@@ -103,10 +172,10 @@ class BinnedNLL(_Binned):
         turns = np.flatnonzero(np.diff(used, prepend=False, append=False))
         return [(float(self.edges[first]), float(self.edges[last])) for first, last in turns.reshape(-1, 2)]
 
-    def term(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
+    def expectation(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
         inside = self.between(theta, row["lower"], row["upper"])
         whole = sum(self.between(theta, lower, upper) for lower, upper in self.windows())
-        return saturated_poisson(row["n"], aux[0] * inside / whole)
+        return aux[0] * inside / whole
 
 
 class ExtendedBinnedNLL(_Binned):
@@ -129,15 +198,17 @@ class ExtendedBinnedNLL(_Binned):
     ------
     TypeError, ValueError
         If the edges do not increase; if the mask is not of shape (n_bins,) or leaves no bin.
+
+    Notes
+    -----
+    A weighted histogram is fitted with the scaled Poisson distribution, as `iminuit.cost` does, and its covariance is
+    that of the weighted estimator, V C V (see `engine.sandwich`).
     """
 
     def __init__(
         self, scaled_cdf: Callable, edges: Any, *, mask: Any = None, name: Sequence[str] | None = None
     ) -> None:
         super().__init__(scaled_cdf, edges, mask=mask, name=name)
-
-    def term(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
-        return saturated_poisson(row["n"], self.between(theta, row["lower"], row["upper"]))
 
 
 def bin_edges(edges: Any) -> np.ndarray:

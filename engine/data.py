@@ -236,8 +236,19 @@ def shared_columns(rows: Rows, padded: Sequence[int]) -> tuple[np.ndarray, ...]:
     )
 
 
-def counts_of(data: Any, n_bins: int) -> np.ndarray:
-    """Counts as an (n_toys, n_bins) array.
+def counts_of(data: Any, n_bins: int, mask: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Histograms as columns (1 or 2, n_toys, n_used), and which toys are bad.
+
+    The columns are the counts; or, of a weighted histogram, its sums of weights and the scale
+    s = |sum w| / sum w^2 of each bin that makes s sum w a Poisson count (Bohm & Zech, NIM A748 (2014) 1-6). An empty
+    bin takes the median scale of the others.
+
+    Parameters
+    ----------
+    data : (n_toys, n_bins) counts, or (n_toys, n_bins, 2) sums of weights and of their squares
+    n_bins : int
+    mask : (n_bins,) bool, optional
+        Bins that are used.
 
     Raises
     ------
@@ -245,9 +256,21 @@ def counts_of(data: Any, n_bins: int) -> np.ndarray:
         If the data have no such form.
     """
     counts = as_float64(data, "counts")
-    if counts.ndim != 2 or counts.shape[1] != n_bins:
-        raise ValueError(f"counts must have shape (n_toys, n_bins) = (n_toys, {n_bins}), got {counts.shape}")
-    return counts
+    if counts.shape[1:] not in ((n_bins,), (n_bins, 2)):
+        raise ValueError(
+            f"counts must have shape (n_toys, n_bins) = (n_toys, {n_bins}), or (n_toys, {n_bins}, 2) with the sums of "
+            f"weights and of their squares, got {counts.shape}"
+        )
+    counts = counts if mask is None else counts[:, mask]
+    if counts.ndim == 2:
+        return counts[None], ~(np.isfinite(counts) & (counts >= 0)).all(axis=1)
+    total, squares = counts[..., 0], counts[..., 1]
+    good = np.isfinite(total) & np.isfinite(squares) & (squares >= 0) & ((squares > 0) | (total == 0))
+    filled = good & (squares > 0)
+    scale = np.where(filled, np.abs(total) / np.where(filled, squares, 1.0), np.nan)
+    for k in np.flatnonzero(~filled.all(axis=1)):
+        scale[k, ~filled[k]] = np.median(scale[k, filled[k]]) if filled[k].any() else 1.0
+    return np.stack([total, scale]), ~good.all(axis=1)
 
 
 def _ends(offsets: np.ndarray) -> str:

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from engine.binned import checked_mask, saturated_poisson
+from engine.binned import checked_mask, saturated_poisson, scaled_poisson, weighted_score_covariance
 from engine.cost import Cost, model_mistakes, parameter_names
 from engine.data import Rows, counts_of
-from kernels.expectation import VectorKernel, expectation_kernel, expectation_outputs
+from kernels.expectation import VectorKernel, expectation_kernel, expectation_outputs, saturated
 
 __all__ = ["PoissonNLL"]
 
@@ -36,6 +36,11 @@ class PoissonNLL(Cost):
     ValueError
         If the mask is not of shape (n_bins,) or leaves no bin.
 
+    Notes
+    -----
+    A weighted histogram is fitted with the scaled Poisson distribution, as `iminuit.cost` does, and its covariance is
+    that of the weighted estimator, V C V (see `engine.sandwich`).
+
     References
     ----------
     Baker & Cousins, NIM 221 (1984) 437-442.
@@ -51,18 +56,17 @@ class PoissonNLL(Cost):
 
         Parameters
         ----------
-        data : (n_toys, n_bins) array of counts
+        data : (n_toys, n_bins) counts, or (n_toys, n_bins, 2) sums of weights and of their squares
         """
-        counts = counts_of(data, self._n_bins())
-        counts = counts if self.mask is None else counts[:, self.mask]
-        n_toys, n_used = counts.shape
+        columns, bad = counts_of(data, self._n_bins(), self.mask)
+        _, n_toys, n_used = columns.shape
         return Rows(
-            columns=counts.reshape(1, -1),
+            names=("n", "scale")[: len(columns)],
+            columns=columns.reshape(len(columns), -1),
             offsets=np.arange(n_toys + 1, dtype=np.int64) * n_used,
             shared=np.zeros((0, 0)),
             aux=np.zeros((n_toys, 0)),
-            bad=~(np.isfinite(counts) & (counts >= 0)).all(axis=1),
-            names=("n",),
+            bad=bad,
         )
 
     def expected(self, *theta: Any) -> Any:
@@ -82,20 +86,26 @@ class PoissonNLL(Cost):
     def _n_used(self) -> int:
         return self._n_bins() if self.mask is None else int(self.mask.sum())
 
-    def _compiled(self) -> VectorKernel:
-        if "_vector_kernel" not in self.__dict__:
-            self._vector_kernel = expectation_kernel(self.expected, len(self.names), self._n_used())
-        return self._vector_kernel
+    def _compiled(self, rows: Rows) -> VectorKernel:
+        kernels = self.__dict__.setdefault("_vector_kernels", {})
+        n_columns = len(rows.names)
+        if n_columns not in kernels:
+            term = saturated if n_columns == 1 else scaled
+            kernels[n_columns] = expectation_kernel(
+                self.expected, len(self.names), self._n_used(), term=term, n_columns=n_columns
+            )
+        return kernels[n_columns]
 
     def kernel(self, rows: Rows) -> Callable:
-        return self._compiled().kernel
+        return self._compiled(rows).kernel
 
     def kernel_shared(self, rows: Rows) -> np.ndarray:
         """The arrays that the model captured."""
-        return self._compiled().shared
+        return self._compiled(rows).shared
 
     def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
-        sums, n_used = expectation_outputs(self.expected, len(self.names), order), self._n_used()
+        term = saturated if len(rows.names) == 1 else scaled
+        sums, n_used = expectation_outputs(self.expected, len(self.names), order, term=term), self._n_used()
 
         def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
             ((columns, _, _),) = data
@@ -103,12 +113,31 @@ class PoissonNLL(Cost):
 
         return of_leaf
 
+    def score_covariance(self, rows: Rows) -> Callable | None:
+        if "scale" not in rows.names:
+            return None
+        n_used = self._n_used()
+        expected = lambda theta: self.expected(*(theta[i] for i in range(len(self.names))))  # noqa: E731
+
+        def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
+            n, scale = data[0][0][:, :n_used]
+            jacobian = jax.jacfwd(expected)(theta)
+            return weighted_score_covariance(n, scale, expected(theta), jacobian, fixed_total=False)
+
+        return of_leaf
+
     def reference(self, rows: Rows) -> Callable:
         n_used = self._n_used()
 
         def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
-            ((columns, _, _),) = data
+            n, *scale = data[0][0][:, :n_used]
             mu = self.expected(*(theta[i] for i in range(len(self.names))))
-            return jnp.sum(jnp.where(mu < 0, jnp.nan, saturated_poisson(columns[0, :n_used], mu)))
+            terms = scaled_poisson(n, mu, *scale) if scale else saturated_poisson(n, mu)
+            return jnp.sum(jnp.where(mu < 0, jnp.nan, terms))
 
         return of_leaf
+
+
+def scaled(mu: Any, n: Any, scale: Any) -> Any:
+    """`scaled_poisson` as a term of the expectation; NaN where mu < 0."""
+    return jnp.where(mu < 0, jnp.nan, scaled_poisson(n, mu, scale))

@@ -1,10 +1,22 @@
-"""Weighted events: estimates and their covariance in closed form, and pulls."""
+"""Weighted events and histograms: estimates and their covariance in closed form, and pulls."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from iminuit import Minuit, cost
 
-from engine import ExtendedUnbinnedNLL, NormalConstraint, Ragged, Status, UnbinnedNLL, Weighted, fit_batch
+from engine import (
+    BinnedNLL,
+    ExtendedBinnedNLL,
+    ExtendedUnbinnedNLL,
+    NormalConstraint,
+    PoissonNLL,
+    Ragged,
+    Status,
+    UnbinnedNLL,
+    Weighted,
+    fit_batch,
+)
 from kernels import norm
 
 # a fit ends within 3e-7 of an error of its minimum, where the Hessian is another one
@@ -138,3 +150,115 @@ def test_wrong_weights():
         cost.rows(Weighted(x, [np.ones(7)]))
     with pytest.raises(TypeError, match="once"):
         cost.rows(Weighted(Weighted(x, x), x))
+
+
+# -- histograms ----------------------------------------------------------------------------------------------------
+
+EDGES = np.linspace(0.0, 20.0, 16)
+
+
+def weighted_histograms(n_toys, seed, negative=0.0):
+    """Sums of weights and of their squares, (n_toys, n_bins, 2); of each tenth toy the last bins are empty."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for k in range(n_toys):
+        x, w = rng.exponential(4.0, 400), rng.uniform(0.2, 3.0, 400)
+        w[rng.uniform(size=400) < negative] *= -1
+        x = x[x < 12] if k % 10 == 0 else x
+        w = w[: len(x)]
+        made.append(np.stack([np.histogram(x, EDGES, weights=w)[0], np.histogram(x, EDGES, weights=w**2)[0]], axis=-1))
+    return np.array(made)
+
+
+def decay_cdf(x, lam):
+    return 1.0 - jnp.exp(-x / lam)
+
+
+def decay_scaled(x, n, lam):
+    return n * decay_cdf(x, lam)
+
+
+def decay_events(n, lam):
+    return n * jnp.diff(decay_cdf(EDGES, lam))
+
+
+def fcn_of(kind):
+    """iminuit's cost of a weighted histogram."""
+    if kind == "total":
+        in_range = lambda x, lam: (1 - np.exp(-x / lam)) / (1 - np.exp(-EDGES[-1] / lam))  # noqa: E731
+        return lambda counts: cost.BinnedNLL(counts, EDGES, in_range)
+    return lambda counts: cost.ExtendedBinnedNLL(counts, EDGES, lambda x, n, lam: n * (1 - np.exp(-x / lam)))
+
+
+@pytest.mark.parametrize("negative", [0.0, 0.2])
+@pytest.mark.parametrize("kind", ["total", "extended", "vector"])
+def test_histograms_are_fitted_as_iminuit_does(kind, negative):
+    counts = weighted_histograms(30, 8, negative)
+    start = {"lam": 3.0} if kind == "total" else {"n": 500.0, "lam": 3.0}
+    ours = {"total": BinnedNLL(decay_cdf, EDGES), "extended": ExtendedBinnedNLL(decay_scaled, EDGES)}
+    ours = ours.get(kind) or PoissonNLL(decay_events)
+    limits = {"lam": (0.1, None)}
+    result = fit_batch(ours, counts, start, limits=limits)
+    assert result.valid.all()
+    for k in range(30):
+        fcn = fcn_of(kind)(counts[k])
+        minuit = Minuit(fcn, **start)
+        minuit.limits["lam"] = (0.1, None)
+        minuit.strategy, minuit.tol = 2, 1e-6
+        minuit.migrad()
+        assert result.fval[k] == pytest.approx(0.5 * fcn(*result.values[k]), rel=1e-9)
+        np.testing.assert_array_less(np.abs(result.values[k] - minuit.values), 1e-3 * result.errors[k])
+        # iminuit takes the inverse Hessian, which is the same for many events and no tail that the model has not
+        if not negative and k % 10:
+            np.testing.assert_allclose(result.errors[k], minuit.errors, rtol=0.25)
+
+
+@pytest.mark.parametrize("cost_of", [lambda: ExtendedBinnedNLL(decay_scaled, EDGES), lambda: PoissonNLL(decay_events)])
+def test_backends_agree_on_weighted_histograms(cost_of):
+    counts, start, limits = weighted_histograms(20, 9, 0.1), {"n": 500.0, "lam": 3.0}, {"lam": (0.1, None)}
+    numba, jax_ = (fit_batch(cost_of(), counts, start, limits=limits, backend=b) for b in ("numba", "jax"))
+    assert numba.valid.all() and jax_.valid.all()
+    np.testing.assert_array_less(np.abs(numba.values - jax_.values) / numba.errors, 1e-6)
+    np.testing.assert_allclose(numba.errors, jax_.errors, rtol=1e-6)
+
+
+def test_constant_weights_scale_the_errors_of_a_yield():
+    plain = weighted_histograms(5, 10)[..., 0].round()
+    weighted = np.stack([3 * plain, 9 * plain], axis=-1)
+    cost_, start = ExtendedBinnedNLL(decay_scaled, EDGES), {"n": 500.0, "lam": 3.0}
+    one, three = fit_batch(cost_, plain, start), fit_batch(cost_, weighted, start)
+    np.testing.assert_allclose(three.values, one.values * [3, 1], rtol=1e-8)
+    np.testing.assert_allclose(three.fval, one.fval, rtol=1e-9)
+    # the inverse Hessian and V C V differ by (1 - n / mu) d^2 mu, which fluctuates around 0
+    np.testing.assert_allclose(three.errors[1:], one.errors[1:] * [3, 1], rtol=0.03)
+
+
+@pytest.mark.parametrize("kind", ["total", "extended"])
+def test_pulls_of_weighted_histograms_are_normal(kind):
+    rng = np.random.default_rng(12)
+    n_toys = 2000
+    counts = np.empty((n_toys, 15, 2))
+    for k in range(n_toys):
+        x = rng.exponential(4.0, rng.poisson(1500))
+        w = 1.0 + 3.0 * (x > 6)  # weights that depend on x, known to the model
+        counts[k, :, 0], counts[k, :, 1] = (np.histogram(x, EDGES, weights=w**p)[0] for p in (1, 2))
+    weighted = lambda x, lam: decay_cdf(x, lam) + 3 * jnp.maximum(decay_cdf(x, lam) - decay_cdf(6.0, lam), 0.0)  # noqa: E731
+    if kind == "total":
+        result = fit_batch(BinnedNLL(weighted, EDGES), counts, {"lam": 3.5})
+    else:
+        result = fit_batch(
+            ExtendedBinnedNLL(lambda x, n, lam: n * weighted(x, lam), EDGES), counts, {"n": 1400.0, "lam": 3.5}
+        )
+    pulls = (result.values[:, -1] - 4.0) / result.errors[:, -1]
+    assert result.valid.all()
+    assert abs(pulls.std() - 1.0) < 4 / np.sqrt(2 * n_toys)
+
+
+def test_bad_and_wrong_weighted_histograms():
+    counts = weighted_histograms(3, 13)
+    counts[1, 2] = 5.0, 0.0  # weights without squares
+    counts[2, 4] = 5.0, np.nan
+    result = fit_batch(BinnedNLL(decay_cdf, EDGES), counts, {"lam": 3.0})
+    assert list(result.status) == [Status.CONVERGED, Status.BAD_DATA, Status.BAD_DATA]
+    with pytest.raises(ValueError, match=r"sums of weights and of their squares, got \(3, 15, 3\)"):
+        fit_batch(BinnedNLL(decay_cdf, EDGES), np.ones((3, 15, 3)), {"lam": 3.0})
