@@ -1,5 +1,6 @@
 """Sums of costs: simultaneous fits with shared parameters, and constraints."""
 
+import difflib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -47,6 +48,14 @@ class SumCost(Cost):
             cost takes data they may be given bare.
         """
         taking = [i for i, part in enumerate(self.costs) if part.takes_data]
+        modelled = {name for i in taking for name in self.costs[i].names}
+        unknown = [name for name in self.names if name not in modelled]
+        if taking and unknown:
+            close = difflib.get_close_matches(unknown[0], modelled, n=1)
+            raise ValueError(
+                f"a constraint is on {unknown[0]!r}, which no other cost of the sum has"
+                + (f": did you mean {close[0]!r}?" if close else f", they have {', '.join(modelled)}")
+            )
         entries = self._entries(data, taking)
         known = {i: self.costs[i].rows(entries[i]) for i in range(len(entries)) if entries[i] is not None}
         lengths = {len(rows) for rows in known.values()}

@@ -116,6 +116,8 @@ def test_wrong_sums():
         fit_batch(cost, (EVENTS, EVENTS[:3]), {"mu": 0, "s": 1})
     with pytest.raises(ValueError, match="cost 1 of the sum needs data, got None"):
         fit_batch(cost, (EVENTS, None), {"mu": 0, "s": 1})
+    with pytest.raises(ValueError, match="is on 'mu0', which no other cost of the sum has: did you mean 'mu'"):
+        fit_batch(MEAN + NormalConstraint("mu0", 0.0, 1.0), EVENTS, {"mu": 0.0, "mu0": 0.0})
     with pytest.raises(TypeError, match="unsupported operand"):
         MEAN + 1.0
 
