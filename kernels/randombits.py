@@ -7,8 +7,8 @@ is a key with a number folded in, and element i of a stream depends on (key, i) 
 A uniform number is u = (k + 1/2) 2^-52, where k is the upper 52 of 64 random bits. This is exact in float64
 and lies between 2^-53 and 1 - 2^-53, so that neither u nor 1 - u is ever 0.
 
-The numba side holds all of its helpers and its two loops over toys in this file, because numba's cache on
-disk notices changes of one file only.
+The numba side holds all of its helpers and its loops over toys in this file, because numba's cache on disk
+notices changes of one file only.
 
 References
 ----------
@@ -26,16 +26,23 @@ from numba import njit, prange, types
 from numba.core.sigutils import normalize_signature
 
 from kernels.translate import MAP_SIGNATURE
+from kernels.vectormath import use_wide_vectors
 
 __all__ = [
     "LARGEST_UNIFORM",
     "SMALLEST_UNIFORM",
+    "bin_counts",
+    "entries_up_to",
     "fold_in",
+    "fold_keys",
     "key_words",
     "map_uniforms",
+    "stream_counts",
     "table_counts",
+    "tally",
     "threefry2x32",
     "toy_key",
+    "toy_keys",
     "uniform",
     "uniforms",
 ]
@@ -98,6 +105,7 @@ def uniform(key: Array, n: int) -> Array:
 # No fast-math flag: sampling decides on these numbers.
 _INLINE = {"error_model": "numpy"}
 _LOOP = {"error_model": "numpy", "cache": True, "nogil": True}
+_AT_ONCE = 64  # toys or numbers that are looked up in a table together
 _PARITY = np.uint32(0x1BD11BDA)
 _ONE_BITS = np.uint64(0x3FF0000000000000)
 
@@ -154,24 +162,110 @@ def uniforms(key0, key1, out):
         out[i] = _uniform(key0, key1, i)
 
 
-@njit("i8(f8[::1], f8)", **_LOOP)
-def _entries_up_to(table, u):
-    """How many entries of an increasing table are <= u."""
-    low, high = 0, len(table)
-    while low < high:
-        middle = (low + high) // 2
-        if table[middle] <= u:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+@njit("void(f8[::1], i8, i8, f8[::1], i8[::1])", **_LOOP)
+def entries_up_to(table, begin, end, u, found):
+    """How many of the entries begin to end of an increasing table are <= u, for each of several u."""
+    # many searches at once, and no branch that depends on u: LLVM makes vectors of them
+    use_wide_vectors()
+    found[:] = 0
+    n = end - begin
+    while n > 0:
+        half = (n + 1) // 2
+        last = np.uint64(begin + half - 1)
+        for i in range(len(u)):
+            found[i] += half if table[last + np.uint64(found[i])] <= u[i] else 0
+        n -= half
 
 
-@njit("void(u4, u4, f8[:, ::1], i8[::1], i8[::1])", **_LOOP)
-def _counts_of_toy(key0, key1, tables, least, counts):
-    for c in range(len(counts)):
-        stream0, stream1 = fold_in(key0, key1, 2 * c)
-        counts[c] = least[c] + _entries_up_to(tables[c], _uniform(stream0, stream1, 0))
+@njit("void(u4, u4, i8, u4[:, ::1])", **_LOOP)
+def toy_keys(key0, key1, first, keys):
+    """Words of the keys of the toys first, first + 1, ... of a seed, into (n_toys, 2)."""
+    for t in range(len(keys)):
+        keys[t, 0], keys[t, 1] = fold_in(key0, key1, first + t)
+
+
+@njit("void(u4[:, ::1], i8, u4[:, ::1])", **_LOOP)
+def fold_keys(keys, number, folded):
+    """`fold_in` of one number on many keys, (n_toys, 2)."""
+    for t in range(len(keys)):
+        folded[t, 0], folded[t, 1] = fold_in(keys[t, 0], keys[t, 1], number)
+
+
+_COUNT_SIGNATURE = "void(u4[:, ::1], f8[::1], i8[::1], f8[:, ::1])"
+
+
+@njit("void(f8[::1], i8[::1], f8[:, ::1])", **_LOOP)
+def _look_up(tables, whole, counts):
+    """Counts of uniform numbers in place, one table after the other, so that it stays in the cache."""
+    n_toys, n = counts.shape
+    u, found = np.empty(n_toys), np.empty(n_toys, np.int64)
+    for c in range(n):
+        for t in range(n_toys):
+            u[t] = counts[t, c]
+        entries_up_to(tables, whole[c], whole[c + 1], u, found)
+        for t in range(n_toys):
+            counts[t, c] = whole[n + 1 + c] + found[t]
+
+
+@njit(_COUNT_SIGNATURE, **_LOOP)
+def stream_counts(keys, tables, whole, counts):
+    """Count c of every toy with the first number of stream 2 c.
+
+    `whole` holds offsets (n + 1,) and the least counts (n,): count c is least[c] plus the number of entries <= u in
+    tables[offsets[c]:offsets[c + 1]].
+    """
+    for t in range(len(keys)):
+        for c in range(counts.shape[1]):
+            stream0, stream1 = fold_in(keys[t, 0], keys[t, 1], 2 * c)
+            counts[t, c] = _uniform(stream0, stream1, 0)
+    _look_up(tables, whole, counts)
+
+
+@njit(_COUNT_SIGNATURE, **_LOOP)
+def bin_counts(keys, tables, whole, counts):
+    """As `stream_counts`, but count c with number c of stream 0."""
+    for t in range(len(keys)):
+        stream0, stream1 = fold_in(keys[t, 0], keys[t, 1], 0)
+        uniforms(stream0, stream1, counts[t])
+    _look_up(tables, whole, counts)
+
+
+@njit(_COUNT_SIGNATURE, **_LOOP)
+def tally(keys, table, whole, counts):
+    """How many of the first whole[0] numbers of stream 0 have c table entries <= u, for each c."""
+    u, found = np.empty(_AT_ONCE), np.empty(_AT_ONCE, np.int64)
+    counts[:] = 0.0
+    for t in range(len(keys)):
+        stream0, stream1 = fold_in(keys[t, 0], keys[t, 1], 0)
+        for begin in range(0, whole[0], _AT_ONCE):
+            for i in range(_AT_ONCE):
+                u[i] = _uniform(stream0, stream1, begin + i)
+            entries_up_to(table, 0, len(table), u, found)
+            for i in range(min(_AT_ONCE, whole[0] - begin)):
+                counts[t, found[i]] += 1.0
+
+
+_COUNT = types.FunctionType(types.void(*normalize_signature(_COUNT_SIGNATURE)[0]))
+
+
+@njit(types.void(_COUNT, types.u4[:, ::1], types.f8[::1], types.i8[::1], types.f8[:, ::1]), parallel=True, **_LOOP)
+def table_counts(function, keys, tables, whole, counts):
+    """Counts of all toys.
+
+    Parameters
+    ----------
+    function : `stream_counts`, `bin_counts` or `tally`
+    keys : (n_toys, 2) uint32
+        Words of the keys of the toys.
+    tables : (length,) float64
+    whole : int64
+        See the function.
+    counts : (n_toys, n) float64
+        The result.
+    """
+    for block in prange((len(keys) + _AT_ONCE - 1) // _AT_ONCE):
+        begin, end = block * _AT_ONCE, min((block + 1) * _AT_ONCE, len(keys))
+        function(keys[begin:end], tables, whole, counts[begin:end])
 
 
 _MAP = types.FunctionType(types.void(*normalize_signature(MAP_SIGNATURE)[0]))
@@ -184,36 +278,11 @@ def _fill_stream(function, theta, key0, key1, rows, begin, end):
     function(theta, rows, begin, end)
 
 
-@njit("void(u4, u4, i8, f8[:, ::1], i8[::1], i8[:, ::1])", parallel=True, **_LOOP)
-def table_counts(key0, key1, first, tables, least, counts):
-    """Counts of every toy and component: least + number of table entries <= u.
-
-    Component c of a toy takes the first number of stream 2 c of the toy's key.
-
-    Parameters
-    ----------
-    key0, key1 : uint32
-        Words of the key of the seed.
-    first : int64
-        Index of the first toy.
-    tables : (n_components, length) float64
-        Each row increases.
-    least : (n_components,) int64
-    counts : (n_toys, n_components) int64
-        The result.
-    """
-    for t in prange(len(counts)):
-        toy0, toy1 = fold_in(key0, key1, first + t)
-        _counts_of_toy(toy0, toy1, tables, least, counts[t])
-
-
 @njit(
     types.void(
         _MAP,
         types.f8[::1],
-        types.u4,
-        types.u4,
-        types.i8,
+        types.u4[:, ::1],
         types.i8,
         types.i8[::1],
         types.i8[::1],
@@ -222,23 +291,21 @@ def table_counts(key0, key1, first, tables, least, counts):
     parallel=True,
     **_LOOP,
 )
-def map_uniforms(function, theta, key0, key1, first, component, starts, counts, rows):
-    """Events of one component of every toy: `function` of the first numbers of stream 2 component + 1.
+def map_uniforms(function, theta, keys, stream, starts, counts, rows):
+    """`function` of the first numbers of one stream of every toy.
 
     Parameters
     ----------
-    function : compiled by `kernels.translate.compile_map`
+    function : compiled by `kernels.translate.compile_map`, or of the same signature
     theta : (n_params,) float64
-    key0, key1 : uint32
-        Words of the key of the seed.
-    first, component : int64
-        Index of the first toy; number of the component.
+    keys : (n_toys, 2) uint32
+        Words of the keys of the toys.
+    stream : int64
     starts, counts : (n_toys,) int64
         Toy t gets rows[0, starts[t] : starts[t] + counts[t]].
     rows : (1, n_events) float64
         The result.
     """
     for t in prange(len(starts)):
-        toy0, toy1 = fold_in(key0, key1, first + t)
-        stream0, stream1 = fold_in(toy0, toy1, 2 * component + 1)
+        stream0, stream1 = fold_in(keys[t, 0], keys[t, 1], stream)
         _fill_stream(function, theta, stream0, stream1, rows, starts[t], starts[t] + counts[t])

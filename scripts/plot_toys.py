@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the fitted spectrum of one toy and the pulls of all, from a file of run_toys.py."""
+"""Draw one toy with its fit and the pulls of all, from a file of run_toys.py."""
 
 import argparse
 import sys
@@ -19,7 +19,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = Parser(prog="plot_toys.py", description=__doc__)
     parser.add_argument("file", help="HDF5 file of run_toys.py")
     parser.add_argument("--model", help="the study, where it is a file my_study.py (default: as in the file)")
-    parser.add_argument("--toy", type=int, default=0, help="toy whose spectrum is drawn (default: 0)")
+    parser.add_argument("--toy", type=int, default=0, help="toy that is drawn (default: 0)")
     parser.add_argument("--out", default="toys.png", help="figure: .png, .pdf or .svg (default: toys.png)")
     return parser
 

@@ -33,10 +33,19 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the ready-made models")
     parser.add_argument(
         "--data",
+        action="append",
+        default=[],
         metavar="FILE",
-        help="observed data (csv, npy, h5, parquet): fitted first, the toys are thrown from its fit",
+        help="observed data (csv, npy, h5, parquet, root), fitted first: the toys are thrown from its fit; a column of "
+        "events or counts, or the columns x, y, yerror[, xerror] of points; for a sum of costs once for each, in order",
     )
-    parser.add_argument("--column", help="column or dataset of the data file, where it has several")
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="column, dataset or tree:branch of the data, where there are several; once for each file, or observable",
+    )
     parser.add_argument(
         "--truth",
         nargs="+",
@@ -131,7 +140,7 @@ def study_toys(args: argparse.Namespace, command_line: str) -> int:
         study, source = prepare(
             args.model,
             data=args.data,
-            column=args.column,
+            columns=args.column,
             truth=dict(args.truth),
             start=dict(args.start),
             device=args.device,

@@ -9,12 +9,31 @@ if getattr(engine, "BATCHFIT", None) is None:
         "put batchfit first on sys.path or uninstall the other one"
     )
 
+from toys.counts import MultinomialCounts, PoissonCounts
 from toys.files import StorageError
-from toys.sampling import Component, ExtendedMixture
-from toys.storage import load, load_toys
+from toys.points import ConstraintValues, NormalPoints
+from toys.sampling import Component, ExtendedMixture, Mixture, numerical_ppf
+from toys.simultaneous import Simultaneous
+from toys.storage import load, load_data, load_toys
 from toys.study import Study, generate
 
 #: Tells batchfit's packages from others of the same common names.
 BATCHFIT = "0.1.0"
 
-__all__ = ["Component", "ExtendedMixture", "StorageError", "Study", "generate", "load", "load_toys"]
+__all__ = [
+    "Component",
+    "ConstraintValues",
+    "ExtendedMixture",
+    "Mixture",
+    "MultinomialCounts",
+    "NormalPoints",
+    "PoissonCounts",
+    "Simultaneous",
+    "StorageError",
+    "Study",
+    "generate",
+    "load",
+    "load_data",
+    "load_toys",
+    "numerical_ppf",
+]

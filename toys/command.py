@@ -4,7 +4,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,7 +29,8 @@ from rich.text import Text
 from engine.fit import find_devices, fit_batch, known
 from kernels.translate import cache_directory
 from toys.models import STUDIES
-from toys.observed import InputError, read_observed
+from toys.observed import InputError, read_data
+from toys.packing import describe, pack
 from toys.run import Report
 from toys.statistics import calibration
 from toys.study import Study
@@ -115,8 +116,8 @@ def _in_one_line(error: BaseException) -> str:
 def prepare(
     model: str,
     *,
-    data: str | None,
-    column: str | None,
+    data: Sequence[str],
+    columns: Sequence[str],
     truth: Mapping[str, float],
     start: Mapping[str, float],
     device: str,
@@ -132,19 +133,37 @@ def prepare(
     """
     study, source = find_study(model)
     find_devices(device)
-    if column is not None and data is None:
+    if columns and not data:
         raise InputError("--column goes with --data")
-    for what, given in (("--truth", truth), ("--start", start)):
-        known(study.cost.names, given, what)
-    if data is not None:
-        events = read_observed(data, column, study.observable)
+    for what, given, names in (("--truth", truth, study.names), ("--start", start, study.cost.names)):
+        known(names, given, what)
+    if data:
+        unknown = [name for name in study.names if name not in study.cost.names]
+        if unknown:
+            raise InputError(
+                f"the fit of --data has no {', '.join(unknown)}, which the sampler of {study.name} needs: "
+                "leave out --data, and give --truth"
+            )
+        observed = read_data(study.cost, data, columns, study.observable)
         first = {**study.start, **start}
-        (fit,) = fit_batch(study.cost, [events], first, limits=study.limits, device=device, backend=backend)
-        if not fit.valid:
-            raise InputError(f"the fit of {data} is not valid: {fit.status.sentence} Try other --start values")
-        say(f"fit of {len(events)} events in {data}; the toys are thrown from its values")
-        say(str(fit))
-        study = study.at(dict(zip(study.cost.names, np.asarray(fit.values).tolist(), strict=True)))
+        fits = fit_batch(
+            study.cost,
+            observed,
+            first,
+            limits=study.limits,
+            fixed=study.fixed,
+            device=device,
+            backend=backend,
+        )
+        told = " and ".join(data)
+        if not fits.valid[0]:
+            (fit,) = fits
+            raise InputError(f"the fit of {told} is not valid: {fit.status.sentence} Try other --start values")
+        fitted_to = describe(study.cost, pack(study.cost, observed))
+        say(f"fitted to {told}: {fitted_to}; the toys are thrown from these values")
+        say(str(fits[0]))
+        fitted = dict(zip(study.cost.names, fits.values[0].tolist(), strict=True))
+        study = study.at({name: fitted[name] for name in study.names})
     if truth:
         study = study.at(truth)
     if start:
@@ -205,6 +224,9 @@ def summary(study: Study, report: Report, out: str, tolerated: float) -> tuple[s
         for heading in ("parameter", "truth", "bias", "pull mean", "pull width", "coverage of 68.3 %"):
             table.add_column(heading, justify="left" if heading == "parameter" else "right")
         for row in calibration(result, study.truth):
+            if np.isnan(row.truth):  # the toys have no such parameter
+                table.add_row(row.name, "not in toys")
+                continue
             table.add_row(
                 row.name,
                 f"{row.truth:.6g}",
@@ -214,6 +236,8 @@ def summary(study: Study, report: Report, out: str, tolerated: float) -> tuple[s
                 f"{100 * row.coverage:.1f} % [{100 * row.coverage_low:.1f}, {100 * row.coverage_high:.1f}]",
             )
         console.print(table)
+        held = f", {', '.join(study.fixed)} held" if study.fixed else ""
+        console.print(f"fitted (toy 0): {report.fitted}; {len(study.cost.names)} parameters{held}")
         console.print(
             f"{counts.n_valid} valid, {counts.n_at_limit} at a limit, {counts.n_rescued} rescued, {n_failed} failed"
         )

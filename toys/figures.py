@@ -1,30 +1,157 @@
-"""Figures of a run: the fitted spectrum of one toy, and the pulls of all."""
+"""Figures of a run: the data of one toy with its fit, and the pulls of all."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from engine.costs import ExtendedUnbinnedNLL
+from engine import ExtendedUnbinnedNLL, UnbinnedNLL
+from engine.binned import BinnedNLL, ExtendedBinnedNLL
+from engine.cost import Cost
+from engine.data import Weighted
+from engine.leastsquares import LeastSquares
+from engine.poisson import PoissonNLL
+from engine.sums import SumCost
 from toys import storage
-from toys.statistics import calibration
+from toys.statistics import calibration, known_pulls
 from toys.study import Study
 
-__all__ = ["FigureError", "plot_run"]
+__all__ = ["FigureError", "Picture", "picture", "plot_run"]
 
 
 class FigureError(Exception):
     """A figure cannot be made; the sentence says why and what to do."""
 
 
+class Picture(NamedTuple):
+    """Data of one toy beside the model.
+
+    Attributes
+    ----------
+    x, y, error : (n,) float64
+        Points, or bin centres and counts.
+    width : (n,) float64
+        Widths of the bins; 0 for points.
+    curve_x, curve_y : (m,) float64
+        The model, in the units of y.
+    expected : (n,) float64
+        The model at the points or in the bins.
+    label : str
+        What y is.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    error: np.ndarray
+    width: np.ndarray
+    curve_x: np.ndarray
+    curve_y: np.ndarray
+    expected: np.ndarray
+    label: str
+
+
+def picture(cost: Cost, data: Any, theta: np.ndarray, observable: tuple[float, float] | None, bins: int) -> Picture:
+    """What there is to draw of one toy; of a sum its first cost that takes data.
+
+    Parameters
+    ----------
+    cost : Cost
+    data
+        One toy, in the form that `fit_batch` takes.
+    theta : (n_params,) float64
+    observable : (lower, upper), optional
+        Range of unbinned data.
+    bins : int
+        Bins for unbinned data.
+
+    Raises
+    ------
+    FigureError
+        If there is nothing to draw against one axis.
+    """
+    if isinstance(cost, SumCost):
+        for part, entry in zip(cost.costs, data, strict=True):
+            if part.takes_data:
+                own = np.array([theta[cost.names.index(name)] for name in part.names])
+                return picture(part, entry, own, observable, bins)
+    if isinstance(cost, UnbinnedNLL | ExtendedUnbinnedNLL):
+        return _spectrum(cost, data, theta, observable, bins)
+    if isinstance(cost, BinnedNLL | ExtendedBinnedNLL | PoissonNLL):
+        return _counts(cost, data, theta)
+    if isinstance(cost, LeastSquares):
+        return _points(cost, data, theta)
+    raise FigureError("constraints alone have no data that could be drawn")
+
+
+def _spectrum(
+    cost: UnbinnedNLL | ExtendedUnbinnedNLL, data: Any, theta: np.ndarray, observable: Any, bins: int
+) -> Picture:
+    events, weights = data.ragged() if isinstance(data, Weighted) else (data, np.ones(data.values.shape[-1]))
+    if observable is None or events.values.ndim != 1:
+        raise FigureError("unbinned toys can be drawn for one observable with a range only: give it to the study")
+    counts, edges = np.histogram(events.values, bins, observable, weights=weights)
+    squares, _ = np.histogram(events.values, bins, observable, weights=weights**2)
+    width = np.diff(edges)
+    centres = edges[:-1] + 0.5 * width
+    curve_x = np.linspace(observable[0], observable[1], 401)
+
+    def density(x: np.ndarray) -> np.ndarray:
+        value = np.asarray(jax.vmap(lambda x: cost.density(tuple(theta), {"x0": x}))(x))
+        return np.exp(value) if cost.log else value
+
+    with jax.enable_x64(True):
+        curve, expected = density(curve_x), density(centres) * width
+    if isinstance(cost, UnbinnedNLL):  # of any norm, where it has a fit range
+        curve, expected = (values * counts.sum() / expected.sum() for values in (curve, expected))
+    label = f"events / {width[0]:g}"
+    return Picture(centres, counts, np.sqrt(squares), width, curve_x, curve * width[0], expected, label)
+
+
+def _counts(cost: BinnedNLL | ExtendedBinnedNLL | PoissonNLL, data: Any, theta: np.ndarray) -> Picture:
+    counts = variance = np.asarray(data, dtype=np.float64)[0]
+    if counts.ndim == 2:  # sums of weights and of their squares
+        counts, variance = counts.T
+    with jax.enable_x64(True):
+        if isinstance(cost, PoissonNLL):
+            edges, expected = np.arange(len(counts) + 1.0), np.asarray(cost.model(*theta))
+        else:
+            edges = cost.edges
+            expected = np.diff(np.asarray(jax.vmap(lambda edge: jnp.asarray(cost.model(edge, *theta)))(edges)))
+    if isinstance(cost, BinnedNLL):
+        expected = expected * counts.sum() / expected.sum()
+    width = np.diff(edges)
+    steps_x, steps_y = np.repeat(edges, 2)[1:-1], np.repeat(expected, 2)
+    return Picture(
+        edges[:-1] + 0.5 * width, counts, np.sqrt(np.abs(variance)), width, steps_x, steps_y, expected, "events / bin"
+    )
+
+
+def _points(cost: LeastSquares, data: Any, theta: np.ndarray) -> Picture:
+    x, y = np.asarray(data[0]), np.asarray(data[1])[0]
+    x = x[0] if x.ndim == 2 and len(x) == 1 else x
+    if x.ndim != 1:
+        raise FigureError("points can be drawn against one x only, but these have several")
+    error = np.sqrt(np.diag(cost.covariance)) if cost.covariance is not None else np.ravel(data[2])
+    with jax.enable_x64(True):
+        model = jax.vmap(lambda x: jnp.asarray(cost.model(x, *theta), dtype=float))
+        expected = np.asarray(model(x))
+        if cost.xerror:
+            slope = np.asarray(jax.vmap(jax.grad(lambda x: jnp.asarray(cost.model(x, *theta), dtype=float)))(x))
+            error = np.hypot(error, slope * np.ravel(data[3]))
+        curve_x = np.linspace(x.min(), x.max(), 401)
+        curve = np.asarray(model(curve_x))
+    return Picture(x, y, np.broadcast_to(error, y.shape), np.zeros(len(y)), curve_x, curve, expected, "y")
+
+
 def plot_run(study: Study, path: str | Path, out: str | Path, toy: int = 0, bins: int = 80) -> None:
-    """Draw the fitted spectrum of one toy of a file and the pulls of all its fits.
+    """Draw one toy of a file with its fit, and the pulls of all fits.
 
     Parameters
     ----------
     study : Study
-        Whose model and truth the file has; its data have one observable.
+        Whose model and truth the file has.
     path : path
         The HDF5 file of a run.
     out : path
@@ -32,12 +159,12 @@ def plot_run(study: Study, path: str | Path, out: str | Path, toy: int = 0, bins
     toy : int
         Which toy.
     bins : int
-        Bins of the spectrum.
+        Bins for unbinned data.
 
     Raises
     ------
     FigureError, StorageError
-        If matplotlib is missing, or the file has no such toy or cannot be read.
+        If matplotlib is missing, the toy has no form that can be drawn, or the file has no such toy or cannot be read.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -47,37 +174,36 @@ def plot_run(study: Study, path: str | Path, out: str | Path, toy: int = 0, bins
     result = storage.load(path)
     if not 0 <= toy < len(result):
         raise FigureError(f"{path} has the toys 0 to {len(result) - 1}, not {toy}")
-    cost = study.cost
-    if study.observable is None or not isinstance(cost, ExtendedUnbinnedNLL):
-        raise FigureError("the spectrum can be drawn for extended unbinned studies with a range only")
-    events = np.asarray(storage.load_toys(path, toy, toy + 1)["values"][0])
-    low, high = study.observable
-    counts, edges = np.histogram(events, bins, study.observable)
-    centres, width = 0.5 * (edges[1:] + edges[:-1]), (high - low) / bins
-    x = np.linspace(low, high, 400)
-    with jax.enable_x64(True):
-        model = jax.vmap(lambda x: cost.model(x, *result.values[toy])[1])
-        density = np.asarray(model(x))
-        pull = (counts - np.asarray(model(centres)) * width) / np.sqrt(np.maximum(counts, 1))
+    if result.names != study.cost.names:
+        raise FigureError(
+            f"{path} has fits of {', '.join(result.names)}, but the study of {', '.join(study.cost.names)}"
+        )
+    drawn = picture(study.cost, storage.load_data(path, toy, toy + 1), result.values[toy], study.observable, bins)
+    pull = (drawn.y - drawn.expected) / np.where(drawn.error > 0, drawn.error, 1.0)
 
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
     halves: Any = figure.subfigures(1, 2, width_ratios=(1.05, 1))
-    spectrum, pulls = halves
-    top, bottom = spectrum.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    top.errorbar(centres, counts, np.sqrt(counts), fmt="o", ms=3, lw=1, color="black", label=f"toy {toy}")
-    top.plot(x, density * width, color="tab:red", label="fit")
-    top.set(ylabel=f"events / {width:g}", ylim=(0, None), xlim=(low, high))
+    data, pulls = halves
+    top, bottom = data.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    top.errorbar(drawn.x, drawn.y, drawn.error, fmt="o", ms=3, lw=1, color="black", label=f"toy {toy}")
+    top.plot(drawn.curve_x, drawn.curve_y, color="tab:red", label="fit", zorder=3)
+    top.set(ylabel=drawn.label)
+    if drawn.width.any():
+        top.set(ylim=(0, None) if drawn.y.min() >= 0 else None, xlim=(drawn.curve_x[0], drawn.curve_x[-1]))
     top.legend(frameon=False)
-    bottom.bar(centres, pull, width, color="tab:grey")
+    if drawn.width.any():
+        bottom.bar(drawn.x, pull, drawn.width, color="tab:grey")
+    else:
+        bottom.plot(drawn.x, pull, "o", ms=3, color="tab:grey")
     bottom.axhline(0, color="tab:red", lw=1)
     bottom.set(xlabel="x", ylabel="pull", ylim=(-4.5, 4.5))
 
-    table = calibration(result, study.truth)
-    columns = 2
-    axes = pulls.subplots(-(-len(table) // columns), columns, squeeze=False)
+    table = [row for row in calibration(result, study.truth) if np.isfinite(row.truth)]
+    columns = 2 if len(table) < 9 else 4
+    axes = pulls.subplots(max(1, -(-len(table) // columns)), columns, squeeze=False)
     grid = np.linspace(-4, 4, 200)
-    values = result.pulls(study.truth)
+    values = known_pulls(result, study.truth)
     for axis in axes.flat[len(table) :]:
         axis.set_axis_off()
     for axis, row in zip(axes.flat, table, strict=False):

@@ -1,18 +1,104 @@
-"""Observed data from a file: csv, npy, HDF5 or parquet."""
+"""Observed data from a file: csv, npy, HDF5, parquet or ROOT."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from engine import ExtendedUnbinnedNLL, UnbinnedNLL
+from engine.cost import Cost
+from engine.leastsquares import LeastSquares
+from engine.sums import SumCost
 from toys import storage
 from toys.files import StorageError
+from toys.packing import POINTS
 
-__all__ = ["InputError", "read_observed"]
+__all__ = ["InputError", "read_data", "read_observed"]
 
 
 class InputError(Exception):
     """A wrong argument or input; the sentence names it and says what to do."""
+
+
+def read_data(
+    cost: Cost, paths: Sequence[str], columns: Sequence[str], observable: tuple[float, float] | None = None
+) -> Any:
+    """Observed data as one toy, in the form that `fit_batch` takes.
+
+    Unbinned data are a column of events (several columns for several observables), counts a column with one number for
+    each bin, points the columns x, y, yerror and, where the cost takes it, xerror. A sum takes one file for each cost
+    that needs data, in order; its constraints keep their values.
+
+    Parameters
+    ----------
+    cost : Cost
+    paths : sequence of str
+    columns : sequence of str
+        For a single file its column of events or counts, for several files one column each; empty where files have one
+        column only, or hold points.
+    observable : (lower, upper), optional
+        Range in which events of one observable must lie.
+
+    Raises
+    ------
+    InputError
+    """
+    parts = cost.costs if isinstance(cost, SumCost) else (cost,)
+    taking = [part for part in parts if part.takes_data]
+    kinds = ", ".join(type(part).__name__ for part in taking)
+    if not taking:
+        raise InputError(f"a study of {type(parts[0]).__name__} alone takes no --data")
+    if len(paths) != len(taking):
+        raise InputError(
+            f"the study takes {len(taking)} set{'s' if len(taking) > 1 else ''} of data ({kinds}), got {len(paths)}: "
+            "repeat --data, one file for each in this order"
+        )
+    if len(taking) > 1 and columns and len(columns) != len(taking):
+        raise InputError(f"got {len(columns)} --column for {len(taking)} sets of data ({kinds}): one for each, or none")
+    own = [[column] for column in columns] if len(taking) > 1 and columns else [list(columns)] * len(taking)
+    read = iter([_read_part(*each, observable) for each in zip(taking, paths, own, strict=True)])
+    entries = tuple(next(read) if part.takes_data else None for part in parts)
+    return entries if isinstance(cost, SumCost) else entries[0]
+
+
+def _read_part(cost: Cost, path: str, columns: list[str], observable: tuple[float, float] | None) -> Any:
+    if isinstance(cost, LeastSquares):
+        if columns:
+            raise InputError(f"{path}: points are read from the columns {', '.join(POINTS)}: leave out --column")
+        if path.lower().endswith(".npy"):
+            raise InputError(f"{path} is a single array: points need a file with the columns {', '.join(POINTS)}")
+        # with a covariance matrix there are no errors to read
+        n_names = 2 if getattr(cost, "covariance", None) is not None else 4 if cost.xerror else 3
+        given = {name: read_observed(path, name) for name in POINTS[:n_names]}
+        lengths = {name: len(array) for name, array in given.items()}
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{n} of {name}" for name, n in lengths.items())
+            raise InputError(f"{path} holds {told}: all must have one number for each point")
+        data: Any = tuple(array[None] if name == "y" else array for name, array in given.items())
+    elif isinstance(cost, UnbinnedNLL | ExtendedUnbinnedNLL):
+        if len(columns) < 2:
+            return [read_observed(path, columns[0] if columns else None, observable)]
+        observables = [read_observed(path, column) for column in columns]
+        if len({len(values) for values in observables}) > 1:
+            raise InputError(f"{path}: the columns {', '.join(columns)} must have the same length")
+        return [np.stack(observables)]
+    else:
+        if len(columns) > 1:
+            raise InputError(f"{path}: counts are one column, got {len(columns)} --column")
+        data = read_observed(path, columns[0] if columns else None)[None]
+        negative = np.flatnonzero(data[0] < 0)
+        if len(negative):
+            k = negative[0]
+            raise InputError(
+                f"{path} holds {len(negative)} negative counts, the first in bin {k + 1} with {data[0, k]:g}"
+            )
+    try:
+        cost.rows(data)
+    except ValueError as error:
+        raise InputError(f"{path} does not fit the study: {error}") from None
+    return data
 
 
 def read_observed(
@@ -23,9 +109,10 @@ def read_observed(
     Parameters
     ----------
     path : path
-        .csv (comma-separated, with or without a header), .npy, .h5 or .hdf5, .parquet.
+        .csv (comma-separated, with or without a header), .npy, .h5 or .hdf5, .parquet, .root.
     column : str, optional
-        Name of the column (csv, parquet) or dataset (HDF5), where there are several.
+        Name of the column (csv, parquet), dataset (HDF5) or branch (ROOT, as "tree:branch", or "branch" where only one
+        tree has it), where there are several.
     observable : (lower, upper), optional
         Range in which all data must lie.
 
@@ -40,7 +127,9 @@ def read_observed(
         of the range.
     """
     path = Path(path)
-    readers = {".csv": _csv, ".txt": _csv, ".npy": _npy, ".h5": _hdf5, ".hdf5": _hdf5, ".parquet": _parquet}
+    readers = {
+        ".csv": _csv, ".txt": _csv, ".npy": _npy, ".h5": _hdf5, ".hdf5": _hdf5, ".parquet": _parquet, ".root": _root,
+    }  # fmt: skip
     try:
         if not path.exists():
             raise InputError(f"{path}: no such file")
@@ -83,7 +172,8 @@ def _choose(path: Path, names: list[str], column: str | None, what: str) -> str:
     if column is None and len(names) == 1:
         return names[0]
     if column is None:
-        raise InputError(f"{path} has the {what}s {', '.join(names)}: choose one with --column")
+        several = f"{what}es" if what.endswith("h") else f"{what}s"
+        raise InputError(f"{path} has the {several} {', '.join(names)}: choose one with --column")
     if column not in names:
         raise InputError(f"{path} has no {what} {column!r}, only {', '.join(names)}")
     if names.count(column) > 1:
@@ -150,3 +240,24 @@ def _parquet(path: Path, column: str | None) -> np.ndarray:
         return np.asarray(parquet.read_table(path, columns=[chosen]).column(0).to_numpy())
     except pyarrow.ArrowException:
         raise InputError(f"{path} is no parquet file that can be read") from None
+
+
+def _root(path: Path, column: str | None) -> np.ndarray:
+    try:
+        import uproot
+    except ImportError:
+        raise InputError(f"{path}: ROOT files need uproot: pip install 'batchfit[data]'") from None
+    try:
+        with uproot.open(path) as file:
+            found = file.keys(cycle=False, filter_classname=["TTree", "ROOT::RNTuple"])
+            trees = {tree: file[tree].keys() for tree in found}
+            names = [f"{tree}:{branch}" for tree, branches in trees.items() for branch in branches]
+            # the tree may be left out where only one has such a branch
+            alike = [name for name in names if column is not None and name.endswith(f":{column}")]
+            chosen = _choose(path, names, alike[0] if len(alike) == 1 else column, "branch")
+            tree, _, branch = chosen.partition(":")
+            return np.asarray(file[tree][branch].array(library="np"))
+    except InputError:
+        raise
+    except Exception as error:  # uproot has no class of its own for files that it cannot read
+        raise InputError(f"{path} is no ROOT file that can be read ({type(error).__name__})") from None

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -22,9 +22,11 @@ from engine.drivers import Settings
 from engine.fit import EDM_GOAL, MAX_STEPS, fit_batch, limit_arrays
 from engine.reference import Validation, validate
 from engine.result import FitResult
+from engine.status import Status
 from kernels.graph import UntranslatableError
 from toys import storage
 from toys.files import StorageError, check_output, lock
+from toys.packing import Arrays, bytes_per_toy, concatenate, describe, pack, unpack
 from toys.study import Study, generate
 
 __all__ = ["Options", "Report", "run"]
@@ -34,7 +36,8 @@ LARGEST_CHUNK = 8192
 PACKAGES = ("batchfit", "jax", "jaxlib", "optax", "numpy", "iminuit", "numba", "h5py", "scipy")
 # What decides about the numbers: a run is continued only if all of these are the same.
 DECISIVE = (
-    "model", "source", "seed", "n_toys", "truth", "start", "limits", "optimizer", "backend", "chunk", "batchfit_version"
+    "model", "source", "seed", "n_toys", "truth", "start", "limits", "fixed", "optimizer", "backend", "chunk",
+    "batchfit_version",
 )  # fmt: skip
 
 
@@ -73,12 +76,23 @@ class Options:
 
 @dataclass
 class Report:
-    """What a run did. `times` are seconds of wall time; writing overlaps with the rest."""
+    """What a run did. `times` are seconds of wall time; writing overlaps with the rest. `fitted` are costs and data."""
 
     result: FitResult
     validation: Validation | None
     times: dict[str, float] = field(default_factory=dict)
     n_resumed: int = 0
+    fitted: str = ""
+
+
+class _Compiled(NamedTuple):
+    """What the first toy told: the backends of sampler and fit, the device, the bytes of a toy, and what is fitted."""
+
+    sampled: str
+    backend: str
+    device: str
+    bytes_per_toy: int
+    fitted: str
 
 
 class _Writer:
@@ -90,12 +104,12 @@ class _Writer:
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self.pending: Future | None = None
 
-    def _write(self, first: int, toys: Mapping[str, Any], result: FitResult) -> None:
+    def _write(self, first: int, toys: Arrays, result: FitResult) -> None:
         started = time.perf_counter()
-        storage.write_part(self.path, first, toys, result, self.attributes)
+        storage.write_part(self.path, first, toys.toys, result, self.attributes, toys.shared)
         self.seconds += time.perf_counter() - started
 
-    def put(self, first: int, toys: Mapping[str, Any], result: FitResult) -> None:
+    def put(self, first: int, toys: Arrays, result: FitResult) -> None:
         """Write a part once the one before is on disk, so that no more than two are in memory."""
         self._wait()
         self.pending = self.pool.submit(self._write, first, toys, result)
@@ -147,17 +161,18 @@ def run(
     with lock(out):
         phase("compile", 1)
         with _timed(times, "compile"):
-            sampled, backend, device, bytes_per_toy = _compile(study, options)
+            compiled = _compile(study, options)
         advance(1)
-        chunk = _chunk(bytes_per_toy)
-        attributes = _attributes(study, options, backend, device, chunk)
+        chunk = _chunk(compiled.bytes_per_toy)
+        attributes = _attributes(study, options, compiled.backend, compiled.device, chunk)
         if options.resume and out.exists():
             found = storage.read_attributes(out)
             # beside another run's file, parts are those of a run that was to overwrite it
             if not storage.same_run(found, attributes, DECISIVE) or not storage.complete_parts(out):
                 _same(out, found, attributes)
                 stored = storage.read_validation(out)
-                report = Report(storage.load(out), Validation(**stored) if stored else None, times, options.n_toys)
+                validation = Validation(**stored) if stored else None
+                report = Report(storage.load(out), validation, times, options.n_toys, compiled.fitted)
                 storage.remove_parts(out)
                 return report
         if options.overwrite:
@@ -177,11 +192,11 @@ def run(
                     continue
                 n_toys = min(chunk, options.n_toys - first)
                 with _timed(times, "generate"):
-                    data = generate(study, n_toys, options.seed, first, sampled)
+                    data = generate(study, n_toys, options.seed, first, compiled.sampled)
                 with _timed(times, "fit"):
-                    result = _fit(study, data, options, backend, advance)
+                    result = _fit(study, data, options, compiled.backend, advance)
                 with _timed(times, "wait for the disk"):
-                    writer.put(first, {"values": data}, result)
+                    writer.put(first, pack(study.cost, data), result)
         finally:
             with _timed(times, "wait for the disk"):
                 writer.close()
@@ -197,7 +212,7 @@ def run(
         with _timed(times, "join"):
             storage.join(out, attributes, options.n_toys, validation._asdict() if validation else None)
         advance(1)
-        return Report(storage.load(out), validation, times, n_resumed)
+        return Report(storage.load(out), validation, times, n_resumed, compiled.fitted)
 
 
 def _fit(study: Study, data: Any, options: Options, backend: str, advance: Callable | bool = False) -> FitResult:
@@ -206,6 +221,7 @@ def _fit(study: Study, data: Any, options: Options, backend: str, advance: Calla
         data,
         study.start,
         limits=study.limits,
+        fixed=study.fixed,
         optimizer=options.optimizer,
         backend=backend,
         device=options.device,
@@ -213,8 +229,14 @@ def _fit(study: Study, data: Any, options: Options, backend: str, advance: Calla
     )
 
 
-def _compile(study: Study, options: Options) -> tuple[str, str, str, int]:
-    """Throw and fit one toy, so that everything is compiled: (backends of sampler and fit, device, bytes of a toy)."""
+def _compile(study: Study, options: Options) -> _Compiled:
+    """Throw and fit one toy, so that everything is compiled.
+
+    Raises
+    ------
+    ValueError
+        If the cost cannot take what the sampler throws.
+    """
     sampled = "jax" if options.backend == "jax" else "numba"
     try:
         data = generate(study, 1, options.seed, 0, sampled)
@@ -222,8 +244,20 @@ def _compile(study: Study, options: Options) -> tuple[str, str, str, int]:
         sampled = "jax"
         data = generate(study, 1, options.seed, 0, sampled)
     result = _fit(study, data, options, options.backend)
-    # on an accelerator the toys are thrown where they are fitted
-    return "jax" if result.backend == "jax" else sampled, result.backend, result.device, data.values.nbytes
+    if result.status[0] == Status.BAD_DATA:
+        raise ValueError(
+            "the sampler throws what the cost cannot take, such as NaN, negative counts or an error of zero: toy 0 "
+            "is one of these; correct the sampler"
+        )
+    toys = pack(study.cost, data)
+    return _Compiled(
+        # on an accelerator the toys are thrown where they are fitted
+        "jax" if result.backend == "jax" else sampled,
+        result.backend,
+        result.device,
+        bytes_per_toy(toys, len(study.cost.names)),
+        describe(study.cost, toys),
+    )
 
 
 def _chunk(bytes_per_toy: int) -> int:
@@ -237,21 +271,20 @@ def _chunk(bytes_per_toy: int) -> int:
 def _validate(study: Study, out: Path, n_toys: int, n_validated: int, advance: Callable) -> Validation:
     """MIGRAD on toys that are spread evenly over the run, from the same start."""
     names = study.cost.names
-    parts = storage.complete_parts(out)
     toys = np.unique(np.linspace(0, n_toys - 1, n_validated).astype(np.int64))
-    events, fits = [], []
-    for first, stop, part in parts:
-        inside = toys[(toys >= first) & (toys < stop)]
+    thrown, fits, shared = [], [], dict[str, np.ndarray]()
+    for first, stop, part in storage.complete_parts(out):
+        inside = toys[(toys >= first) & (toys < stop)] - first
         if not len(inside):
             continue
-        fits.append(cast(FitResult, storage.load(part)[inside - first]))
-        for toy in inside:
-            events.append(storage.load_toys(part, int(toy) - first, int(toy) - first + 1)["values"][0])
+        fits.append(cast(FitResult, storage.load(part)[inside]))
+        thrown += [storage.load_toys(part, toy, toy + 1) for toy in inside.tolist()]
+        shared = storage.load_shared(part)
     lower, upper = limit_arrays(names, study.limits)
-    free = np.ones(len(names), dtype=bool)
+    free = np.array([name not in study.fixed for name in names])
     settings = Settings(lower, upper, free, study.cost.errordef, EDM_GOAL, MAX_STEPS["newton"])
     start = np.array([study.start[name] for name in names], dtype=np.float64)
-    rows = study.cost.rows(events)
+    rows = study.cost.rows(unpack(Arrays(concatenate(thrown), shared), len(toys)))
     fitted = FitResult.concatenate(fits)
     checked = validate(study.cost, rows, fitted, np.arange(len(toys)), start, settings, advance)
     return checked._replace(toy=toys)
@@ -259,7 +292,8 @@ def _validate(study: Study, out: Path, n_toys: int, n_validated: int, advance: C
 
 def _attributes(study: Study, options: Options, backend: str, device: str, chunk: int) -> dict[str, Any]:
     versions = {name: _version(name) for name in PACKAGES}
-    return {
+    fixed = {"fixed": list(study.fixed)} if study.fixed else {}
+    return fixed | {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "model": study.name,
         "source": options.source,

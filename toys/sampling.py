@@ -1,18 +1,15 @@
-"""Samplers: how a toy is drawn from the parameters.
-
-A sampler is called as `sampler(key, theta)`, draws one toy and can be traced by JAX; a toy with a random
-number of events is `(padded values, n)`. `draw_toys` throws many toys with any such function. A ready-made
-sampler also has `generate`, which throws the same toys on the numba backend.
+"""Samplers of events: toys whose events come from a mixture of components.
 
 Every decision compares a uniform number, bit for bit the same on both backends, with a table that is computed
 once, by NumPy. Only the last map from a uniform number to an event may round differently.
+
+Stream 2 c of a toy's key belongs to the count of component c, stream 2 c + 1 + 65536 j to its observable j.
 """
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,78 +19,200 @@ from jax.typing import ArrayLike
 
 from engine.data import Ragged
 from kernels import randombits
+from kernels.inversion import NumericalPpf, map_quantiles, numerical_ppf, quantiles
 from kernels.translate import compile_map
+from toys.counts import checked_number, counted, poisson_table, poisson_tables, tallied
+from toys.drawing import Events, Sampler, checked_theta, draw_toys, padded_size
 
-__all__ = ["Component", "ExtendedMixture", "Tables", "draw_toys", "poisson_table"]
+__all__ = ["Component", "ExtendedMixture", "Mixture", "Tables", "draw_toys", "numerical_ppf", "poisson_table"]
 
-# JAX draws as many toys at once as have this many padded events (32 MiB)
-_EVENTS_AT_ONCE = 2**22
 _LARGEST_MEAN = 1e9
+
+
+class Observable(NamedTuple):
+    """How one observable of a component is drawn."""
+
+    ppf: Callable
+    args: tuple[float | str, ...]
+
+    def values(self, names: tuple[str, ...], theta: Any) -> list:
+        """The arguments behind p."""
+        return [theta[names.index(a)] if isinstance(a, str) else a for a in self.args]
+
+    def table(self, names: tuple[str, ...], theta: np.ndarray) -> np.ndarray:
+        """Of a numerical quantile function; empty for any other."""
+        return self.ppf.table(*self.values(names, theta)) if isinstance(self.ppf, NumericalPpf) else np.empty(0)
+
+    def events(self, u: Array, names: tuple[str, ...], theta: Any, table: Any) -> Array:
+        """Events of uniform numbers."""
+        if isinstance(self.ppf, NumericalPpf):
+            return quantiles(jnp.asarray(table), u)
+        return self.ppf(u, *self.values(names, theta))
 
 
 @dataclass(frozen=True)
 class Component:
-    """One source of events.
+    """One source of events, of one or several independent observables.
 
     Attributes
     ----------
-    yield_name : str
-        The parameter that is the expected number of events.
-    ppf : callable
-        `ppf(p, *args) -> x`, elementwise, in jax.numpy: the inverse of the component's cdf.
+    yield_name : str or None
+        The parameter that is the expected number of events; None in a `Mixture`, which has fractions.
+    ppf : callable, or sequence of (callable, tuple)
+        `ppf(p, *args) -> x`, elementwise, in jax.numpy: the inverse of the component's cdf. `numerical_ppf` makes one
+        of a density. For several observables, (ppf, args) of each.
     args : tuple of float or str
         Numbers, or names of parameters.
+
+    Raises
+    ------
+    TypeError
+        If ppf is neither, or there are args beside those of each observable.
 
     Examples
     --------
     >>> Component("ns", truncnorm.ppf, (1.0, 9.0, "mu", "sigma"))
+    >>> Component("ns", numerical_ppf(voigt.pdf, 1.0, 9.0), ("gamma", "mu", "sigma"))
+    >>> Component("ns", ((truncnorm.ppf, (1.0, 9.0, "mu", "sigma")), (expon.ppf, (0.0, "tau"))))
     """
 
-    yield_name: str
-    ppf: Callable
+    yield_name: str | None
+    ppf: Callable | tuple[tuple[Callable, tuple[float | str, ...]], ...]
     args: tuple[float | str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "args", tuple(self.args))
+        if callable(self.ppf):
+            object.__setattr__(self, "args", tuple(self.args))
+        elif self.args:
+            raise TypeError("a component of several observables takes its arguments with each: ((ppf, args), ...)")
+        else:
+            try:
+                pairs = tuple((ppf, tuple(args)) for ppf, args in self.ppf)
+            except (TypeError, ValueError):
+                raise TypeError(f"ppf must be a function, or ((ppf, args), ...), got {self.ppf!r}") from None
+            object.__setattr__(self, "ppf", pairs)
 
-    def events(self, u: Array, theta: Any, names: tuple[str, ...]) -> Array:
-        """Events of uniform numbers."""
-        args = [theta[names.index(a)] if isinstance(a, str) else a for a in self.args]
-        return self.ppf(u, *args)
+    @property
+    def observables(self) -> tuple[Observable, ...]:
+        return (Observable(self.ppf, self.args),) if callable(self.ppf) else tuple(Observable(*o) for o in self.ppf)
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["theta", "tables", "least"],
+    data_fields=["theta", "counts", "quantiles"],
     meta_fields=["most"],
 )
 @dataclass(frozen=True)
 class Tables:
-    """What an `ExtendedMixture` needs of the parameters.
+    """What a mixture needs of the parameters.
 
     Attributes
     ----------
     theta : (n_params,) float64
-    tables : (n_components, length) float64
-        Poisson cdf from count `least` on; behind its end, numbers larger than 1.
-    least : (n_components,) int64
+    counts : CountTables or (n_components - 1,) float64
+        What the counts of the components are drawn with.
+    quantiles : tuple of tuples of arrays
+        Table of each observable of each component; empty where its quantile function is a formula.
     most : tuple of int
         Sizes of padded arrays; no count is larger.
     """
 
     theta: np.ndarray
-    tables: np.ndarray
-    least: np.ndarray
+    counts: Any
+    quantiles: tuple[tuple[np.ndarray, ...], ...]
     most: tuple[int, ...]
 
 
+class _Mixture(Sampler):
+    """Toys of several components, whose events stand component after component."""
+
+    components: tuple[Component, ...]
+    form = Events()
+
+    def _check(self, extra: tuple) -> None:
+        """Raise ValueError where components do not fit together or a name is none of the parameters."""
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "components", tuple(self.components))
+        if not self.components:
+            raise ValueError("a mixture needs at least one component")
+        used = [a for c in self.components for o in c.observables for a in o.args]
+        for name in (*used, *extra):
+            if isinstance(name, str) and name not in self.names:
+                raise ValueError(f"a component uses the parameter {name!r}, which is not one of {self.names}")
+        if len({len(component.observables) for component in self.components}) > 1:
+            raise ValueError("all components of a mixture must have the same number of observables")
+
+    def _tables(self, theta: np.ndarray, counts: Any, most: tuple[int, ...]) -> Tables:
+        made = tuple(tuple(o.table(self.names, theta) for o in c.observables) for c in self.components)
+        return Tables(theta, counts, made, most)
+
+    def _counts(self, key: Array, tables: Tables) -> Array:
+        """Number of events of each component, by JAX."""
+        raise NotImplementedError
+
+    def _all_counts(self, tables: Tables, keys: np.ndarray) -> np.ndarray:
+        """The same by numba, (n_toys, n_components)."""
+        raise NotImplementedError
+
+    def size(self, tables: Tables) -> int:
+        return sum(tables.most) * len(self.components[0].observables)
+
+    def draw(self, key: Array, tables: Tables) -> tuple[Array, Array]:
+        """One toy from prepared tables, which may be traced.
+
+        Returns
+        -------
+        values : (padded size,) or (d, padded size) float64
+            Events; what stands behind the first n has no meaning.
+        n : () int64
+        """
+        with jax.enable_x64(True):
+            counts = self._counts(key, tables)
+            total: Any = 0
+            position = source = jnp.arange(sum(tables.most))
+            drawn = []
+            for c, component in enumerate(self.components):
+                u = [self._uniform(key, c, j, tables.most[c]) for j in range(len(component.observables))]
+                given = zip(component.observables, u, tables.quantiles[c], strict=True)
+                drawn.append(jnp.stack([o.events(u, self.names, tables.theta, table) for o, u, table in given]))
+                # the events of this component begin behind the valid ones of those before
+                source = jnp.where(position >= total, position - total + sum(tables.most[:c]), source)
+                total += counts[c]
+            values = jnp.concatenate(drawn, axis=1).at[:, source].get(mode="clip")
+            return values if len(values) > 1 else values[0], total
+
+    @staticmethod
+    def _uniform(key: Array, component: int, observable: int, n: int) -> Array:
+        return randombits.uniform(jax.random.fold_in(key, _stream(component, observable)), n)
+
+    def throw(self, tables: Tables, keys: np.ndarray) -> Ragged:
+        counts = self._all_counts(tables, keys).astype(np.int64)
+        offsets = np.concatenate([[0], np.cumsum(counts.sum(axis=1))])
+        values = np.empty((len(self.components[0].observables), offsets[-1]))
+        starts = offsets[:-1].copy()
+        for c, component in enumerate(self.components):
+            of_component = counts[:, c].copy()
+            for j, observable in enumerate(component.observables):
+                function, numbers = map_quantiles, tables.quantiles[c][j]
+                if not len(numbers):
+                    function, numbers = _compiled(observable, self.names), tables.theta
+                stream = _stream(c, j)
+                randombits.map_uniforms(function, numbers, keys, stream, starts, of_component, values[j : j + 1])
+            starts += of_component
+        return Ragged(values if len(values) > 1 else values[0], offsets)
+
+    def complete(self, tables: Tables, drawn: Any) -> Any:
+        if isinstance(drawn, Ragged) and not np.all(np.isfinite(drawn.values)):
+            at = dict(zip(self.names, tables.theta.tolist(), strict=True))
+            raise ValueError(f"a component has no density at {at}")
+        return drawn
+
+
 @dataclass(frozen=True)
-class ExtendedMixture:
+class ExtendedMixture(_Mixture):
     """Toys whose components have independent Poisson counts: pseudo-data of an extended unbinned fit.
 
-    The count of component c is drawn with the first uniform number of stream 2 c of the toy's key, its events
-    with those of stream 2 c + 1, so a further component leaves the others as they are. The events of a toy
-    stand component after component.
+    A further component leaves the others as they are. The events of a toy stand component after component.
 
     Attributes
     ----------
@@ -104,212 +223,121 @@ class ExtendedMixture:
     Raises
     ------
     ValueError
-        If there is no component, or one names an unknown parameter.
+        If there is no component, one has no yield or other observables than the first, or one names an unknown
+        parameter.
     """
 
     names: tuple[str, ...]
     components: tuple[Component, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", tuple(self.names))
-        object.__setattr__(self, "components", tuple(self.components))
-        if not self.components:
-            raise ValueError("a mixture needs at least one component")
-        for component in self.components:
-            for name in (component.yield_name, *component.args):
-                if isinstance(name, str) and name not in self.names:
-                    raise ValueError(f"a component uses the parameter {name!r}, which is not one of {self.names}")
-
-    def __call__(self, key: Array, theta: ArrayLike) -> tuple[Array, Array]:
-        """One toy; `theta` must be known, because the size of the padded array depends on it.
-
-        Returns
-        -------
-        values : (padded size,) float64
-            Events; what stands behind the first n has no meaning.
-        n : () int64
-        """
-        return self.draw(key, self.prepare(theta))
+        self._check(tuple(component.yield_name for component in self.components))
+        if any(component.yield_name is None for component in self.components):
+            raise ValueError("a component of an extended mixture must name its yield")
 
     def prepare(self, theta: ArrayLike) -> Tables:
-        """Poisson tables of all components.
+        """Tables of all components.
 
         Raises
         ------
         ValueError
             If theta has the wrong length or is not finite, or a yield is negative or larger than 1e9.
         """
-        theta = np.array(theta, dtype=np.float64)
-        if theta.shape != (len(self.names),):
-            raise ValueError(f"theta must have shape ({len(self.names)},), got {theta.shape}")
-        if not np.all(np.isfinite(theta)):
-            raise ValueError(f"theta must be finite, got {dict(zip(self.names, theta.tolist(), strict=True))}")
-        made = []
+        theta = checked_theta(theta, self.names)
+        means = []
         for component in self.components:
-            mean = theta[self.names.index(component.yield_name)]
-            if not 0.0 <= mean <= _LARGEST_MEAN:
-                raise ValueError(f"the yield {component.yield_name} must lie in [0, 1e9], got {mean}")
-            made.append(poisson_table(mean))
-        tables = np.full((len(made), _padded_size(max(len(table) for _, table in made))), 2.0)
-        for row, (_, table) in zip(tables, made, strict=True):
-            row[: len(table)] = table
-        most = tuple(_padded_size(least + len(table)) for least, table in made)
-        return Tables(theta, tables, np.array([least for least, _ in made], np.int64), most)
+            means.append(theta[self.names.index(component.yield_name or "")])
+            if not 0.0 <= means[-1] <= _LARGEST_MEAN:
+                raise ValueError(f"the yield {component.yield_name} must lie in [0, 1e9], got {means[-1]}")
+        counts = poisson_tables(np.array(means))
+        most = counts.least + np.diff(counts.offsets)
+        return self._tables(theta, counts, tuple(padded_size(n) for n in most.tolist()))
 
-    def draw(self, key: Array, tables: Tables) -> tuple[Array, Array]:
-        """One toy from prepared tables, as `__call__`; `tables` may be traced."""
-        with jax.enable_x64(True):
-            drawn: list[Array] = []
-            total: Any = 0
-            position = source = jnp.arange(sum(tables.most))
-            for c, component in enumerate(self.components):
-                u = randombits.uniform(jax.random.fold_in(key, 2 * c), 1)[0]
-                n = jnp.searchsorted(jnp.asarray(tables.tables[c]), u, side="right") + tables.least[c]
-                u = randombits.uniform(jax.random.fold_in(key, 2 * c + 1), tables.most[c])
-                drawn.append(component.events(u, tables.theta, self.names))
-                # the events of this component begin behind the valid ones of those before
-                source = jnp.where(position >= total, position - total + sum(tables.most[:c]), source)
-                total += n
-            return jnp.concatenate(drawn).at[source].get(mode="clip"), total
+    def _counts(self, key: Array, tables: Tables) -> Array:
+        streams = [jax.random.fold_in(key, 2 * c) for c in range(len(self.components))]
+        return tables.counts.draw(jnp.concatenate([randombits.uniform(stream, 1) for stream in streams]))
 
-    def generate(self, theta: ArrayLike, *, n_toys: int, seed: int, first: int = 0, backend: str = "numba") -> Ragged:
-        """Toys first to first + n_toys; toy k depends on (seed, k) and theta alone.
+    def _all_counts(self, tables: Tables, keys: np.ndarray) -> np.ndarray:
+        return tables.counts.throw(randombits.stream_counts, keys)
 
-        Parameters
-        ----------
-        theta : (n_params,) float64
-        n_toys, first : int
-            first + n_toys <= 2^32.
-        seed : int
-            0 <= seed < 2^64.
-        backend : "numba" or "jax"
-            Both give the same counts, and events that differ by rounding only.
+
+@dataclass(frozen=True)
+class Mixture(_Mixture):
+    """Toys with a fixed number of events: pseudo-data of `UnbinnedNLL`.
+
+    Event i belongs to the component that number i of stream 0 of the toy's key tells; then the events are put in order,
+    component after component.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Parameters, in the order of theta.
+    n_events : int
+    components : tuple of Component
+        Without yields.
+    fractions : tuple of str or float
+        Parameters, or numbers, that are the fractions of all components but the last, which has the rest.
+
+    Raises
+    ------
+    ValueError
+        If there is no component, one has a yield or other observables than the first, or an unknown parameter is named;
+        if there are not k - 1 fractions for k components, or not 0 <= n_events <= 1e9.
+
+    Examples
+    --------
+    >>> signal = Component(None, truncnorm.ppf, (1.0, 9.0, "mu", "sigma"))
+    >>> background = Component(None, truncexpon.ppf, (1.0, 9.0, 0.0, "lam"))
+    >>> Mixture(("f", "mu", "sigma", "lam"), 500, (signal, background), ("f",))
+    """
+
+    names: tuple[str, ...]
+    n_events: int
+    components: tuple[Component, ...]
+    fractions: tuple[str | float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n_events", checked_number(self.n_events))
+        given = (self.fractions,) if isinstance(self.fractions, str | float | int) else tuple(self.fractions)
+        object.__setattr__(self, "fractions", given)
+        self._check(given)
+        if len(given) != len(self.components) - 1:
+            n = len(self.components)
+            raise ValueError(f"{n} components need {n - 1} fractions, the last one has the rest, got {given}")
+        if any(component.yield_name is not None for component in self.components):
+            raise ValueError("a component of a mixture with a fixed number of events has no yield: pass None")
+
+    def prepare(self, theta: ArrayLike) -> Tables:
+        """Tables of all components.
 
         Raises
         ------
         ValueError
-            If an argument is out of range, or a component has no events at theta.
-        UntranslatableError
-            If a ppf has no scalar form for numba.
+            If theta has the wrong length or is not finite, or a fraction is negative or their sum larger than 1.
         """
-        tables = self.prepare(theta)
-        _check_range(n_toys=n_toys, first=first)
-        if backend == "jax":
-            chunk = max(1, min(_EVENTS_AT_ONCE // sum(tables.most), _padded_size(n_toys)))
-            toys = draw_toys(self.draw, tables, n_toys=n_toys, seed=seed, first=first, chunk=chunk)
-        elif backend == "numba":
-            toys = self._generate_numba(tables, n_toys=n_toys, seed=seed, first=first)
-        else:
-            raise ValueError(f"backend must be 'numba' or 'jax', got {backend!r}")
-        if not np.all(np.isfinite(toys.values)):
-            raise ValueError(
-                f"a component has no density at {dict(zip(self.names, tables.theta.tolist(), strict=True))}"
-            )
-        return toys
+        theta = checked_theta(theta, self.names)
+        given = [theta[self.names.index(f)] if isinstance(f, str) else float(f) for f in self.fractions]
+        fractions = np.array(given, dtype=np.float64)
+        # 1e-9 is for the rounding of a sum that should be 1
+        if not (np.all(fractions >= 0) and fractions.sum() <= 1.0 + 1e-9):
+            raise ValueError(f"fractions must not be negative, nor their sum larger than 1, got {fractions.tolist()}")
+        return self._tables(theta, np.cumsum(fractions), (self.n_events,) * len(self.components))
 
-    def _generate_numba(self, tables: Tables, *, n_toys: int, seed: int, first: int) -> Ragged:
-        key = randombits.key_words(seed)
-        counts = np.empty((n_toys, len(self.components)), np.int64)
-        randombits.table_counts(*key, first, tables.tables, tables.least, counts)
-        offsets = np.concatenate([[0], np.cumsum(counts.sum(axis=1))])
-        values = np.empty(offsets[-1])
-        starts = offsets[:-1].copy()
-        for c, component in enumerate(self.components):
-            of_component = counts[:, c].copy()
-            function = _compiled(component, self.names)
-            randombits.map_uniforms(function, tables.theta, *key, first, c, starts, of_component, values.reshape(1, -1))
-            starts += of_component
-        return Ragged(values, offsets)
+    def _counts(self, key: Array, tables: Tables) -> Array:
+        return counted(key, jnp.asarray(tables.counts), self.n_events)
+
+    def _all_counts(self, tables: Tables, keys: np.ndarray) -> np.ndarray:
+        return tallied(keys, tables.counts, self.n_events)
+
+    def draw(self, key: Array, tables: Tables) -> tuple[Array, Array]:
+        values, n = super().draw(key, tables)
+        return values[..., : self.n_events], n
 
 
-def poisson_table(mean: float) -> tuple[int, np.ndarray]:
-    """Cumulative Poisson probabilities as a table, for inversion.
-
-    The count of a uniform number u is least + number of entries <= u. The probabilities are summed from the
-    ratios p(k + 1) / p(k) = mean / (k + 1) in elementary operations of IEEE 754 and a fixed order, so that
-    the table is the same on every machine. (scipy.special.pdtr is wrong by 1e-6 at a mean of 1e8.)
-
-    Returns
-    -------
-    least : int
-        Smallest count that a uniform number gives.
-    table : (length,) float64
-        P(N <= k) for k = least, least + 1, ..., without entries above or below all uniform numbers.
-    """
-    if mean == 0.0:
-        return 0, np.empty(0)
-    # beyond 10 standard deviations (and 40 events at small means) the probability is far below 2^-53
-    lowest = max(0, int(mean - 10.0 * np.sqrt(mean)) - 10)
-    highest = int(mean + 10.0 * np.sqrt(mean)) + 40
-    k = np.arange(lowest, highest + 1, dtype=np.float64)
-    mode = int(mean) - lowest
-    upward = np.cumprod(mean / k[mode + 1 :])
-    downward = np.cumprod(k[mode:0:-1] / mean)
-    ratios = np.concatenate([downward[::-1], [1.0], upward])
-    # each tail is summed from its own end
-    below, above = np.cumsum(ratios), np.append(np.cumsum(ratios[:0:-1])[::-1], 0.0)
-    total = below[mode] + above[mode]
-    cdf = np.where(k < mode + lowest, below, total - above) / total
-    reached = int(np.count_nonzero(cdf <= randombits.SMALLEST_UNIFORM))
-    return lowest + reached, cdf[reached : np.count_nonzero(cdf <= randombits.LARGEST_UNIFORM)]
-
-
-def draw_toys(draw: Callable, argument: Any, *, n_toys: int, seed: int, first: int = 0, chunk: int = 256) -> Ragged:
-    """Toys first to first + n_toys by JAX.
-
-    Parameters
-    ----------
-    draw : callable
-        `draw(key, argument) -> (padded values, n)`, one toy: a sampler, with theta as the argument.
-    argument : pytree of arrays
-    n_toys, seed, first : int
-    chunk : int
-        Toys drawn at once; has no effect on the result.
-    """
-    _check_range(n_toys=n_toys, first=first)
-    words = np.array(randombits.key_words(seed), np.uint32)
-    values, counts = [np.empty(0)], [np.empty(0, np.int64)]
-    with jax.enable_x64(True):
-        for begin in range(0, n_toys, chunk):
-            # the last chunk is filled up, so that only one shape is compiled
-            toys = np.minimum(np.arange(begin, begin + chunk), n_toys - 1) + first
-            padded, n = jax.device_get(_draw_chunk(draw, argument, words, toys.astype(np.uint32)))
-            counts.append(n[: n_toys - begin])
-            values += [toy[:length].copy() for toy, length in zip(padded, counts[-1], strict=False)]
-    return Ragged(np.concatenate(values), np.concatenate([[0], np.cumsum(np.concatenate(counts))]))
-
-
-@partial(jax.jit, static_argnums=0)
-def _draw_chunk(draw: Callable, argument: Any, words: Array, toys: Array) -> tuple[Array, Array]:
-    root = jax.random.wrap_key_data(words, impl="threefry2x32")
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(root, toys)
-    return jax.vmap(lambda key: _one_toy(draw(key, argument)))(keys)
-
-
-def _one_toy(drawn: Any) -> tuple[Array, Array]:
-    """What a sampler returned, if it is one toy."""
-    try:
-        values, n = (jnp.asarray(part) for part in drawn)
-        if values.ndim == 1 and n.ndim == 0 and jnp.issubdtype(n.dtype, jnp.integer):
-            return values, n
-        got = f"shapes {values.shape} and {n.shape} of {values.dtype} and {n.dtype}"
-    except (TypeError, ValueError):
-        got = type(drawn).__name__
-    raise TypeError(f"a sampler must return (padded values, n): a 1-D array and a whole number, got {got}")
+def _stream(component: int, observable: int) -> int:
+    return 2 * component + 1 + (observable << 16)
 
 
 @lru_cache(maxsize=256)
-def _compiled(component: Component, names: tuple[str, ...]) -> Any:
-    return compile_map(lambda u, *theta: component.events(u, theta, names), len(names))
-
-
-def _padded_size(n: int) -> int:
-    """`n` and up to 1/8 more, so that few shapes are compiled."""
-    n = operator.index(n)
-    step = 1 << max(0, n.bit_length() - 4)
-    return max(1, -(-n // step) * step)
-
-
-def _check_range(*, n_toys: int, first: int) -> None:
-    if n_toys < 0 or first < 0 or first + n_toys > 2**32:
-        raise ValueError(f"toys must have indices 0 <= k < 2^32, got n_toys = {n_toys} from first = {first} on")
+def _compiled(observable: Observable, names: tuple[str, ...]) -> Any:
+    return compile_map(lambda u, *theta: observable.events(u, names, theta, None), len(names))

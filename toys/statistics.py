@@ -8,7 +8,7 @@ from scipy.stats import binomtest, norm
 
 from engine.result import FitResult
 
-__all__ = ["Calibration", "calibration"]
+__all__ = ["Calibration", "calibration", "known_pulls"]
 
 ONE_SIGMA = float(norm.cdf(1.0) - norm.cdf(-1.0))
 
@@ -18,6 +18,7 @@ class Calibration(NamedTuple):
 
     `bias` is the mean of value - truth, `pull` is (value - truth) / error, `coverage` the fraction with |pull| <= 1,
     which is 68.27 % for an honest error, with its Wilson interval at 68.27 %. Each `_error` is one standard deviation.
+    For a parameter of the fit that the toys do not have all of these are NaN.
     """
 
     name: str
@@ -34,6 +35,13 @@ class Calibration(NamedTuple):
     coverage_high: float
 
 
+def known_pulls(result: FitResult, truth: Mapping[str, float]) -> np.ndarray:
+    """The pulls, (n_toys, n_params), with NaN also for parameters without a true value; other names do no harm."""
+    pulls = result.pulls({name: truth.get(name, 0.0) for name in result.names})
+    pulls[:, [name not in truth for name in result.names]] = np.nan
+    return pulls
+
+
 def calibration(result: FitResult, truth: Mapping[str, float]) -> list[Calibration]:
     """The calibration of every parameter; parameters without an error (held, or always on a limit) are left out.
 
@@ -41,10 +49,16 @@ def calibration(result: FitResult, truth: Mapping[str, float]) -> list[Calibrati
     ----------
     result : FitResult
     truth : dict name -> true value
+        Of the toys, which may have other parameters than the fit.
     """
-    pulls = result.pulls(truth)
+    pulls = known_pulls(result, truth)
     table = []
     for i, name in enumerate(result.names):
+        if name not in truth:
+            n = int((result.valid & (result.errors[:, i] > 0)).sum())
+            if n >= 2:
+                table.append(Calibration(name, n, *[np.nan] * (len(Calibration._fields) - 2)))
+            continue
         usable = np.isfinite(pulls[:, i])
         n = int(usable.sum())
         if n < 2:

@@ -3,10 +3,12 @@
 Layout of `toys.h5`, and of every part of it:
 
     /            attributes: those of the study, and format_version, first, stop: the range of toys
-    /toys        named arrays, one row per toy; events of ragged toys as the pair values, offsets
+    /toys        named arrays, one row per toy; events of ragged toys as values (and weights) with offsets
+    /shared      named arrays that all toys have in common (optional)
     /results     the arrays of `FitResult`, one row per toy; attributes: names, errordef, backend, device
     /validation  named arrays, one row per refitted toy (optional, never in a part)
 
+The names are those of `toys.packing`; what belongs to the costs of a sum lies in the groups part0, part1, ... of both.
 Real numbers are float64, integers and booleans keep their dtype. Every array carries a fletcher32 checksum,
 and lies in chunks of about 1 MiB: whole toys where there is one row per toy; where the toys are ragged, a
 fixed number of events, whichever toys they belong to. Nothing is compressed: random mantissas do not get
@@ -16,6 +18,8 @@ While a run lasts, each part is an immutable file in `toys.h5.parts/`, written a
 renamed: it exists complete or not at all. `join` copies the parts into `toys.h5` in the same way, which for a
 moment takes the space twice. All functions take the path of the final file. Whatever goes wrong with a file
 is a `StorageError` (see `toys.files`).
+
+Files of version 1 hold toys of a single unbinned cost, in the same layout.
 
 `dataset_names` and `read_dataset` read any HDF5 file.
 """
@@ -48,6 +52,7 @@ from toys.files import (
     synchronise,
     writing,
 )
+from toys.packing import Arrays, unpack
 
 __all__ = [
     "FORMAT_VERSION",
@@ -55,6 +60,8 @@ __all__ = [
     "dataset_names",
     "join",
     "load",
+    "load_data",
+    "load_shared",
     "load_toys",
     "read_attributes",
     "read_dataset",
@@ -64,7 +71,7 @@ __all__ = [
     "write_part",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # unlike the oldest format, this one has checksums in its headers too; HDF5 1.10 (2016) and later read it
 _LIBVER = ("v110", "v110")
@@ -78,6 +85,9 @@ _RESULT_ATTRIBUTES = ("names", "errordef", "backend", "device")
 _RESULT_ARRAYS = [f.name for f in dataclasses.fields(FitResult) if f.name not in _RESULT_ATTRIBUTES]
 # what to do about a damaged file that is none of ours
 _ANOTHER = "name another file, or restore a copy"
+# ragged arrays, which belong to the offsets beside them
+_RAGGED = ("values", "weights")
+_NAME = re.compile(r"(part\d+/)?[A-Za-z_]\w*")
 _TEMPORARY = re.compile(r".+\.tmp\.(\d+)")
 
 
@@ -103,6 +113,7 @@ def write_part(
     toys: Mapping[str, np.ndarray | Ragged],
     result: FitResult,
     attributes: Mapping[str, Any],
+    shared: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write toys first, first + 1, ... and their fits as one part of `path`.
 
@@ -112,10 +123,12 @@ def write_part(
     first : int
         Index of the first toy.
     toys : dict
-        Arrays of shape (n_toys, ...). Ragged toys are called "values".
+        Arrays of shape (n_toys, ...). Ragged ones are called "values", and "weights" with the same offsets.
     result : FitResult of n_toys fits
     attributes : dict
         Text, numbers, booleans, or arrays and lists of them.
+    shared : dict, optional
+        Arrays that are the same in all parts.
 
     Returns
     -------
@@ -133,9 +146,10 @@ def write_part(
     for name, array in toys.items():
         if len(array) != n_toys:
             raise ValueError(f"toys[{name!r}] must have one row for each of {n_toys} fits, got {len(array)}")
-        if isinstance(array, Ragged) and name != "values":
+        if isinstance(array, Ragged) and name.rpartition("/")[2] not in _RAGGED:
             raise ValueError(f"ragged toys must be called 'values', got {name!r}")
-        if name == "offsets" or "/" in name:
+    for name in (*toys, *(shared or {})):
+        if not _NAME.fullmatch(name) or name.endswith("offsets"):
             raise ValueError(f"toys cannot be called {name!r}")
     directory = parts_directory(path)
     with writing(directory):
@@ -149,10 +163,13 @@ def write_part(
         group = file.create_group("toys")
         for name, array in toys.items():
             if isinstance(array, Ragged):
-                _write_array(group, "offsets", array.offsets)
-                _write_array(group, "values", array.values, axis=array.values.ndim - 1)
+                if _offsets_of(name) not in group:
+                    _write_array(group, _offsets_of(name), array.offsets)
+                _write_array(group, name, array.values, axis=array.values.ndim - 1)
             else:
                 _write_array(group, name, array)
+        for name, array in (shared or {}).items():
+            _write_array(file.require_group("shared"), name, array)
         group = file.create_group("results")
         _write_attributes(group, {name: getattr(result, name) for name in _RESULT_ATTRIBUTES})
         for name in _RESULT_ARRAYS:
@@ -248,29 +265,30 @@ def join(
         raise ValueError(f"n_toys must be at least 1, got {n_toys}")
     path, parts = Path(path), complete_parts(path)
     _check_cover(path, parts, n_toys)
-    layout, n_events, result_attributes = _common_layout(parts)
+    layout, n_events, result_attributes, shared = _common_layout(parts)
     with _new_file(path, aside=parts_directory(path)) as (file, disk):
         _write_attributes(file, attributes)
         _write_attributes(file, _range(0, n_toys))
         # closing a dataset empties its chunk cache: all stay open until the end
         targets = {}
         for name, (axis, dtype, shape) in layout.items():
-            length = n_events if _is_ragged(layout, name) else n_toys + (name == "toys/offsets")
+            length = n_events[name] if _is_ragged(layout, name) else n_toys + _is_offsets(name)
             targets[name] = _create(file, name, (*shape[:axis], length, *shape[axis:]), dtype, axis=axis)
         _write_attributes(file["results"], result_attributes)
+        for name, array in shared.items():
+            _write_array(file.require_group("shared"), name, array)
         for name, array in (validation or {}).items():
             _write_array(file.require_group("validation"), name, array)
-        first_event = 0
+        first_event = dict.fromkeys(n_events, 0)
         for first, _, part in parts:
             with _open(part) as source:
                 for name, (axis, _, _) in layout.items():
-                    ragged = _is_ragged(source, name)
                     # offset 0 of a part is the last offset of the part before
-                    add = first_event if name == "toys/offsets" else 0
-                    at = first_event if ragged else first
+                    add = first_event[_values_of(name)] if _is_offsets(name) else 0
+                    at = first_event.get(name, first)
                     _copy(part, source[name], targets[name], at=at, axis=axis, add=add)
-                if "toys/offsets" in layout:
-                    first_event += source["toys/values"].shape[-1]
+                for name in n_events:
+                    first_event[name] += source[name].shape[-1]
             disk.check()
     remove_parts(path)
 
@@ -290,26 +308,31 @@ def _check_cover(path: Path, parts: list[tuple[int, int, Path]], n_toys: int) ->
 
 def _common_layout(
     parts: list[tuple[int, int, Path]],
-) -> tuple[dict[str, tuple[int, np.dtype, tuple[int, ...]]], int, dict[str, Any]]:
+) -> tuple[dict[str, tuple[int, np.dtype, tuple[int, ...]]], dict[str, int], dict[str, Any], dict[str, np.ndarray]]:
     """Datasets of all parts as name -> (axis of the toys, dtype, shape of the other axes), the number of
-    ragged events, and the attributes of the results."""
-    layouts: list[tuple[dict, dict]] = []
-    n_events, labels = 0, {"backend": set[str](), "device": set[str]()}
+    events in each of the ragged ones, the attributes of the results, and the shared arrays."""
+    layouts: list[tuple[dict, dict, dict]] = []
+    n_events, labels = dict[str, int](), {"backend": set[str](), "device": set[str]()}
+    shared: dict[str, np.ndarray] = {}
     for _, _, part in parts:
         with _open(part) as file, reading(part):
             layout = {}
             for name, dataset in _datasets(file).items():
                 axis = dataset.ndim - 1 if _is_ragged(file, name) else 0
                 layout[name] = (axis, dataset.dtype, dataset.shape[:axis] + dataset.shape[axis + 1 :])
-                n_events += dataset.shape[axis] if _is_ragged(file, name) else 0
+                if _is_ragged(file, name):
+                    n_events[name] = n_events.get(name, 0) + dataset.shape[axis]
             attributes = _plain(file["results"])
             for label, texts in labels.items():
                 texts.update(attributes.pop(label).split("+"))
-        layouts = [*layouts[:1], (layout, attributes)]
+            shared = _read_shared(file)
+        numbers = {name: (array.shape, array.tobytes()) for name, array in shared.items()}
+        layouts = [*layouts[:1], (layout, attributes, numbers)]
         if layouts[0] != layouts[-1]:
             raise StorageError(f"{part} differs from {parts[0][2].name} in its arrays or parameters: {advice(part)}")
-    layout, attributes = layouts[0]
-    return layout, n_events, attributes | {label: "+".join(sorted(texts)) for label, texts in labels.items()}
+    layout, attributes, _ = layouts[0]
+    attributes |= {label: "+".join(sorted(texts)) for label, texts in labels.items()}
+    return layout, n_events, attributes, shared
 
 
 def _copy(part: Path, source: h5py.Dataset, target: h5py.Dataset, *, at: int, axis: int = 0, add: int = 0) -> None:
@@ -359,15 +382,38 @@ def load_toys(path: str | Path, first: int = 0, stop: int | None = None) -> dict
         if not 0 <= first <= stop <= n_toys:
             raise ValueError(f"toys must be in 0 <= first <= stop <= {n_toys}, got {first} and {stop}")
         with reading(path):
-            group = file["toys"]
             toys: dict[str, np.ndarray | Ragged] = {}
-            for name in group:
+            for name, dataset in _walk(file["toys"]):
                 if _is_ragged(file, f"toys/{name}"):
-                    offsets = group["offsets"][first : stop + 1]
-                    toys[name] = Ragged(group[name][..., offsets[0] : offsets[-1]], offsets - offsets[0])
-                elif name != "offsets":
-                    toys[name] = group[name][first:stop]
+                    offsets = file["toys"][_offsets_of(name)][first : stop + 1]
+                    toys[name] = Ragged(dataset[..., offsets[0] : offsets[-1]], offsets - offsets[0])
+                elif not _is_offsets(f"toys/{name}"):
+                    toys[name] = dataset[first:stop]
             return toys
+
+
+def load_data(path: str | Path, first: int = 0, stop: int | None = None) -> Any:
+    """The toys `first` to `stop - 1` of a file, by default all, in the form that `fit_batch` takes.
+
+    Examples
+    --------
+    >>> fit_batch(study.cost, load_data("toys.h5"), study.start)
+
+    Raises
+    ------
+    ValueError, StorageError
+        As `load_toys`.
+    """
+    toys, shared = load_toys(path, first, stop), load_shared(path)
+    with _open(path) as file, reading(path):
+        (n_toys,) = _n_toys(file)
+    return unpack(Arrays(toys, shared), (n_toys if stop is None else stop) - first)
+
+
+def load_shared(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays that all toys of a file have in common. Raises StorageError as `load` does."""
+    with _open(path) as file, reading(path):
+        return _read_shared(file)
 
 
 def read_attributes(path: str | Path) -> dict[str, Any]:
@@ -440,21 +486,43 @@ def _range(first: int, stop: int) -> dict[str, int]:
 
 def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
     """Datasets with one entry per toy."""
-    return {f"{group}/{name}": dataset for group in ("toys", "results") for name, dataset in file[group].items()}
+    return {f"{group}/{name}": dataset for group in ("toys", "results") for name, dataset in _walk(file[group])}
+
+
+def _walk(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
+    """All datasets in a group and the groups in it, by name."""
+    for name, item in group.items():
+        if isinstance(item, h5py.Group):
+            yield from ((f"{name}/{inner}", dataset) for inner, dataset in _walk(item))
+        else:
+            yield name, item
+
+
+def _read_shared(file: h5py.File) -> dict[str, np.ndarray]:
+    return {name: dataset[...] for name, dataset in _walk(file["shared"])} if "shared" in file else {}
 
 
 def _is_ragged(names: Container[str], name: str) -> bool:
-    """Whether dataset `name` of a file, or of the names of its datasets, holds the events of ragged toys."""
-    return name == "toys/values" and "toys/offsets" in names
+    """Whether dataset `name` of a file, or of the names of its datasets, holds what belongs to ragged events."""
+    in_toys = name.startswith("toys/") and name.rpartition("/")[2] in _RAGGED
+    return in_toys and _offsets_of(name) in names
+
+
+def _is_offsets(name: str) -> bool:
+    return name.startswith("toys/") and name.endswith("/offsets")
+
+
+def _offsets_of(name: str) -> str:
+    return "".join((*name.rpartition("/")[:2], "offsets"))
+
+
+def _values_of(name: str) -> str:
+    return "".join((*name.rpartition("/")[:2], "values"))
 
 
 def _n_toys(file: h5py.File) -> set[int]:
     """Numbers of toys according to each dataset: a single one, if all is well."""
-    return {
-        len(dataset) - (name == "toys/offsets")
-        for name, dataset in _datasets(file).items()
-        if not _is_ragged(file, name)
-    }
+    return {len(dataset) - _is_offsets(name) for name, dataset in _datasets(file).items() if not _is_ragged(file, name)}
 
 
 def _per_block(n_bytes: int, shape: tuple[int, ...], dtype: np.dtype, axis: int) -> int:

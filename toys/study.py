@@ -1,43 +1,51 @@
 """A study: a cost, the sampler that throws its toys, and the parameters at which it does."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from engine.costs import Cost
+from engine.cost import Cost
 from engine.fit import known
-from toys.sampling import draw_toys
+from toys.drawing import draw_toys
 
 __all__ = ["Study", "generate"]
 
 
 @dataclass(frozen=True)
 class Study:
-    """A model one can throw toys from.
+    """A model one can throw toys from, and the fit of these toys.
+
+    Both may have the same parameters, or the sampler others than the fit: a study of the bias of a fit whose model is
+    not that of the data. Bias, pulls and coverage are those of the parameters that both have.
 
     Attributes
     ----------
     cost : Cost
-        Its names are the parameters.
+        Its names are the parameters of the fits.
     sampler : callable
-        `sampler(key, theta)` draws one toy and can be traced by JAX; a toy with a random number of events is
-        `(padded values, n)`. A sampler with a method `generate` (see `toys.sampling`) throws many at once.
+        `sampler(key, theta)` draws one toy and can be traced by JAX; what it returns for each cost stands in
+        `toys.drawing`. Its attribute `names`, by default the names of the cost, are the parameters in theta. A sampler
+        with a method `generate` throws many at once.
     truth : dict
-        Parameters of the toys.
+        Parameters of the toys, by the names of the sampler.
     start : dict, optional
         Start values of the fits; the truth by default.
     limits : dict
         name -> (lower, upper) of the fits.
+    fixed : sequence of str
+        Parameters that the fits hold at their start values.
     observable : (lower, upper), optional
-        Range of the observable, for the check of observed data.
+        Range of the observable, for the check of observed data and for figures.
+    data : optional
+        Observed data, as one toy in the form that `fit_batch` takes.
     name, description : str
 
     Raises
     ------
     ValueError
-        If truth or start do not name exactly the parameters of the cost.
+        If truth does not name exactly the parameters of the sampler, or start those of the cost.
     """
 
     cost: Cost
@@ -48,26 +56,52 @@ class Study:
     observable: tuple[float, float] | None = None
     name: str = "study"
     description: str = ""
+    fixed: Sequence[str] = ()
+    data: Any = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.cost, Cost):
+            raise TypeError(f"cost must be a cost such as ExtendedUnbinnedNLL(model), got {type(self.cost).__name__}")
+        if not callable(self.sampler):
+            raise TypeError(f"sampler must be a function sampler(key, theta), got {type(self.sampler).__name__}")
+        object.__setattr__(self, "fixed", (self.fixed,) if isinstance(self.fixed, str) else tuple(self.fixed))
+        known(self.cost.names, self.fixed, "fixed")
+        known(self.cost.names, self.limits, "limits")
+        object.__setattr__(self, "truth", _values("truth", self.truth, self.names))
         if not self.start:
-            object.__setattr__(self, "start", dict(self.truth))
-        for what in ("truth", "start"):
-            given = getattr(self, what)
-            if not isinstance(given, Mapping) or set(given) != set(self.cost.names):
-                raise ValueError(f"{what} must have a value for each of {', '.join(self.cost.names)}, got {given}")
-            object.__setattr__(self, what, {name: float(value) for name, value in given.items()})
+            missing = [name for name in self.cost.names if name not in self.truth]
+            if missing:
+                raise ValueError(
+                    f"start must be given: the truth of the sampler has no value for {', '.join(missing)} of the fit"
+                )
+            object.__setattr__(self, "start", {name: self.truth[name] for name in self.cost.names})
+        object.__setattr__(self, "start", _values("start", self.start, self.cost.names))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Parameters of the sampler."""
+        return tuple(getattr(self.sampler, "names", self.cost.names))
 
     @property
     def theta(self) -> np.ndarray:
-        """The truth as (n_params,) float64, in the order of the cost's names."""
-        return np.array([self.truth[name] for name in self.cost.names], dtype=np.float64)
+        """The truth as (n_names,) float64, in the order of the sampler's names."""
+        return np.array([self.truth[name] for name in self.names], dtype=np.float64)
 
     def at(self, truth: Mapping[str, float], start: Mapping[str, float] | None = None) -> "Study":
-        """The same study at other true values, from which the fits then start."""
-        known(self.cost.names, truth, "truth")
+        """The same study at other true values, from which the fits then start where they have the parameter."""
+        known(self.names, truth, "truth")
         values = {**self.truth, **truth}
-        return replace(self, truth=values, start=start or values)
+        same = {name: values[name] for name in self.cost.names if name in values}
+        return replace(self, truth=values, start=start or {**self.start, **same})
+
+
+def _values(what: str, given: Any, names: tuple[str, ...]) -> dict[str, float]:
+    if not isinstance(given, Mapping) or set(given) != set(names):
+        raise ValueError(f"{what} must have a value for each of {', '.join(names)}, got {given}")
+    try:
+        return {name: float(value) for name, value in given.items()}
+    except (TypeError, ValueError):
+        raise ValueError(f"{what} must hold numbers, got {given}") from None
 
 
 def generate(study: Study, n_toys: int, seed: int, first: int = 0, backend: str = "numba") -> Any:
@@ -82,4 +116,4 @@ def generate(study: Study, n_toys: int, seed: int, first: int = 0, backend: str 
     """
     if hasattr(study.sampler, "generate"):
         return study.sampler.generate(study.theta, n_toys=n_toys, seed=seed, first=first, backend=backend)
-    return draw_toys(study.sampler, study.theta, n_toys=n_toys, seed=seed, first=first)
+    return draw_toys(study.sampler, study.theta, n_toys=n_toys, seed=seed, first=first, cost=study.cost)

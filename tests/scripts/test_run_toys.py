@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,9 +21,10 @@ from iminuit import Minuit
 from iminuit.cost import ExtendedUnbinnedNLL
 
 import toys
+from engine import fit_batch
 from toys import storage
 from toys.files import StorageError, parts_directory
-from toys.models import peak
+from toys.models import STUDIES, peak
 from toys.study import generate
 
 SCRIPTS = Path(__file__).absolute().parents[2] / "scripts"
@@ -171,7 +173,45 @@ def test_start_is_that_of_the_fits(finished_run):
 
 
 def test_list():
-    assert finished("--list").startswith("peak  Gaussian peak over an exponential")
+    lines = finished("--list").splitlines()
+    assert [line.split()[0] for line in lines] == list(STUDIES)
+    assert lines[0].split(maxsplit=1)[1].startswith("Gaussian peak over an exponential")
+
+
+READY_MADE = {
+    "peak-bias": ("ExtendedUnbinnedNLL of 15489 events; 5 parameters", r"lam +not in toys"),
+    "histogram": ("ExtendedBinnedNLL of 1000 bins; 3 parameters", "amp"),
+    "polynomial": ("LeastSquares of 30 points; 3 parameters", "c"),
+    "parabola": ("LeastSquares of 128 points; 2 parameters", "b"),
+    "signal-strength": ("PoissonNLL of 20 bins + NormalConstraint of 7 values; 8 parameters", "dy_shape"),
+}
+
+
+@pytest.mark.parametrize("model", READY_MADE)
+def test_ready_made_study(model):
+    """From the command to the file and the figure; and from observed data, where the study has some."""
+    fitted, row = READY_MADE[model]
+    common = ["--model", model, "--device", "cpu"]
+    out = finished(*common, "--n", "20", "--validate", "2")
+    assert f"fitted (toy 0): {fitted}" in out and re.search(row, out) and "20 valid" in out and "0 disagree" in out
+    study = STUDIES[model]()
+    again = fit_batch(study.cost, toys.load_data("toys.h5"), study.start, limits=study.limits, backend="numba")
+    np.testing.assert_array_equal(again.values, toys.load("toys.h5").values)
+    if model == "polynomial" and importlib.util.find_spec("matplotlib"):
+        assert call(plot_toys.main, "toys.h5", "--toy", "7") == (0, "written: toys.png\n", "")
+    if study.data is None:
+        return
+    if model == "histogram":
+        np.savetxt("observed.csv", study.data[0])
+    else:
+        x, y, yerror, xerror = study.data
+        columns = np.stack([x, y[0], yerror, xerror], axis=1)
+        np.savetxt("observed.csv", columns, "%.17g", ",", header="x,y,yerror,xerror", comments="")
+    out = finished(*common, "--n", "5", "--validate", "0", "--data", "observed.csv", "--overwrite")
+    assert f"fitted to observed.csv: {fitted.split(';')[0]}; the toys are thrown from these values" in out
+    (fit,) = fit_batch(study.cost, study.data, study.start, limits=study.limits, backend="numba").values
+    truth = json.loads(storage.read_attributes("toys.h5")["truth"])
+    np.testing.assert_array_equal([truth[name] for name in study.cost.names], fit)
 
 
 @pytest.mark.parametrize("doubt", ["validation", "no reference", "failures"])
@@ -243,6 +283,105 @@ def test_broken_studies(tmp_path, source, told):
     assert [file.name for file in tmp_path.iterdir() if file.name != "__pycache__"] == ["my_study.py"]
 
 
+# one study of each kind, with a sampler of one's own: (cost, what the sampler returns, truth)
+KINDS = {
+    "counts": (
+        "PoissonNLL(lambda b: b * jnp.ones(4))",
+        "jax.random.poisson(key, theta[0], (4,))",
+        "{'b': 20.0}",
+    ),
+    "histogram": (
+        "BinnedNLL(lambda x, mu: norm.cdf(x, mu, 1.0), [-4.0, -1.0, 0.0, 1.0, 4.0])",
+        "jnp.histogram(theta[0] + jax.random.normal(key, (50,)), jnp.array([-4.0, -1.0, 0.0, 1.0, 4.0]))[0]",
+        "{'mu': 0.3}",
+    ),
+    "points": (
+        "LeastSquares(lambda x, a, b: a + b * x)",
+        "(X, theta[0] + theta[1] * X + jax.random.normal(key, (6,)), jnp.ones(6))",
+        "{'a': 1.0, 'b': 2.0}",
+    ),
+    "events": (
+        "UnbinnedNLL(lambda x, mu: norm.pdf(x, mu, 1.0))",
+        "(theta[0] + jax.random.normal(key, (30,)), jnp.asarray(30))",
+        "{'mu': 0.3}",
+    ),
+    "sum": (
+        "PoissonNLL(lambda b: b * jnp.ones(4)) + NormalConstraint('b', 20.0, 2.0)",
+        "(jax.random.poisson(key, theta[0], (4,)), None)",
+        "{'b': 20.0}",
+    ),
+}
+STUDY_OF_A_KIND = """
+import jax
+import jax.numpy as jnp
+from engine import BinnedNLL, LeastSquares, NormalConstraint, PoissonNLL, UnbinnedNLL
+from kernels import norm
+from toys import Study
+
+X = jnp.arange(6.0)
+
+def sampler(key, theta):
+    return {}
+
+study = Study({}, sampler, truth={}, name="mine")
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_study_of_your_own_of_every_kind(tmp_path, kind):
+    cost, drawn, truth = KINDS[kind]
+
+    def study(cost=cost, drawn=drawn, truth=truth):
+        Path("my_study.py").write_text(STUDY_OF_A_KIND.format(drawn, cost, truth))
+        return ["--model", "my_study.py", "--n", "6", "--device", "cpu", "--validate", "2"]
+
+    out = finished(*study())
+    assert (
+        "mine: 6 toys" in out
+        and "6 valid" in out
+        and "0 disagree" in out
+        and f"fitted (toy 0): {cost.split('(')[0]}" in out
+    )
+    Path("toys.h5").unlink()
+    assert "my_study.py, line 13: ValueError: truth must have a value for each of" in refused(*study(truth="{}"))
+    told = refused(*study(drawn="theta"))
+    assert "sampler" in told or "must be" in told or "must have shape" in told
+    assert "my_study.py, line 11: " in refused(*study(drawn="nosuch(key)"))
+    if kind in ("counts", "histogram"):
+        told = refused(*study(drawn=f"-1.0 - {drawn}"))
+        assert told.startswith("the sampler throws what the cost cannot take, such as NaN, negative counts")
+    assert sorted(file.name for file in tmp_path.iterdir() if file.name != "__pycache__") == ["my_study.py"]
+
+
+def test_data_of_a_sum():
+    """One file for each cost that takes data, in the order of the costs."""
+    cost = (
+        "PoissonNLL(lambda b: b * jnp.ones(4)) + NormalConstraint('b', 9, 2) + LeastSquares(lambda x, a, b: a + b * x)"
+    )
+    Path("my_study.py").write_text(STUDY_OF_A_KIND.format("theta", cost, "{'a': 1, 'b': 20}"))
+    Path("counts.csv").write_text("21\n18\n25\n20\n")
+    Path("points.csv").write_text("x,y,yerror\n0,1,1\n1,12,1\n2,20,1\n")
+    arguments = ["--model", "my_study.py", "--n", "2", "--device", "cpu", "--data", "counts.csv"]
+    assert "the study takes 2 sets of data (PoissonNLL, LeastSquares), got 1" in refused(*arguments)
+    code, out, err = call(run_toys.main, *arguments, "--data", "points.csv")
+    told = (
+        "PoissonNLL of 4 bins + NormalConstraint of 1 value + LeastSquares of 3 points; the toys are thrown from these"
+    )
+    assert f"fitted to counts.csv and points.csv: {told} values" in out
+    assert code == 2 and err.count("\n") == 1  # the sampler then throws nothing of use
+
+    def nll(a, b):
+        chi2 = sum((y - a - b * x) ** 2 for x, y in enumerate([1, 12, 20])) + ((b - 9) / 2) ** 2
+        return sum(b - n * np.log(b) for n in [21, 18, 25, 20]) + 0.5 * chi2
+
+    minuit = Minuit(nll, a=1, b=20)
+    minuit.errordef, minuit.strategy = 0.5, 2
+    minuit.migrad()
+    for name in "ab":
+        (line,) = [line for line in out.splitlines() if line.split()[1:2] == [name] or f" {name} " in line[:20]]
+        assert f"{minuit.values[name]:.1f}" in line
+
+
 # --- wrong arguments ---------------------------------------------------------------------------------------
 
 WRONG = [
@@ -277,6 +416,20 @@ WRONG = [
     (["--model", "missing.py"], "missing.py: no such file"),
     (["--column", "x"], "--column goes with --data"),
     (["--data", "missing.csv"], "missing.csv: no such file"),
+    (["--data", "a.csv", "--data", "b.csv"], "the study takes 1 set of data (ExtendedUnbinnedNLL), got 2: repeat"),
+    (
+        ["--model", "peak-bias", "--data", "a.csv"],
+        "the fit of --data has no centre, width, which the sampler of peak-bias needs: leave out --data, and give",
+    ),
+    (
+        ["--model", "peak-bias", "--truth", "lam=4"],
+        "--truth names 'lam', but the parameters are ns, nb, mu, sigma, centre",
+    ),
+    (
+        ["--model", "peak-bias", "--start", "width=4"],
+        "--start names 'width', but the parameters are ns, nb, mu, sigma, lam",
+    ),
+    (["--model", "histogram", "--truth", "amp=-1"], "expected counts must lie in [0, 1e+09], got -"),
     (["--resume", "--overwrite"], "overwrite and resume exclude each other"),
     (["--out", "missing/toys.h5"], "missing, the directory of toys.h5, does not exist: create it"),
     (["--out", "."], ". is a directory: name a file in it"),
@@ -305,7 +458,8 @@ def test_toys_are_thrown_from_the_fit_of_the_data():
     out = finished(
         "--data", "good.csv", "--start", "ns=100", "nb=300", "--n", "5", "--validate", "0", "--device", "cpu"
     )
-    assert f"fit of {len(events)} events in good.csv; the toys are thrown from its values" in out
+    told = f"ExtendedUnbinnedNLL of {len(events)} events; the toys are thrown from these values"
+    assert f"fitted to good.csv: {told}" in out
     truth = json.loads(storage.read_attributes("toys.h5")["truth"])
     # an extended fit gives the number of events back
     assert truth["ns"] + truth["nb"] == pytest.approx(len(events), rel=1e-6)
@@ -551,5 +705,5 @@ def test_plot_that_cannot_be_made(tmp_path, finished_run):
     assert "truth names 'ns', but the parameters are n, tau" in told(path, "--model", "my_study.py")
     finished("--model", "my_study.py", "--n", "2", "--validate", "0", "--device", "cpu")
     assert told("toys.h5") == "toys.h5 is of the model 'lifetime': pass its file with --model"
-    assert "extended unbinned studies with a range only" in told("toys.h5", "--model", "my_study.py")
+    assert told("toys.h5", "--model", "my_study.py").startswith("unbinned toys can be drawn for one observable with a")
     assert not list(tmp_path.glob("*.png"))

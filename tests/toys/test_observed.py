@@ -1,15 +1,18 @@
 """Observed data: what is read, and one sentence for everything that is wrong with a file."""
 
 import os
+import sys
 
 import h5py
 import numpy as np
 import pytest
 
+from engine import ExtendedBinnedNLL, LeastSquares, NormalConstraint, UnbinnedNLL
 from engine.data import Ragged
 from engine.result import FitResult
+from kernels import norm
 from toys import storage
-from toys.observed import InputError, read_observed
+from toys.observed import InputError, read_data, read_observed
 
 EVENTS = [1.5, 2.0, 8.25]
 
@@ -115,9 +118,9 @@ def test_files_that_are_no_data(tmp_path):
     assert rejected(tmp_path / "missing" / "missing.csv") == ": no such file"
     assert rejected(tmp_path) == " is a directory, not a data file"
     assert rejected(tmp_path / ("x" * 300 + ".csv")) in (": no such file", " cannot be read: File name too long")
-    for name in ("data.root", "data"):
+    for name in ("data.xls", "data"):
         (tmp_path / name).write_text("1\n")
-        known = "known are .csv, .txt, .npy, .h5, .hdf5, .parquet"
+        known = "known are .csv, .txt, .npy, .h5, .hdf5, .parquet, .root"
         assert rejected(tmp_path / name) == f": unknown kind of file {(tmp_path / name).suffix!r}, {known}"
     for suffix in ("csv", "npy", "h5", "parquet"):
         (tmp_path / f"empty.{suffix}").touch()
@@ -265,3 +268,112 @@ def test_parquet_that_is_none(parquet):
     for contents in (whole[:-5], whole[:10], b"1.5\n2.0\n"):
         path.write_bytes(contents)
         assert rejected(path) == " is no parquet file that can be read"
+
+
+# --- ROOT --------------------------------------------------------------------------------------------------
+
+
+def test_root(tmp_path):
+    uproot = pytest.importorskip("uproot")
+    path = tmp_path / "observed.root"
+    with uproot.recreate(path) as file:
+        file.mktree("decays", {"mass": "f8", "time": "f4"})
+        file["decays"].extend({"mass": np.array(EVENTS), "time": np.array([1, 2, 3], np.float32)})
+        file.mktree("mc/decays", {"mass": "f8"})
+        file["mc/decays"].extend({"mass": np.ones(2)})
+    np.testing.assert_array_equal(read_observed(path, "decays:mass", (1.0, 9.0)), EVENTS)
+    np.testing.assert_array_equal(read_observed(path, "mc/decays:mass"), [1.0, 1.0])
+    np.testing.assert_array_equal(read_observed(path, "time"), [1.0, 2.0, 3.0])
+    branches = "decays:mass, decays:time, mc/decays:mass"
+    assert rejected(path) == f" has the branches {branches}: choose one with --column"
+    assert rejected(path, "mass") == f" has no branch 'mass', only {branches}"
+    path.write_bytes(path.read_bytes()[:50])
+    assert " is no ROOT file that can be read (" in rejected(path)
+
+
+def test_root_without_uproot(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uproot", None)
+    path = tmp_path / "observed.root"
+    path.write_bytes(b"root")
+    assert rejected(path) == ": ROOT files need uproot: pip install 'batchfit[data]'"
+
+
+# --- data of every cost ------------------------------------------------------------------------------------
+
+EDGES = [0.0, 1.0, 2.0, 3.0]
+PEAK = UnbinnedNLL(lambda x, mu: norm.pdf(x, mu, 1.0))
+PLANE = UnbinnedNLL(lambda x, mu: norm.pdf(x[0], mu, 1.0) * norm.pdf(x[1], mu, 1.0))
+HISTOGRAM = ExtendedBinnedNLL(lambda x, n, mu: n * norm.cdf(x, mu, 1.0), EDGES)
+LINE, BOTH = LeastSquares(lambda x, a, b: a + b * x), LeastSquares(lambda x, a, b: a + b * x, xerror=True)
+CORRELATED = LeastSquares(lambda x, a, b: a + b * x, covariance=np.eye(3))
+CONSTRAINT = NormalConstraint("mu", 1.0, 1.0)
+
+
+def refused(cost, paths, columns=(), observable=None):
+    with pytest.raises(InputError) as raised:
+        read_data(cost, [str(path) for path in paths], list(columns), observable)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_data_of_every_cost(csv):
+    events, counts = csv("x\n1.5\n2.0\n8.25\n", "events.csv"), csv("n\n4\n0\n2.5\n", "counts.csv")
+    points = csv("yerror,x,y,xerror,z\n1,10,100,0.5,?\n2,20,200,0,?\n3,30,300,0.5,?\n", "points.csv")
+
+    def read(cost, *paths, columns=()):
+        return read_data(cost, [str(path) for path in paths], columns, (1.0, 9.0))
+
+    (values,) = read(PEAK, events)
+    np.testing.assert_array_equal(values, EVENTS)
+    (plane,) = read(PLANE, points, columns=["x", "y"])
+    np.testing.assert_array_equal(plane, [[10, 20, 30], [100, 200, 300]])
+    np.testing.assert_array_equal(read(HISTOGRAM, counts), [[4.0, 0.0, 2.5]])
+    np.testing.assert_array_equal(read(HISTOGRAM, points, columns=["xerror"]), [[0.5, 0.0, 0.5]])
+    x, y, yerror = [10, 20, 30], [[100, 200, 300]], [1, 2, 3]
+    for cost, expected in ((LINE, (x, y, yerror)), (BOTH, (x, y, yerror, [0.5, 0, 0.5])), (CORRELATED, (x, y))):
+        data = read(cost, points)
+        assert len(data) == len(expected)
+        for mine, theirs in zip(data, expected, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    first, second, third, constraint = read(PEAK + HISTOGRAM + LINE + CONSTRAINT, events, counts, points)
+    np.testing.assert_array_equal(first[0], EVENTS)
+    np.testing.assert_array_equal(second, [[4.0, 0.0, 2.5]])
+    assert len(third) == 3 and constraint is None
+    only = read(HISTOGRAM + CONSTRAINT, counts)
+    assert len(only) == 2 and only[1] is None
+    one, two = read(PEAK + PEAK, points, points, columns=["yerror", "yerror"])
+    np.testing.assert_array_equal(one[0], two[0])
+
+
+def test_data_that_do_not_fit_the_cost(tmp_path, csv):
+    events, negative = csv("x\n1.5\n2\n", "events.csv"), csv("n\n1\n-2\n-1\n", "negative.csv")
+    points = csv("x,y,yerror\n1,2,3\n2,3,0\n", "points.csv")
+    assert refused(HISTOGRAM, [events]) == (
+        f"{events} does not fit the study: counts must have shape (n_toys, n_bins) = (n_toys, 3), or (n_toys, 3, 2) "
+        "with the sums of weights and of their squares, got (1, 2)"
+    )
+    assert refused(HISTOGRAM, [negative]) == f"{negative} holds 2 negative counts, the first in bin 2 with -2"
+    assert refused(HISTOGRAM, [points], ["x", "y"]) == f"{points}: counts are one column, got 2 --column"
+    assert refused(LINE, [points]) == f"{points} does not fit the study: yerror must be positive, but point 1 has 0"
+    assert refused(BOTH, [points]) == f"{points} has no column 'xerror', only x, y, yerror"
+    assert refused(LINE, [events]) == f"{events} has no column 'y', only x"
+    assert refused(LINE, [points], ["x"]).endswith(
+        "points are read from the columns x, y, yerror, xerror: leave out --column"
+    )
+    np.save(tmp_path / "points.npy", np.ones(3))
+    assert "is a single array: points need a file with the columns x, y, yerror" in refused(
+        LINE, [tmp_path / "points.npy"]
+    )
+    with h5py.File(tmp_path / "points.h5", "w") as file:
+        file["x"], file["y"], file["yerror"] = np.ones(3), np.ones(2), np.ones(2)
+    assert "holds 3 of x, 2 of y, 2 of yerror: all must have one number" in refused(LINE, [tmp_path / "points.h5"])
+    assert "must have the same length" in refused(PLANE, [tmp_path / "points.h5"], ["x", "y"])
+    several = PEAK + HISTOGRAM + CONSTRAINT
+    assert refused(several, [events]) == (
+        "the study takes 2 sets of data (UnbinnedNLL, ExtendedBinnedNLL), got 1: repeat --data, one file for each in "
+        "this order"
+    )
+    assert "takes 1 set of data (UnbinnedNLL), got 2: repeat --data" in refused(PEAK, [events, events])
+    assert "got 1 --column for 2 sets of data" in refused(several, [events, events], ["x"])
+    assert refused(CONSTRAINT, [events]) == "a study of NormalConstraint alone takes no --data"
+    assert "outside of the range 3 to 4" in refused(several, [events, events], (), (3.0, 4.0))

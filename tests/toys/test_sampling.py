@@ -6,7 +6,8 @@ import pytest
 from scipy import special, stats
 
 from kernels import expon, norm, randombits, truncexpon, truncnorm, uniform
-from toys.sampling import Component, ExtendedMixture, Tables, draw_toys, poisson_table
+from toys.counts import CountTables, PoissonCounts
+from toys.sampling import Component, ExtendedMixture, Mixture, Tables, draw_toys, numerical_ppf, poisson_table
 
 NAMES = ("ns", "nb", "mu", "sigma", "lam")
 SIGNAL = Component("ns", truncnorm.ppf, (1.0, 9.0, "mu", "sigma"))
@@ -14,6 +15,12 @@ BACKGROUND = Component("nb", truncexpon.ppf, (1.0, 9.0, 0.0, "lam"))
 SPECTRUM = ExtendedMixture(NAMES, (SIGNAL, BACKGROUND))
 SMALL = [20.0, 35.0, 5.0, 0.5, 4.0]
 EPS = np.finfo(np.float64).eps
+
+
+def keys_of(n_toys, seed):
+    keys = np.empty((n_toys, 2), np.uint32)
+    randombits.toy_keys(*randombits.key_words(seed), 0, keys)
+    return keys
 
 
 def assert_same_toys(a, b):
@@ -38,8 +45,8 @@ def test_poisson_table_at_large_mean():
     near = np.abs(k - 1e8) < 4e4
     np.testing.assert_allclose(table[near], special.pdtr(k[near], 1e8), atol=1e-11)
     assert 0 < table[0] < 1e-15 and table[-1] < 1.0
-    counts = np.empty((2000, 1), np.int64)
-    randombits.table_counts(0, 1, 0, table.reshape(1, -1), np.array([least]), counts)
+    # with the toys of a single bin
+    counts = PoissonCounts(lambda mean: mean[None], ("mean",)).generate([1e8], n_toys=2000, seed=1)
     assert abs(counts.mean() - 1e8) < 4 * np.sqrt(1e8 / 2000)
     assert abs(counts.var() / 1e8 - 1.0) < 4 * np.sqrt(2 / 2000)
 
@@ -52,9 +59,7 @@ def test_no_events_at_mean_zero():
 def test_counts_are_poisson():
     means = np.array([3.7, 1500.0])
     theta = [*means, 5.0, 0.5, 4.0]
-    tables = SPECTRUM.prepare(theta)
-    counts = np.empty((20_000, 2), np.int64)
-    randombits.table_counts(0, 12, 0, tables.tables, tables.least, counts)
+    counts = SPECTRUM._all_counts(SPECTRUM.prepare(theta), keys_of(20_000, 12)).astype(int)
     k = np.arange(11)
     expected = len(counts) * np.append(stats.poisson.pmf(k, 3.7), stats.poisson.sf(10, 3.7))
     observed = np.bincount(np.minimum(counts[:, 0], 11), minlength=12)
@@ -93,13 +98,11 @@ def test_backends_agree_on_a_tie():
     """A table entry that equals the uniform number counts."""
     stream = jax.random.fold_in(randombits.toy_key(1, 0), 0)
     u = float(randombits.uniform(stream, 1)[0])
-    tables = np.array([[0.5 * u, u, np.nextafter(u, 1.0), 2.0]])
-    counts = np.empty((1, 1), np.int64)
-    randombits.table_counts(0, 1, 0, tables, np.zeros(1, np.int64), counts)
-    assert counts[0, 0] == 2
     mixture = ExtendedMixture(("n",), (Component("n", uniform.ppf, (0.0, 1.0)),))
-    _, n = mixture.draw(randombits.toy_key(1, 0), Tables(np.ones(1), tables, np.zeros(1, np.int64), (4,)))
-    assert int(n) == 2
+    counts = CountTables.of([np.array([0.5 * u, u, np.nextafter(u, 1.0), 2.0])], [0])
+    tables = Tables(np.ones(1), counts, ((np.empty(0),),), (4,))
+    assert mixture._all_counts(tables, keys_of(1, 1)) == 2
+    assert int(mixture.draw(randombits.toy_key(1, 0), tables)[1]) == 2
 
 
 def test_every_density_draws_the_same_on_both_backends():
@@ -220,3 +223,127 @@ def test_mistakes_in_a_mixture():
         ExtendedMixture(NAMES, (Component("n", truncnorm.ppf, (1.0, 9.0, "mu", "sigma")),))
     with pytest.raises(ValueError, match="at least one"):
         ExtendedMixture(NAMES, ())
+
+
+# --- a fixed number of events, several observables, densities without a quantile function --------------------
+
+FIXED = Mixture(
+    ("mu", "f", "lam"),
+    50,
+    (
+        Component(None, truncnorm.ppf, (1.0, 9.0, "mu", 0.5)),
+        Component(None, truncexpon.ppf, (1.0, 9.0, 0.0, "lam")),
+        Component(None, uniform.ppf, (2.0, 7.0)),
+    ),
+    ("f", 0.3),
+)
+
+
+def gauss(x, mu, sigma):
+    return jnp.exp(-0.5 * ((x - mu) / sigma) ** 2)
+
+
+PLANE = ExtendedMixture(
+    ("n", "m", "mu"),
+    (
+        Component("n", ((norm.ppf, ("mu", 0.5)), (expon.ppf, (0.0, 2.0)))),
+        Component("m", ((uniform.ppf, (0.0, 1.0)), (numerical_ppf(gauss, 0.0, 8.0), ("mu", 0.3)))),
+    ),
+)
+
+
+def test_a_fixed_number_of_events():
+    n_toys = 4000
+    toys = FIXED.generate([5.0, 0.2, 4.0], n_toys=n_toys, seed=2)
+    np.testing.assert_array_equal(toys.offsets, 50 * np.arange(n_toys + 1))
+    counts = FIXED._all_counts(FIXED.prepare([5.0, 0.2, 4.0]), keys_of(n_toys, 2))
+    fractions = np.array([0.2, 0.3, 0.5])
+    assert np.all(counts.sum(axis=1) == 50)
+    expected = n_toys * stats.binom.pmf(np.arange(51), 50, 0.2)
+    observed = np.bincount(counts[:, 0].astype(int), minlength=51)
+    keep = expected > 5
+    pooled = [np.append(a[keep], a[~keep].sum()) for a in (observed, expected)]
+    assert stats.chisquare(*pooled).pvalue > 1e-3
+    covariance = 50 * (np.diag(fractions) - np.outer(fractions, fractions))
+    assert np.abs(np.cov(counts.T) - covariance).max() < 4.5 * 12.5 * np.sqrt(2 / n_toys)
+    # and the events follow the density of the mixture
+    parts = stats.truncnorm(-8, 8, 5.0, 0.5), stats.truncexpon(2.0, 1.0, 4.0), stats.uniform(2.0, 7.0)
+    cdf = lambda x: sum(f * part.cdf(x) for f, part in zip(fractions, parts, strict=True))  # noqa: E731
+    assert stats.kstest(toys.values, cdf).pvalue > 1e-3
+
+
+def test_a_component_alone_and_no_events():
+    alone = Mixture((), 30, (Component(None, uniform.ppf, (0.0, 1.0)),))
+    for backend in ("numba", "jax"):
+        toys = alone.generate([], n_toys=4, seed=1, backend=backend)
+        stream = jax.random.fold_in(randombits.toy_key(1, 3), 1)
+        np.testing.assert_array_equal(toys[3], randombits.uniform(stream, 30))
+        empty = Mixture((), 0, alone.components).generate([], n_toys=4, seed=1, backend=backend)
+        np.testing.assert_array_equal(empty.offsets, np.zeros(5))
+
+
+@pytest.mark.parametrize("sampler, theta", [(FIXED, [5.0, 0.2, 4.0]), (PLANE, [20.0, 30.0, 4.0])])
+def test_backends_chunks_and_single_toys(sampler, theta):
+    by_numba = sampler.generate(theta, n_toys=64, seed=2**40, first=9)
+    by_jax = sampler.generate(theta, n_toys=64, seed=2**40, first=9, backend="jax")
+    np.testing.assert_array_equal(by_numba.offsets, by_jax.offsets)
+    np.testing.assert_allclose(by_numba.values, by_jax.values, rtol=0, atol=8e-12)
+    assert_same_toys(sampler.generate(theta, n_toys=5, seed=2**40, first=29), by_numba[20:25])
+    values, n = jax.jit(lambda key: sampler(key, theta))(randombits.toy_key(2**40, 30))
+    np.testing.assert_allclose(values[..., : int(n)], by_numba[21], rtol=0, atol=8e-12)
+
+
+def test_several_observables():
+    toys = PLANE.generate([20.0, 0.0, 4.0], n_toys=2000, seed=3)
+    x, y = toys.values
+    assert stats.kstest(x, stats.norm(4.0, 0.5).cdf).pvalue > 1e-3
+    assert stats.kstest(y, stats.expon(scale=2.0).cdf).pvalue > 1e-3
+    assert abs(stats.spearmanr(x, y).statistic) < 4 / np.sqrt(len(x))
+    x, y = PLANE.generate([0.0, 30.0, 4.0], n_toys=1000, seed=3).values
+    assert stats.kstest(x, "uniform").pvalue > 1e-3
+    assert stats.kstest(y, stats.norm(4.0, 0.3).cdf).pvalue > 1e-3
+    assert abs(stats.spearmanr(x, y).statistic) < 4 / np.sqrt(len(x))
+    # a further observable leaves the first as it is
+    line = ExtendedMixture(PLANE.names, (Component("n", norm.ppf, ("mu", 0.5)),))
+    np.testing.assert_array_equal(line.generate([20.0, 0.0, 4.0], n_toys=2000, seed=3).values, toys.values[0])
+
+
+def test_a_density_draws_what_its_quantile_function_draws():
+    by_density = ExtendedMixture(NAMES, (Component("ns", numerical_ppf(gauss, 1.0, 9.0), ("mu", "sigma")), BACKGROUND))
+    a, b = (s.generate(SMALL, n_toys=100, seed=4) for s in (by_density, SPECTRUM))
+    np.testing.assert_array_equal(a.offsets, b.offsets)
+    np.testing.assert_allclose(a.values, b.values, rtol=0, atol=8e-12)
+
+
+@pytest.mark.parametrize(
+    "theta, message",
+    [
+        ([5.0, -0.1, 4.0], r"fractions must not be negative, .*, got \[-0.1, 0.3\]"),
+        ([5.0, 0.8, 4.0], "nor their sum larger than 1"),
+        ([5.0, 0.2, -4.0], "no density at"),
+    ],
+)
+def test_parameters_without_a_fixed_mixture(theta, message):
+    with pytest.raises(ValueError, match=message):
+        FIXED.generate(theta, n_toys=2, seed=1)
+
+
+def test_more_mistakes_in_a_mixture():
+    one, two = Component(None, uniform.ppf, (0.0, 1.0)), Component("n", uniform.ppf, (0.0, 1.0))
+    pair = Component(None, ((uniform.ppf, (0.0, 1.0)), (uniform.ppf, (0.0, 1.0))))
+    with pytest.raises(ValueError, match="2 components need 1 fractions"):
+        Mixture(("f",), 3, (one, one))
+    with pytest.raises(ValueError, match="has no yield: pass None"):
+        Mixture(("n",), 3, (two,))
+    with pytest.raises(ValueError, match="must name its yield"):
+        ExtendedMixture(("n",), (one,))
+    with pytest.raises(ValueError, match="'g', which is not one of"):
+        Mixture(("f",), 3, (one, one), ("g",))
+    with pytest.raises(ValueError, match="the same number of observables"):
+        Mixture(("f",), 3, (one, pair), ("f",))
+    with pytest.raises(TypeError, match="takes its arguments with each"):
+        Component(None, ((uniform.ppf, (0.0, 1.0)),), (1.0,))
+    with pytest.raises(TypeError, match="ppf must be a function"):
+        Component(None, 5.0)
+    with pytest.raises(ValueError, match="n_events must lie in"):
+        Mixture((), -3, (one,))

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from engine.result import FitResult
-from toys.statistics import ONE_SIGMA, calibration
+from toys.statistics import ONE_SIGMA, calibration, known_pulls
 
 
 def make_result(values, errors, valid=None, names=("mu", "sigma")):
@@ -64,6 +64,20 @@ def test_fits_without_an_error_are_left_out():
     assert (row.name, row.n, row.pull_mean, row.bias) == ("mu", 2, 1.0, 1.0)
     assert calibration(make_result(values, errors, [False] * 4), {"mu": 1.0, "sigma": 5.0}) == []
     assert calibration(make_result(values[:1], errors[:1]), {"mu": 1.0, "sigma": 5.0}) == []
+
+
+def test_parameters_that_the_toys_do_not_have():
+    rng = np.random.default_rng(3)
+    result = make_result(rng.normal(size=(50, 2)), np.ones((50, 2)), np.arange(50) > 9)
+    both = calibration(result, {"mu": 0.0, "sigma": 0.0})
+    mu, sigma = calibration(result, {"mu": 0.0, "tau": 5.0})
+    assert mu == both[0]
+    assert (sigma.name, sigma.n) == ("sigma", 40) and np.isnan(sigma[2:]).all()
+    pulls = known_pulls(result, {"mu": 0.0, "tau": 5.0})
+    np.testing.assert_array_equal(pulls[:, 0], result.pulls({"mu": 0.0, "sigma": 0.0})[:, 0])
+    assert np.isnan(pulls[:, 1]).all()
+    # held: neither a bias nor a row
+    assert calibration(make_result(np.ones((5, 2)), np.zeros((5, 2))), {"mu": 1.0}) == []
 
 
 def test_a_wrong_error_bar_is_seen():

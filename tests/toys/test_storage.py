@@ -74,16 +74,24 @@ def make_toys(kind, n_toys=N_TOYS):
         "counts": lambda: {"counts": rng.poisson(3.0, (n_toys, 20)), "measured": measured},
         "points": lambda: {"y": rng.normal(size=(n_toys, 6)), "measured": np.empty((n_toys, 0))},
         "values": lambda: {"values": rng.normal(size=(n_toys, 3, 2))},
+        "weights": lambda: {"values": make_ragged(lengths), "weights": make_ragged(lengths)},
+        "sum": lambda: {
+            "part0/values": make_ragged(lengths),
+            "part1/counts": rng.poisson(3.0, (n_toys, 20)),
+            "part2/values": make_ragged(lengths[::-1] + 1, d=2),
+            "part10/measured": measured,
+        },
     }[kind]()
 
 
-KINDS = ["ragged", "two observables", "empty", "counts", "points", "values"]
+KINDS = ["ragged", "two observables", "empty", "counts", "points", "values", "weights", "sum"]
+SHARED = {"part3/x": np.linspace(0.0, 1.0, 6), "part3/yerror": np.full(6, 2.0)}
 
 
-def write_parts(path, toys, result, bounds=BOUNDS, attributes=ATTRIBUTES):
+def write_parts(path, toys, result, bounds=BOUNDS, attributes=ATTRIBUTES, shared=None):
     for first, stop in bounds:
         part = {name: array[first:stop] for name, array in toys.items()}
-        storage.write_part(path, first, part, result[first:stop], attributes)
+        storage.write_part(path, first, part, result[first:stop], attributes, shared)
 
 
 def assert_equal_results(left, right):
@@ -149,6 +157,64 @@ def test_slice_of_toys(path, kind, first, stop):
     storage.join(path, {}, N_TOYS)
     expected = {name: array[first:stop] for name, array in toys.items()}
     assert_equal_toys(storage.load_toys(path, first, stop), expected)
+
+
+def test_arrays_of_all_toys_are_held_once(path):
+    toys, result = make_toys("sum"), make_result()
+    write_parts(path, toys, result, shared=SHARED)
+    for each in (storage.complete_parts(path)[1][2], path):
+        if each == path:
+            storage.join(path, {}, N_TOYS)
+        read = storage.load_shared(each)
+        assert read.keys() == SHARED.keys()
+        for name, array in SHARED.items():
+            np.testing.assert_array_equal(read[name], array)
+    with h5py.File(path) as file:
+        assert file["shared/part3/x"].shape == (6,) and file["shared/part3/x"].fletcher32
+        assert file["toys/part2/offsets"].shape == (N_TOYS + 1,)
+
+
+@pytest.mark.parametrize("other", [None, {}, SHARED | {"part3/x": np.zeros(6)}, SHARED | {"part4/x": np.zeros(6)}])
+def test_parts_that_share_other_arrays_are_not_joined(path, other):
+    toys, result = make_toys("sum"), make_result()
+    write_parts(path, toys, result, BOUNDS[:2], shared=SHARED)
+    write_parts(path, toys, result, BOUNDS[2:], shared=other)
+    with pytest.raises(StorageError, match=r"differs from toys_0000000000-0000000004.h5") as raised:
+        storage.join(path, {}, N_TOYS)
+    assert_clear(raised, "toys_0000000009-0000000011.h5")
+
+
+@pytest.mark.parametrize("first, stop", [(0, None), (3, 10), (5, 5)])
+def test_data_are_those_that_the_fit_takes(path, first, stop):
+    toys, last = make_toys("sum"), N_TOYS if stop is None else stop
+    write_parts(path, toys | {"part3/y": np.ones((N_TOYS, 6))}, make_result(), shared=SHARED)
+    storage.join(path, {}, N_TOYS)
+    events, counts, plane, points, measured = storage.load_data(path, first, stop)
+    assert_equal_toys(
+        {"a": events, "b": plane}, {"a": toys["part0/values"][first:last], "b": toys["part2/values"][first:last]}
+    )
+    np.testing.assert_array_equal(counts, toys["part1/counts"][first:last])
+    np.testing.assert_array_equal(points[0], SHARED["part3/x"])
+    assert len(points) == 3 and points[1].shape == (last - first, 6)
+    np.testing.assert_array_equal(measured, toys["part10/measured"][first:last])
+
+
+def test_file_of_version_1(path):
+    """Toys of one unbinned cost were the only ones, with the arrays as they are today."""
+    toys, result = {"values": make_toys("ragged")["values"]}, make_result()
+    with h5py.File(path, "w") as file:
+        file.attrs.update({"format_version": 1, "first": 0, "stop": N_TOYS, "seed": 3})
+        file["toys/values"], file["toys/offsets"] = toys["values"].values, toys["values"].offsets
+        for field in dataclasses.fields(FitResult):
+            value = getattr(result, field.name)
+            if isinstance(value, np.ndarray):
+                file[f"results/{field.name}"] = value
+            else:
+                file.require_group("results").attrs[field.name] = value
+    assert_equal_results(storage.load(path), result)
+    assert_equal_toys(storage.load_toys(path), toys)
+    assert_equal_toys({"values": storage.load_data(path, 2, 9)}, {"values": toys["values"][2:9]})
+    assert storage.read_attributes(path)["seed"] == 3 and storage.load_shared(path) == {}
 
 
 def test_slices_outside_raise(joined):
@@ -274,8 +340,8 @@ def test_every_array_has_a_dtype_chunks_and_a_checksum(path):
 
 
 def test_flipped_bits_never_give_other_numbers(path):
-    toys, result = make_toys("ragged"), make_result()
-    part = storage.write_part(path, 0, toys, result, {})
+    toys, result = make_toys("sum"), make_result()
+    part = storage.write_part(path, 0, toys, result, {}, SHARED)
     whole = part.read_bytes()
     rng = np.random.default_rng(3)
     n_noticed = 0
@@ -284,13 +350,14 @@ def test_flipped_bits_never_give_other_numbers(path):
         damaged[position] ^= 1 << rng.integers(8)
         part.write_bytes(damaged)
         try:
-            read_result, read_toys = storage.load(part), storage.load_toys(part)
+            read_result, read_toys, read_shared = storage.load(part), storage.load_toys(part), storage.load_shared(part)
         except StorageError as error:
             assert str(part) in str(error) and "without toys" not in str(error)
             n_noticed += 1
         else:
             assert_equal_results(read_result, result)
             assert_equal_toys(read_toys, toys)
+            assert_equal_toys(read_shared, SHARED)
     assert n_noticed > 30
 
 
@@ -454,6 +521,7 @@ def test_foreign_file_among_parts_is_named_and_kept(path):
         (0, {"events": make_ragged([1] * N_TOYS)}, "must be called 'values', got 'events'"),
         (0, {"offsets": np.ones(N_TOYS)}, "cannot be called 'offsets'"),
         (0, {"a/b": np.ones(N_TOYS)}, "cannot be called 'a/b'"),
+        (0, {"part1/offsets": np.ones(N_TOYS)}, "cannot be called 'part1/offsets'"),
     ],
 )
 def test_wrong_arguments(path, first, toys, words):

@@ -1,0 +1,114 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine import ExtendedUnbinnedNLL, LeastSquares, NormalConstraint, PoissonNLL
+from kernels import randombits
+from toys.drawing import draw_toys
+
+UNBINNED = ExtendedUnbinnedNLL(lambda x, n: (n, n))
+BINNED = PoissonNLL(lambda n: jnp.stack([n, n, n]))
+LINE = LeastSquares(lambda x, n: n * x)
+WITH_X = LeastSquares(lambda x, n: n * x, xerror=True)
+CONSTRAINT = NormalConstraint("n", 1.0, 0.5)
+SUM = UNBINNED + BINNED + CONSTRAINT
+X = jnp.linspace(-3.0, 3.0, 4)
+THETA = np.array([2.0])
+
+
+def uniforms(k, n, seed=1):
+    return np.asarray(randombits.uniform(randombits.toy_key(seed, k), n))
+
+
+def drawn(sampler, cost, **options):
+    return draw_toys(sampler, THETA, **{"n_toys": 5, "seed": 1, "chunk": 2, "cost": cost, **options})
+
+
+def test_events_of_several_observables():
+    def sampler(key, theta):
+        u = randombits.uniform(key, 8)
+        return theta[0] * u.reshape(2, 4), jnp.where(u[0] < 0.5, 1, 3)
+
+    for cost in (UNBINNED, None):
+        toys = drawn(sampler, cost, n_toys=20)
+        assert toys.values.shape[0] == 2 and set(np.diff(toys.offsets)) == {1, 3}
+        for k in range(20):
+            np.testing.assert_array_equal(toys[k], 2.0 * uniforms(k, 8).reshape(2, 4)[:, : toys[k].shape[1]])
+    assert drawn(sampler, UNBINNED, n_toys=0).values.shape == (2, 0)
+
+
+def test_counts():
+    counts = drawn(lambda key, theta: jnp.floor(theta[0] * randombits.uniform(key, 3)).astype(jnp.int32), BINNED)
+    np.testing.assert_array_equal(counts, [np.floor(2.0 * uniforms(k, 3)) for k in range(5)])
+    assert counts.dtype == np.float64
+    assert drawn(lambda key, theta: theta[0] * X[:3], BINNED, n_toys=0).shape == (0, 3)
+
+
+def test_points_whose_x_is_measured():
+    """y = f(x + noise), reported with the x without the noise."""
+
+    def sampler(key, theta):
+        a, b = jax.random.split(key)
+        x = jax.random.uniform(a, (4,), jnp.float64, -3.0, 3.0)
+        return x, theta[0] * (x + 0.15 * jax.random.normal(b, (4,), jnp.float64)), 0.1
+
+    x, y, yerror = drawn(sampler, LINE, n_toys=3000, chunk=1000)
+    assert x.shape == y.shape == (3000, 4) and np.all(yerror == 0.1) and yerror.shape == y.shape
+    noise = (y - 2.0 * x).ravel()
+    assert abs(noise.std() / 0.3 - 1.0) < 4 / np.sqrt(2 * noise.size)
+    assert abs(np.corrcoef(noise, x.ravel())[0, 1]) < 4 / np.sqrt(noise.size)
+    assert len(LINE.rows((x, y, yerror))) == 3000
+    with_x = drawn(lambda key, theta: (*sampler(key, theta), 0.3 * jnp.ones(4)), WITH_X)
+    assert len(with_x) == 4 and len(WITH_X.rows(with_x)) == 5
+
+
+def test_a_sum():
+    def sampler(key, theta):
+        u = randombits.uniform(key, 3)
+        return (u, 2), u, theta + u[:1]
+
+    events, counts, values = drawn(sampler, SUM)
+    for k in range(5):
+        u = uniforms(k, 3)
+        np.testing.assert_array_equal(events[k], u[:2])
+        np.testing.assert_array_equal(counts[k], u)
+        np.testing.assert_array_equal(values[k], 2.0 + u[:1])
+    events, counts, values = drawn(lambda key, theta: (*sampler(key, theta)[:2], None), SUM)
+    assert values is None and len(SUM.rows((events, counts, values))) == 5
+
+
+def test_chunks_change_nothing():
+    sampler = lambda key, theta: (X, theta[0] * X + randombits.uniform(key, 4), jnp.ones(4))  # noqa: E731
+    whole = drawn(sampler, LINE, n_toys=11, chunk=64)
+    for chunk in (1, 4, 11):
+        for a, b in zip(whole, drawn(sampler, LINE, n_toys=11, chunk=chunk), strict=True):
+            np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(drawn(sampler, LINE, n_toys=3, first=6)[1], whole[1][6:9])
+
+
+@pytest.mark.parametrize(
+    "cost, toy, message",
+    [
+        (None, lambda x: x[None], r"must return \(padded values, n\): .*, got"),
+        (UNBINNED, lambda x: (x, x[0]), r"\(padded values, n\): .*, got shapes \(4,\) and \(\) of float64 and float64"),
+        (UNBINNED, lambda x: (x[None], 2), r"got shapes \(1, 4\) and \(\)"),
+        (BINNED, lambda x: (x, 4), r"must return counts \(n_bins,\), real numbers, got tuple"),
+        (BINNED, lambda x: x[None], r"counts \(n_bins,\), a 1-D array, got shape \(1, 4\)"),
+        (BINNED, lambda x: x > 0, r"counts \(n_bins,\), real numbers, got bool"),
+        (LINE, lambda x: (x, x), r"must return \(x, y, yerror\), a tuple of arrays, got a tuple of 2"),
+        (LINE, lambda x: x, r"must return \(x, y, yerror\), a tuple of arrays, got"),
+        (WITH_X, lambda x: (x, x, 0.1), r"must return \(x, y, yerror, xerror\), a tuple of arrays, got a tuple of 3"),
+        (LINE, lambda x: (x, x, x[:2]), r"the shape \(n,\) of y, got shapes \(4,\), \(4,\), \(2,\)"),
+        (LINE, lambda x: (x, x[None], 0.1), r"got shapes \(4,\), \(1, 4\), \(\)"),
+        (LINE, lambda x: (x, None, 0.1), r"must return \(x, y, yerror\), real numbers, got"),
+        (CONSTRAINT, lambda x: x[0], r"must return measured values \(1,\), a 1-D array, got shape \(\)"),
+        (SUM, lambda x: ((x, 4), x), "a sum of 3 costs must return a tuple with one entry for each, got a tuple of 2"),
+        (SUM, lambda x: x, "a sum of 3 costs must return a tuple with one entry for each, got"),
+        (SUM, lambda x: (None, x, x[:1]), r"entry 0 of the toy of a sum: a sampler must return \(padded values, n\)"),
+        (SUM, lambda x: ((x, 4), (x,), x[:1]), r"entry 1 of the toy of a sum: a sampler must return counts"),
+    ],
+)
+def test_what_is_no_toy(cost, toy, message):
+    with pytest.raises(TypeError, match=message):
+        drawn(lambda key, theta: toy(X.astype(jnp.float64)), cost, n_toys=1)
