@@ -15,7 +15,7 @@ from engine.cpu import NumbaDriver
 from engine.data import Rows
 from engine.drivers import Fits, Settings
 from engine.newton_numba import EDM_GOAL
-from engine.reference import independent_cost, migrad
+from engine.rescue import rescue
 from engine.result import FitResult
 from engine.sandwich import sandwich
 from engine.status import Status
@@ -27,7 +27,6 @@ __all__ = ["VALID_EDM", "fit_batch"]
 VALID_EDM = 1e-6  # largest EDM of a valid fit, in units of errordef
 MAX_STEPS = {"newton": 200, "lbfgs": 200, "adam": 2000}
 RETRIES = 3
-RETRY_SPREAD = 0.3  # new starts are the old one times 1 +- this
 
 
 def fit_batch(
@@ -77,7 +76,8 @@ def fit_batch(
     batch_size : int, optional
         Toys that are stepped together (JAX), or fitted between two reports of progress (numba).
     retries : int
-        New starts for a toy that fails; if all fail, MIGRAD. 0 leaves failed toys as they are.
+        New starts for a toy that fails again from its own with the Gauss-Newton Hessian; if all fail, MIGRAD. 0 leaves
+        failed toys as they are.
     progress : bool or callable
         True shows a progress bar; a callable is called with the number of toys that were finished.
 
@@ -117,59 +117,13 @@ def fit_batch(
     with progress_bar(progress, len(rows)) as report:
         fits.put(good, driver.fit(good, start_values[good], settings, report))
     driver.optimizer = None  # whoever failed is retried by Newton alone
-    rescued = rescue(cost, rows, driver, fits, good, start_values, settings, retries) if retries else None
+    rescued = None
+    if retries:
+        rescued = rescue(cost, rows, driver, fits, good, start_values, settings, retries, is_valid)
     score_covariance = cost.score_covariance(rows)
     if score_covariance is not None:
         fits.covariance[:] = sandwich(cost, rows, score_covariance, fits.values, fits.covariance)
     return as_result(cost, driver, fits, settings, rescued)
-
-
-def rescue(
-    cost: Cost,
-    rows: Rows,
-    driver: NumbaDriver | XlaDriver,
-    fits: Fits,
-    good: np.ndarray,
-    start: np.ndarray,
-    settings: Settings,
-    retries: int,
-) -> np.ndarray:
-    """Fit the toys that failed again, from new starts and then from MIGRAD's minimum; True where that helped."""
-    rescued = np.zeros(len(fits.status), dtype=bool)
-
-    def again(toys: np.ndarray, starts: np.ndarray) -> np.ndarray:
-        retried = driver.fit(toys, starts, settings)
-        better = is_valid(retried, settings)
-        fits.nfev[toys] += retried.nfev
-        kept = Fits(*(getattr(retried, name)[better] for name in Fits.__dataclass_fields__))
-        kept.nfev[:] = fits.nfev[toys[better]]
-        fits.put(toys[better], kept)
-        rescued[toys[better]] = True
-        return toys[~better]
-
-    failed = good[~is_valid(fits, settings)[good]]
-    for retry in range(retries):
-        if not len(failed) or not settings.free.any():
-            break
-        failed = again(failed, new_start(start[failed], settings, retry))
-    if len(failed) and settings.free.any():
-        evaluate = independent_cost(cost, rows)
-        found = np.array([migrad(cost, rows, k, start[k], settings, evaluate).values for k in failed])
-        usable = np.isfinite(found).all(axis=1)
-        if usable.any():
-            again(failed[usable], np.clip(found[usable], settings.lower, settings.upper))
-    return rescued
-
-
-def new_start(start: np.ndarray, settings: Settings, retry: int) -> np.ndarray:
-    """The start of a retry: it depends on the old start and the number of the retry alone."""
-    jitter = np.random.default_rng(retry).uniform(-RETRY_SPREAD, RETRY_SPREAD, start.shape[1])
-    moved = start * (1.0 + jitter) + np.where(start == 0.0, jitter, 0.0)
-    # a start on a limit is where some fits get stuck: keep a distance
-    lower = np.where(np.isfinite(settings.lower), settings.lower + 0.01 * (np.abs(start) + 1e-3), -np.inf)
-    upper = np.where(np.isfinite(settings.upper), settings.upper - 0.01 * (np.abs(start) + 1e-3), np.inf)
-    moved = np.clip(np.maximum(moved, lower), None, np.maximum(upper, lower))
-    return np.where(settings.free, np.clip(moved, settings.lower, settings.upper), start)
 
 
 def is_valid(fits: Fits, settings: Settings) -> np.ndarray:

@@ -9,6 +9,8 @@ negative curvature where the gradient does not show one, as at a saddle point.
 - A step is judged by the fall of the cost, and near the minimum, where that is rounding noise, by its gradient.
 - The fit ends where a full Newton step would gain less than EDM_GOAL errordef, or less than the rounding of the
   sums. The last step is taken and its result not evaluated again: it is known to that gain.
+- Where errordef exceeds the whole cost, as of points whose errors of 1 are but nominal, it is no scale: there the fit
+  goes on until the step is below AT_REST of each parameter, or EDM_GOAL of the cost, or fails.
 - A parameter at a limit with the gradient pushing outward takes no part; it is free again when the gradient turns.
 
 `engine.newton_numba` is the same algorithm in loops.
@@ -28,6 +30,7 @@ from jax.scipy.linalg import solve_triangular
 
 from engine.newton_numba import (
     ACCEPT,
+    AT_REST,
     EDM_GOAL,
     FIRST_RADIUS,
     MAX_SHIFTS,
@@ -54,7 +57,10 @@ class Evaluation(NamedTuple):
 
 
 class NewtonState(NamedTuple):
-    """One fit. `best` belongs to `theta`; `trial` is where the cost is wanted next."""
+    """One fit. `best` belongs to `theta`; `trial` is where the cost is wanted next.
+
+    `at_end` tells that the fit ends where it is if the trial is no better.
+    """
 
     theta: Array
     best: Evaluation
@@ -65,6 +71,7 @@ class NewtonState(NamedTuple):
     length: Array
     slope: Array
     edm: Array
+    at_end: Array
     status: Array
     nfev: Array
 
@@ -211,6 +218,7 @@ def newton_init(theta: Array) -> NewtonState:
         length=jnp.full((), jnp.nan),
         slope=jnp.full((), jnp.nan),
         edm=jnp.full((), jnp.nan),
+        at_end=jnp.zeros((), dtype=bool),
         status=jnp.full((), RUNNING, dtype=jnp.int32),
         nfev=jnp.zeros((), dtype=jnp.int32),
     )
@@ -223,21 +231,24 @@ def newton_step(
     first = state.nfev == 0
     finite = jnp.isfinite(here.value) & jnp.all(jnp.isfinite(here.gradient)) & jnp.all(jnp.isfinite(here.hessian))
 
-    ratio = (state.best.value - here.value) / state.gain
-    accepted = ratio > ACCEPT
-    near = state.gain <= jnp.maximum(NEAR * errordef, 100.0 * ROUNDING * state.best.absolute)
+    absolute = state.best.absolute
+    rounding = 100.0 * ROUNDING * absolute
+    near = jnp.maximum(NEAR * jnp.minimum(errordef, absolute), rounding)
+    actual = state.best.value - here.value
+    ratio = jnp.where(state.gain > rounding, actual / state.gain, 0.0)
     moving = box.free & ~_outward(state.trial, here.gradient, box)
     per_diagonal = here.gradient**2 / jnp.maximum(jnp.abs(jnp.diagonal(state.best.hessian)), 1e-300)
     flatter = jnp.sqrt(jnp.sum(jnp.where(moving, per_diagonal, 0.0))) < state.slope
-    accepted = finite & jnp.where(near, flatter, accepted)
-    ratio = jnp.where(near, jnp.where(flatter, 1.0, 0.0), ratio)
+    ratio = jnp.where((state.gain <= near) & (actual > -near) & flatter, 1.0, ratio)
+    ratio = jnp.where(finite, ratio, 0.0)
+    accepted = jnp.where(first, finite, ratio > ACCEPT)
+    at_end = ~first & ~accepted & state.at_end
     radius = jnp.where(
-        ~finite | (ratio < 0.25),
+        ratio < 0.25,
         0.25 * state.length,
-        jnp.where((ratio > 0.75) & (state.length > 0.5 * state.radius), 3.0 * state.radius, state.radius),
+        jnp.where((ratio > 0.75) & (state.length > 0.5 * state.radius), 2.0 * state.radius, state.radius),
     )
-    radius = jnp.where(first, jnp.inf, radius)
-    accepted = jnp.where(first, finite, accepted)
+    radius = jnp.where(first, jnp.inf, jnp.where(at_end, state.radius, radius))
 
     choose = lambda new, old: jnp.where(accepted, new, old)  # noqa: E731
     theta = choose(state.trial, state.theta)
@@ -248,8 +259,12 @@ def newton_step(
 
     step, gain, length, shift, posdef, slope = _propose(theta, best, box, radius)
     radius = jnp.where(~posdef & jnp.isinf(radius), FIRST_RADIUS, radius)
-    floor = jnp.maximum(edm_goal * errordef, ROUNDING * best.absolute)
-    ended = (gain <= floor) & jnp.where(posdef, shift == 0.0, True)
+    full = (shift == 0.0) | ~posdef
+    # where the errors are but nominal, errordef may exceed the whole cost, and says little of where the minimum is
+    at_end |= (length <= SMALLEST_RADIUS) | jnp.all(jnp.abs(step) <= AT_REST * jnp.abs(theta))
+    goal = edm_goal * jnp.where(at_end, errordef, jnp.minimum(errordef, best.absolute))
+    ended = (gain <= jnp.maximum(goal, ROUNDING * best.absolute)) & full
+    at_end = (gain <= edm_goal * errordef) & full
     edm = jnp.where((shift == 0.0) | ended, gain, state.edm)
     status = jnp.select(
         [first & ~finite, ran_away, ended & posdef, ended, nfev >= max_steps, ~(length > SMALLEST_RADIUS)],
@@ -272,7 +287,7 @@ def newton_step(
         gradient=jnp.where(converged, best.gradient + best.hessian @ step, best.gradient),
     )
     theta = jnp.where(converged, trial, theta)
-    new = NewtonState(theta, best, trial, state.origin, radius, gain, length, slope, edm, status, nfev)
+    new = NewtonState(theta, best, trial, state.origin, radius, gain, length, slope, edm, at_end, status, nfev)
     running = state.status == RUNNING
     return jax.tree.map(lambda a, b: jnp.where(running, a, b), new, state)
 

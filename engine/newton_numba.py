@@ -22,7 +22,8 @@ CONVERGED, MAX_STEPS, NONFINITE, HESSIAN_NOT_POSDEF, BAD_DATA, STALLED, UNBOUNDE
 RUNNING = -1
 EDM_GOAL = 1e-13  # stop at this estimated distance to the minimum, in units of errordef
 ROUNDING = 8 * np.finfo(np.float64).eps  # times the sum of |term|: what the rounding of the sums may do
-NEAR = 1e-3  # below this predicted gain, in units of errordef, a step is judged by its gradient
+NEAR = 1e-3  # below this predicted gain, in units of errordef, a step may be judged by its gradient
+AT_REST = 1e-8  # largest last step, relative to its parameter, where errordef is larger than the whole cost
 PIVOT = 1e-14  # smallest pivot of a unit-diagonal matrix that counts as positive definite
 ACCEPT = 1e-4  # smallest ratio of actual and predicted gain of an accepted step
 FIRST_RADIUS = 4.0  # first radius where the Hessian is not positive definite, in units of |H_ii|^(-1/2)
@@ -277,6 +278,14 @@ def _propose(theta, gradient, hessian, lower_limit, upper_limit, free, radius, s
 
 
 @njit(**_HELPER)
+def _at_rest(theta, step):
+    rest = True
+    for i in range(len(theta)):
+        rest &= abs(step[i]) <= AT_REST * abs(theta[i])
+    return rest
+
+
+@njit(**_HELPER)
 def _unpack(out, gradient, hessian):
     n_params = len(gradient)
     finite = np.isfinite(out[0])
@@ -351,16 +360,20 @@ def _fit_one(
     if not _unpack(out, gradient, hessian):
         status, value = NONFINITE, np.nan
     radius = np.inf
+    at_end = False
     while status == RUNNING:
         gain, length, shift, posdef, slope = _propose(
             theta, gradient, hessian, lower_limit, upper_limit, free, radius, step, work
         )
         if not posdef and radius == np.inf:
             radius = FIRST_RADIUS
-        floor = max(edm_goal * errordef, ROUNDING * absolute)
         if shift == 0.0:
             edm = gain
-        if gain <= floor:
+        # where the errors are but nominal, errordef may exceed the whole cost, and says little of where the minimum is
+        unit = min(errordef, absolute)
+        at_end = at_end or length <= SMALLEST_RADIUS or _at_rest(theta, step)
+        goal = edm_goal * (errordef if at_end else unit)
+        if gain <= max(goal, ROUNDING * absolute):
             if posdef and shift == 0.0:
                 status = CONVERGED
                 break
@@ -382,24 +395,29 @@ def _fit_one(
         finite = _unpack(out, trial_gradient, trial_hessian)
         actual = value - out[0]
         accepted = False
+        ratio = 0.0
         if finite:
-            ratio = actual / gain
-            accepted = ratio > ACCEPT
-            if gain <= max(NEAR * errordef, 100.0 * ROUNDING * absolute):
+            rounding = 100.0 * ROUNDING * absolute
+            near = max(NEAR * unit, rounding)
+            if gain > rounding:
+                ratio = actual / gain
+            if gain <= near and actual > -near:
                 trial_slope = 0.0
                 for i in range(n_params):
                     outward_lower = trial[i] <= lower_limit[i] and trial_gradient[i] > 0.0
                     outward_upper = trial[i] >= upper_limit[i] and trial_gradient[i] < 0.0
                     if free[i] and not outward_lower and not outward_upper:
                         trial_slope += trial_gradient[i] ** 2 / max(abs(hessian[i, i]), 1e-300)
-                accepted = np.sqrt(trial_slope) < slope
-                ratio = 1.0 if accepted else 0.0
-            if ratio < 0.25:
-                radius = 0.25 * length
-            elif ratio > 0.75 and length > 0.5 * radius:
-                radius = 3.0 * radius
-        else:
+                if np.sqrt(trial_slope) < slope:
+                    ratio = 1.0
+            accepted = ratio > ACCEPT
+        at_end = not accepted and gain <= edm_goal * errordef and (shift == 0.0 or not posdef)
+        if at_end:
+            continue
+        if ratio < 0.25:
             radius = 0.25 * length
+        elif ratio > 0.75 and length > 0.5 * radius:
+            radius = 2.0 * radius
         if accepted:
             value, absolute = out[0], out[1]
             _copy(trial, theta)

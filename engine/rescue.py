@@ -1,0 +1,216 @@
+"""Second chances for toys whose fit failed, from the most faithful to their start to the least.
+
+1. From their own start with the Gauss-Newton Hessian, which leaves out the second derivatives of the model: far from
+   the minimum they are noise, which makes the exact one indefinite. Newton finishes with the exact Hessian.
+2. From where they stood when their steps ran out, with ten times as many: a narrow curved valley is long.
+3. From new starts, each the lowest of several points around the old one; by Newton, then as in 1.
+4. From MIGRAD's minimum.
+
+All this depends on the toy, its start and the number of the retry, never on other toys.
+
+References
+----------
+Nocedal & Wright, Numerical Optimization, 2nd ed., ch. 10.3. Schraudolph, Neural Comput. 14 (2002) 1723-1738, for the
+Gauss-Newton matrix of any convex loss.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from engine.cost import Cost
+from engine.cpu import NumbaDriver
+from engine.data import Rows
+from engine.drivers import Fits, Settings
+from engine.reference import independent_cost, migrad
+from engine.status import Status
+from engine.sums import SumCost
+from engine.xla import XlaDriver
+from kernels.graph import UntranslatableError
+
+__all__ = ["gauss_newton", "new_starts", "rescue"]
+
+N_STARTS = 16  # points of which a retry starts from the lowest
+SPREAD = (0.1, 3.0)  # standard deviation of log(new start / old start), of the first and the last of these
+MORE_STEPS = 10  # times as many for a fit whose steps ran out
+GAUSS_NEWTON_GOAL = 1e-6  # EDM, in units of errordef, at which Newton takes over
+
+
+def rescue(
+    cost: Cost,
+    rows: Rows,
+    driver: NumbaDriver | XlaDriver,
+    fits: Fits,
+    good: np.ndarray,
+    start: np.ndarray,
+    settings: Settings,
+    retries: int,
+    is_valid: Callable[[Fits, Settings], np.ndarray],
+) -> np.ndarray:
+    """Fit the toys that failed again, in place.
+
+    Parameters
+    ----------
+    driver : NumbaDriver or XlaDriver
+        The one that made `fits`.
+    good : (n,) int
+        Toys whose data can be fitted.
+    start : (n_toys, n_params) float64
+    retries : int
+        Number of new starts.
+    is_valid : callable
+        `is_valid(fits, settings) -> (n_fits,) bool`.
+
+    Returns
+    -------
+    (n_toys,) bool
+        Where it helped.
+    """
+    rescued = np.zeros(len(fits.status), dtype=bool)
+    failed = good[~is_valid(fits, settings)[good]]
+    if not len(failed) or not settings.free.any():
+        return rescued
+    second = _GaussNewton(cost, rows, driver, settings)
+    patient = replace(settings, max_steps=MORE_STEPS * settings.max_steps)
+
+    def newton(toys: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Fit, keep what is valid, and return the toys that are not."""
+        if not len(toys):
+            return toys
+        retried = driver.fit(toys, starts, settings)
+        fits.nfev[toys] += retried.nfev
+        slow = retried.status == Status.MAX_STEPS
+        if slow.any():
+            retried.put(slow, driver.fit(toys[slow], retried.values[slow], patient))
+            fits.nfev[toys[slow]] += retried.nfev[slow]
+        better = is_valid(retried, settings)
+        kept = Fits(*(getattr(retried, name)[better] for name in Fits.__dataclass_fields__))
+        kept.nfev[:] = fits.nfev[toys[better]]
+        fits.put(toys[better], kept)
+        rescued[toys[better]] = True
+        return toys[~better]
+
+    def gauss_newton_first(toys: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        found = second.fit(toys, starts) if len(toys) else None
+        if found is None:
+            return toys
+        fits.nfev[toys] += found.nfev
+        finite = np.isfinite(found.fval)
+        return np.sort(np.concatenate([newton(toys[finite], found.values[finite]), toys[~finite]]))
+
+    begun = fits.status[failed] != Status.NONFINITE
+    failed = np.sort(np.concatenate([gauss_newton_first(failed[begun], start[failed[begun]]), failed[~begun]]))
+    slow = failed[fits.status[failed] == Status.MAX_STEPS]
+    failed = np.sort(np.concatenate([newton(slow, fits.values[slow]), np.setdiff1d(failed, slow)]))
+    for retry in range(retries):
+        starts = np.array(start)
+        starts[failed] = _lowest(driver, failed, new_starts(start[failed], settings, retry), settings)
+        failed = newton(failed, starts[failed])
+        failed = gauss_newton_first(failed, starts[failed])
+    if len(failed):
+        evaluate = independent_cost(cost, rows)
+        found = np.array([migrad(cost, rows, k, start[k], settings, evaluate).values for k in failed])
+        finite = np.isfinite(found).all(axis=1)
+        newton(failed[finite], np.clip(found[finite], settings.lower, settings.upper))
+    return rescued
+
+
+def new_starts(start: np.ndarray, settings: Settings, retry: int) -> np.ndarray:
+    """Points around the starts of toys, (N_STARTS, n_toys, n_params), that depend on the number of the retry alone.
+
+    A free parameter is multiplied by e^(s z), with z from a normal distribution and s from 0.1 to 3; from 0 it goes to
+    s z. A start on a limit is where some fits get stuck: all keep a distance.
+    """
+    z = np.random.default_rng(retry).normal(size=(N_STARTS, 1, start.shape[1]))
+    change = np.geomspace(*SPREAD, N_STARTS)[:, None, None] * z
+    moved = np.where(start == 0.0, change, start * np.exp(change))
+    distance = np.minimum(0.01 * (np.abs(start) + 1e-3), 0.5 * (settings.upper - settings.lower))
+    return np.where(settings.free, np.clip(moved, settings.lower + distance, settings.upper - distance), start)
+
+
+def _lowest(driver: NumbaDriver | XlaDriver, toys: np.ndarray, points: np.ndarray, settings: Settings) -> np.ndarray:
+    """For each toy the point of lowest cost, of points (n_points, n_toys, n_params); the first where none is finite."""
+    values = np.stack([driver.fit(toys, each, replace(settings, max_steps=1)).fval for each in points])
+    best = np.argmin(np.where(np.isnan(values), np.inf, values), axis=0)
+    return points[best, np.arange(len(toys))]
+
+
+class _GaussNewton:
+    """A driver with the Gauss-Newton Hessian, made like another one when it is first wanted."""
+
+    def __init__(self, cost: Cost, rows: Rows, driver: NumbaDriver | XlaDriver, settings: Settings) -> None:
+        self.cost, self.rows, self.like = cost, rows, driver
+        self.settings = replace(settings, edm_goal=max(settings.edm_goal, GAUSS_NEWTON_GOAL))
+        self.driver: NumbaDriver | XlaDriver | None = None
+
+    def fit(self, toys: np.ndarray, starts: np.ndarray) -> Fits | None:
+        """The fits, or None where the linearised model has no numba form."""
+        if self.driver is None:
+            cost = gauss_newton(self.cost)
+            if isinstance(self.like, XlaDriver):
+                devices = list(self.like.mesh.devices.flat)
+                self.driver = XlaDriver(cost, self.rows, devices, batch_size=self.like.lanes)
+            else:
+                try:
+                    self.driver = NumbaDriver(cost, self.rows, self.like.batch_size)
+                except UntranslatableError:
+                    return None
+        return self.driver.fit(toys, starts, self.settings)
+
+
+def gauss_newton(cost: Cost) -> Cost:
+    """The same cost with a Hessian in which the second derivatives of the model are left out.
+
+    Of sum_i h(m_i) there remains sum_i h''(m_i) grad m_i grad m_i^T, which is never indefinite where h is convex, as
+    the square and -log are. Value and gradient are the same. A cost without a model is returned as it is.
+    """
+    kept = vars(cost)
+    if "_gauss_newton" not in kept:
+        if isinstance(cost, SumCost):
+            kept["_gauss_newton"] = SumCost(*map(gauss_newton, cost.costs))
+        elif hasattr(cost, "model"):
+            other = _copied(cost)
+            other.model = linearised(cost.model, len(cost.names), log=getattr(cost, "log", False))
+            kept["_gauss_newton"] = other
+        else:
+            return cost
+    return kept["_gauss_newton"]
+
+
+def _copied(cost: Any, **changed: Any) -> Any:
+    """A cost like another, with nothing in it that depends on the model of the other."""
+    other = copy.copy(cost)
+    for name, value in vars(cost).items():
+        if name.startswith("_") and not isinstance(value, np.ndarray):
+            del vars(other)[name]  # compiled
+        elif getattr(value, "__self__", None) is cost:
+            vars(other)[name] = value.__func__.__get__(other)
+        elif isinstance(value, Cost) and name not in changed:
+            vars(other)[name] = _copied(value, nll=other)  # the integral over a fit range
+    vars(other).update(changed)
+    return other
+
+
+def linearised(model: Callable, n_params: int, *, log: bool = False) -> Callable:
+    """The model with the same value and slopes by its last `n_params` arguments, and without second derivatives.
+
+    With `log` the (last) result is a logarithm, and its exponential is what becomes linear.
+    """
+
+    def linear(*args: Any) -> Any:
+        others, theta = args[: len(args) - n_params], args[len(args) - n_params :]
+        at = tuple(jax.lax.stop_gradient(jnp.asarray(value, dtype=float)) for value in theta)
+        step = tuple(value - here for value, here in zip(theta, at, strict=True))
+        value, change = jax.jvp(lambda *t: model(*others, *t), at, step)
+        if not log:
+            return jax.tree.map(jnp.add, value, change)
+        if not isinstance(value, tuple | list):
+            return value + jnp.log1p(change)
+        return value[0] + change[0], value[1] + jnp.log1p(change[1])
+
+    return linear
