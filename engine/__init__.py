@@ -12,7 +12,6 @@ if getattr(kernels, "BATCHFIT", None) is None:
 from engine.binned import BinnedNLL, ExtendedBinnedNLL
 from engine.constraints import GammaConstraint, NormalConstraint, PoissonConstraint
 from engine.cost import Cost
-from engine.costs import ExtendedUnbinnedNLL, UnbinnedNLL
 from engine.data import Ragged, Weighted
 from engine.fit import fit_batch
 from engine.leastsquares import LeastSquares
@@ -20,6 +19,7 @@ from engine.newton import newton
 from engine.poisson import PoissonNLL
 from engine.result import Fit, FitResult
 from engine.status import Status
+from engine.unbinned import ExtendedUnbinnedNLL, UnbinnedNLL
 
 #: Tells batchfit's packages from others of the same common names.
 BATCHFIT = "0.1.0"

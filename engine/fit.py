@@ -15,6 +15,7 @@ from engine.cpu import NumbaDriver
 from engine.data import Rows
 from engine.drivers import Fits, Settings
 from engine.newton_numba import EDM_GOAL
+from engine.regularity import warn_of_irregularities
 from engine.rescue import rescue
 from engine.result import FitResult
 from engine.sandwich import sandwich
@@ -108,6 +109,8 @@ def fit_batch(
     if len(rows):
         cost.check(start_values[0])
     driver = pick_driver(cost, rows, optimizer, backend, device, max_steps, batch_size)
+    if len(rows):
+        warn_of_irregularities(cost, rows, start_values[0], lower, upper, free)
     newton_steps = max_steps if max_steps is not None and optimizer == "newton" else MAX_STEPS["newton"]
     settings = Settings(lower, upper, free, cost.errordef, EDM_GOAL if tol is None else tol, newton_steps)
 

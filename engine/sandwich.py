@@ -5,7 +5,7 @@ covariance is V C V with V the inverse Hessian and C the covariance of the gradi
 
 References
 ----------
-Langenbruch, Eur. Phys. J. C 82 (2022) 393, eq. 18; Huber, Proc. Fifth Berkeley Symp. 1 (1967) 221.
+Langenbruch, Eur. Phys. J. C 82 (2022) 393; Huber, Proc. Fifth Berkeley Symp. 1 (1967) 221.
 """
 
 from collections.abc import Callable

@@ -20,7 +20,7 @@ import numpy as np
 from jax.extend import core as jex_core
 from numpy.lib.stride_tricks import as_strided
 
-from kernels.graph import _CALLS, _ELEMENTWISE, _UNCHANGED, MAX_TURNS, UntranslatableError, _where, scan_layout
+from kernels.graph import _CALLS, _ELEMENTWISE, _UNCHANGED, UntranslatableError, _where, scan_layout
 from kernels.loops import _BOOLEAN, _MODES, _address, _Buffer, _dense, _Indirect, _Pool, _Value, _Write, _Writer
 from kernels.translate import _HEADER, import_source
 
@@ -36,6 +36,8 @@ _REDUCTIONS |= {"reduce_and": "min", "reduce_or": "max"}
 _CUMULATIVE = {"cumsum": "add", "cumprod": "mul", "cummax": "max", "cummin": "min"}
 _SCATTERS = {"scatter": "set", "scatter-add": "add", "scatter_add": "add", "scatter-mul": "mul", "scatter_mul": "mul"}
 _SCATTERS |= {"scatter-max": "max", "scatter_max": "max", "scatter-min": "min", "scatter_min": "min"}
+# A loop of more turns is not written out.
+MAX_TURNS = 64
 # An operation on constants is carried out at once, unless its result is larger than this and than its arguments.
 MAX_FOLDED = 1 << 18
 

@@ -4,229 +4,21 @@
 every expression stands once. Small fixed-size arrays inside the function disappear: an array becomes the
 array of its elements' node numbers, and operations that only move elements are carried out on those numbers
 by JAX itself, while the graph is built.
-
-The graph knows which nodes depend on the row (the event, bin or data point) and keeps a product in the form
-`coefficient * core`, where the coefficient does not depend on the row. What does not depend on the row then
-gathers in few nodes, which a loop over rows evaluates once.
 """
 
 import math
-import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex_core
 
-__all__ = ["Graph", "Node", "UntranslatableError", "trace"]
+from kernels.derivatives import value_gradient_hessian
+from kernels.nodes import Graph, Partials, UntranslatableError
 
-
-class UntranslatableError(NotImplementedError):
-    """A model uses an operation that has no scalar form here; the message names it and where it stands."""
-
-
-class Node(NamedTuple):
-    op: str
-    args: tuple
-    depends_on_row: bool
-
-
-_FOLD: dict[str, Callable] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "neg": operator.neg,
-    "abs": abs,
-    "lt": operator.lt,
-    "le": operator.le,
-    "gt": operator.gt,
-    "ge": operator.ge,
-    "eq": operator.eq,
-    "ne": operator.ne,
-    "and": operator.and_,
-    "or": operator.or_,
-    "not": operator.not_,
-}
-_COMMUTATIVE = {"add", "mul", "max", "min", "eq", "ne", "and", "or"}
-
-
-class Graph:
-    """Scalar operations, each expression once; a node's arguments have smaller numbers than the node."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-        self.holds_float32 = False  # an array constant of the model came in float32
-        self._numbers: dict[tuple, int] = {}
-
-    def _intern(self, op: str, args: tuple, depends_on_row: bool) -> int:
-        key = (op, *(a.hex() if isinstance(a, float) else (type(a), a) for a in args))
-        if key not in self._numbers:
-            self._numbers[key] = len(self.nodes)
-            self.nodes.append(Node(op, args, depends_on_row))
-        return self._numbers[key]
-
-    def argument(self, kind: str, position: int) -> int:
-        """An input: a parameter ("theta"), a toy's measured value ("aux") or a column of the row."""
-        return self._intern(kind, (position,), kind in ("row", "shared"))
-
-    def const(self, value: Any) -> int:
-        if isinstance(value, bool | np.bool_):
-            return self._intern("const", (bool(value),), False)
-        if isinstance(value, int | np.integer):
-            return self._intern("const", (int(value),), False)
-        return self._intern("const", (float(value),), False)
-
-    def value(self, number: int) -> Any:
-        """The value of a constant node, None for any other."""
-        node = self.nodes[number]
-        return node.args[0] if node.op == "const" else None
-
-    def on_row(self, number: int) -> bool:
-        return self.nodes[number].depends_on_row
-
-    def split(self, number: int) -> tuple[int | None, int]:
-        """(coefficient, core) of a node that depends on the row."""
-        node = self.nodes[number]
-        if node.op == "mul" and self.on_row(number) and not self.on_row(node.args[0]):
-            return node.args[0], node.args[1]
-        if node.op == "neg":
-            return self.const(-1.0), node.args[0]
-        return None, number
-
-    def apply(self, op: str, *args: int) -> int:
-        """The node of `op` on nodes, simplified."""
-        values = [self.value(a) for a in args]
-        if op in _FOLD and all(v is not None for v in values):
-            return self.const(_FOLD[op](*values))
-        simplify = getattr(self, f"_{op}", None)
-        if simplify is not None:
-            return simplify(*args)
-        return self._plain(op, *args)
-
-    def _plain(self, op: str, *args: int) -> int:
-        if op in _COMMUTATIVE and args[1] < args[0]:
-            args = args[::-1]
-        return self._intern(op, args, any(self.on_row(a) for a in args))
-
-    def _neg(self, a: int) -> int:
-        node = self.nodes[a]
-        if node.op == "neg":
-            return node.args[0]
-        if node.op == "sub":
-            return self._sub(node.args[1], node.args[0])
-        coefficient, core = self.split(a)
-        if coefficient is not None and self.on_row(a):
-            return self._mul(self.apply("neg", coefficient), core)
-        return self._plain("neg", a)
-
-    def _add(self, a: int, b: int) -> int:
-        if self.value(a) == 0.0:
-            return b
-        if self.value(b) == 0.0:
-            return a
-        if self.nodes[b].op == "neg":
-            return self._sub(a, self.nodes[b].args[0])
-        if self.nodes[a].op == "neg":
-            return self._sub(b, self.nodes[a].args[0])
-        return self._combine("add", a, b)
-
-    def _sub(self, a: int, b: int) -> int:
-        if self.value(b) == 0.0:
-            return a
-        if self.value(a) == 0.0:
-            return self._neg(b)
-        if self.nodes[b].op == "neg":
-            return self._add(a, self.nodes[b].args[0])
-        return self._combine("sub", a, b)
-
-    def _combine(self, op: str, a: int, b: int) -> int:
-        """c1 * r + c2 * r = (c1 + c2) * r, for terms that depend on the row."""
-        if self.on_row(a) and self.on_row(b):
-            (ca, ra), (cb, rb) = self.split(a), self.split(b)
-            if ra == rb and (ca is not None or cb is not None):
-                one = self.const(1.0)
-                return self._mul(self.apply(op, one if ca is None else ca, one if cb is None else cb), ra)
-        return self._plain(op, a, b)
-
-    def _mul(self, a: int, b: int) -> int:
-        if self.on_row(a) and not self.on_row(b):
-            a, b = b, a
-        for one, other in ((a, b), (b, a)):
-            if self.value(one) == 1.0:
-                return other
-            if self.value(one) == -1.0 and not self.on_row(other):
-                return self._neg(other)
-        if not self.on_row(b):
-            for one, other in ((a, b), (b, a)):
-                if self.nodes[one].op == "neg":
-                    return self._neg(self._mul(self.nodes[one].args[0], other))
-            return self._plain("mul", a, b)
-        if not self.on_row(a):
-            coefficient, core = self.split(b)
-            if coefficient is not None:
-                return self._mul(self.apply("mul", a, coefficient), core)
-            if self.value(a) == -1.0:
-                return self._plain("neg", b)
-            return self._intern("mul", (a, b), True)
-        (ca, ra), (cb, rb) = self.split(a), self.split(b)
-        core = self._plain("mul", ra, rb)
-        for coefficient in (ca, cb):
-            if coefficient is not None:
-                core = self._mul(coefficient, core)
-        return core
-
-    def _div(self, a: int, b: int) -> int:
-        return self._mul(a, self._reciprocal(b))
-
-    def _reciprocal(self, b: int) -> int:
-        value = self.value(b)
-        if isinstance(value, float) and value != 0.0:
-            return self.const(1.0 / value)
-        coefficient, core = self.split(b)
-        if coefficient is not None and self.on_row(b):
-            return self._mul(self._reciprocal(coefficient), self._reciprocal(core))
-        if self.nodes[b].op == "neg":
-            return self._neg(self._reciprocal(self.nodes[b].args[0]))
-        if self.nodes[b].op == "reciprocal":
-            return self.nodes[b].args[0]
-        return self._plain("reciprocal", b)
-
-    def _select(self, condition: int, if_true: int, if_false: int) -> int:
-        if self.value(condition) is not None:
-            return if_true if self.value(condition) else if_false
-        if if_true == if_false:
-            return if_true
-        coefficient, core = self.split(if_true) if self.on_row(if_true) else (None, if_true)
-        if coefficient is not None and self.on_row(condition) and self.value(if_false) == 0.0:
-            return self._mul(coefficient, self._plain("select", condition, core, if_false))
-        return self._plain("select", condition, if_true, if_false)
-
-    def power(self, a: int, exponent: int) -> int:
-        """a to an integer power, by repeated squaring."""
-        if exponent < 0:
-            return self.power(self._reciprocal(a), -exponent)
-        result = self.const(1.0)
-        while exponent:
-            if exponent & 1:
-                result = self.apply("mul", result, a)
-            a, exponent = self.apply("mul", a, a) if exponent > 1 else a, exponent >> 1
-        return result
-
-    def live(self, outputs: Sequence[int]) -> list[int]:
-        """Numbers of all nodes that the outputs need, in an order in which they can be evaluated."""
-        seen: set[int] = set()
-        stack = list(outputs)
-        while stack:
-            number = stack.pop()
-            if number in seen:
-                continue
-            seen.add(number)
-            node = self.nodes[number]
-            if node.op not in ("const", "theta", "aux", "row", "shared"):
-                stack.extend(node.args)
-        return sorted(seen)
-
+__all__ = ["Graph", "UntranslatableError", "interpret", "trace"]
 
 # jaxpr primitive -> operation of the graph, for those that act on each element alone.
 _ELEMENTWISE = {
@@ -280,6 +72,7 @@ _ELEMENTWISE = {
     "not": "not",
     "is_finite": "is_finite",
 }
+_ON_ELEMENTS = {"integer_pow", "square", "logistic", "select_n", "clamp", "convert_element_type", "one_minus_square"}
 _UNCHANGED = {"copy", "copy_p", "stop_gradient", "optimization_barrier", "reduce_precision"}
 # Primitives that only move elements: JAX carries them out on arrays of node numbers.
 _MOVEMENT = {"reshape", "broadcast_in_dim", "squeeze", "transpose", "slice", "concatenate", "rev", "expand_dims"}
@@ -295,16 +88,21 @@ _NOT_ON_INTEGERS = {"div", "rem", "pow", "not", "and", "or"}
 _FOLDED_ON_INTEGERS = _NOT_ON_INTEGERS | {"sign", "max", "min", "clamp", "reduce_max", "reduce_min"}
 _CONTROL = {"while"}  # never carried out, not even on constants
 # A loop of more turns is not written out.
-MAX_TURNS = 64
+MAX_TURNS = 256
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
 _CALLS |= {"custom_vjp_call": "call_jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr", "core_call": "call_jaxpr"}
+_OWN_RULE = {"custom_jvp_call", "custom_vjp_call"}
+# A function with a rule of differentiation of its own may have so many arguments.
+MAX_OWN_RULE = 12
 
 
 class _Interpreter:
     """Runs a jaxpr on arrays of node numbers."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, derivatives: bool = False, origin: tuple = ()) -> None:
         self.graph = graph
+        self.derivatives = derivatives  # whether the result will be differentiated
+        self.origin = origin  # of what is interpreted, where this is the derivative of an operation
         self.within: list = []  # the equations that the present one is part of, such as calls
 
     def run(self, jaxpr: Any, consts: Sequence, args: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -340,7 +138,12 @@ class _Interpreter:
             return self.folded(eqn, args)
         if name in _ELEMENTWISE:
             op = _ELEMENTWISE[name]
-            return [self.elementwise(lambda *a: graph.apply(op, *(int(x) for x in a)), *args)]
+            result = self.elementwise(lambda *a: graph.apply(op, *(int(x) for x in a)), *args)
+            for number in result.ravel():
+                graph.origins.setdefault(int(number), self.origin or tuple(self.within))
+            return [result]
+        if self.derivatives and (name in _OWN_RULE or name == "stop_gradient"):
+            return self.with_own_rule(eqn, args)
         if name in _CALLS:
             inner = params[_CALLS[name]]
             return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), args)
@@ -352,6 +155,61 @@ class _Interpreter:
             return [self.reduce(_REDUCTIONS[name], args[0], params["axes"])]
         method = getattr(self, f"do_{name}", None)
         return self.folded(eqn, args) if method is None else method(eqn, *args)
+
+    def with_own_rule(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
+        """The outputs of a function that must not be differentiated as it stands, with their derivatives by JAX."""
+        plain, graph = _Interpreter(self.graph, origin=self.origin), self.graph
+        plain.within = [*self.within]
+        values = [np.asarray(o) for o in plain.equation(eqn, args)]
+        depends = [k for k, a in enumerate(args) if any(graph.support(int(n)) for n in a.ravel())]
+        if not depends:
+            return values
+        if eqn.primitive.name == "stop_gradient":
+            none = Partials({}, {})
+            keep = lambda n: graph.with_partials(int(n), none) if graph.support(int(n)) else int(n)  # noqa: E731
+            return [self.elementwise(keep, *values)]
+        shape = values[0].shape
+        # along these directions in the space of the arguments the function is differentiated
+        directions: list[tuple[int, tuple | None]]
+        if _acts_on_elements(eqn.params["call_jaxpr"].jaxpr, shape):
+            directions = [(k, None) for k in depends]
+        else:
+            directions = [(k, place) for k in depends for place in np.ndindex(args[k].shape)]
+        if len(directions) > MAX_OWN_RULE:
+            raise UntranslatableError(
+                f"derivatives of a function with a rule of its own by {len(directions)} arguments, more than "
+                f"{MAX_OWN_RULE}{self.where()}"
+            )
+
+        def moved(*shifts_and_inputs: Any) -> Any:
+            inputs = list(shifts_and_inputs[len(directions) :])
+            for (k, place), shift in zip(directions, shifts_and_inputs, strict=False):
+                along = np.ones(args[k].shape)
+                if place is not None:
+                    along = np.zeros(args[k].shape)
+                    along[place] = 1.0
+                inputs[k] = inputs[k] + shift * along
+            outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+            return jnp.concatenate([jnp.ravel(output) for output in outputs])
+
+        structs = [jax.ShapeDtypeStruct((), np.float64)] * len(directions)
+        structs += [jax.ShapeDtypeStruct(a.shape, v.aval.dtype) for a, v in zip(args, eqn.invars, strict=True)]
+        closed = jax.make_jaxpr(value_gradient_hessian(moved, len(directions)))(*structs)
+        zeros = [np.array(graph.const(0.0))] * len(directions)
+        derivatives = plain.run(closed.jaxpr, closed.consts, [*zeros, *args])[1:]
+        results, position = [], 0
+        for value in values:
+            each = []
+            for place, number in zip(np.ndindex(value.shape), value.ravel(), strict=True):
+                arguments = [
+                    int(np.broadcast_to(args[k], shape)[place] if where is None else args[k][where])
+                    for k, where in directions
+                ]
+                partials = Partials.of(graph, arguments, [int(d[position]) for d in derivatives])
+                each.append(graph.with_partials(int(number), partials))
+                position += 1
+            results.append(np.array(each, dtype=np.int64).reshape(value.shape))
+        return results
 
     def folded(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
         """The outputs of an equation that has no scalar form, where all that it takes is constant."""
@@ -377,12 +235,24 @@ class _Interpreter:
             if indices is None:
                 raise UntranslatableError(f"an index that depends on a parameter or on the row{self.where()}")
             moved[k] = indices.astype(np.int32)
+        self.check_index(eqn, args, moved)
         if name == "gather":  # what lies outside is a node as well
             fill = params["fill_value"]
             params["fill_value"] = self.graph.const(math.nan if fill is None else fill)
         with jax.ensure_compile_time_eval():
             outputs = eqn.primitive.bind(*moved, **params)
         return [np.asarray(output) for output in (outputs if eqn.primitive.multiple_results else [outputs])]
+
+    def check_index(self, eqn: Any, args: list[np.ndarray], moved: list[np.ndarray]) -> None:
+        """An index beyond the observables of a row, which JAX moves inside without a word, is a mistake."""
+        if eqn.primitive.name != "dynamic_slice":
+            return
+        if all(self.graph.nodes[int(n)].op in ("row", "shared") for n in args[0].ravel()):
+            for start, n, size in zip(moved[1:], args[0].shape, eqn.params["slice_sizes"], strict=True):
+                index = int(start)
+                if not 0 <= index <= n - size:
+                    index -= 0 if index > 0 else n  # JAX has added n
+                    raise IndexError(f"index {index} is out of bounds for the {n} observables of x{self.where()}")
 
     def reduce(self, op: str, numbers: np.ndarray, axes: Sequence[int]) -> np.ndarray:
         kept = [axis for axis in range(numbers.ndim) if axis not in axes]
@@ -394,7 +264,7 @@ class _Interpreter:
         return result
 
     def where(self) -> str:
-        return _where(*reversed(self.within))
+        return _where(*reversed(self.origin or self.within))
 
     def do_integer_pow(self, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
         return [self.elementwise(lambda n: self.graph.power(int(n), eqn.params["y"]), a)]
@@ -507,6 +377,21 @@ class _Interpreter:
         return [result.reshape(shape)]
 
 
+def _acts_on_elements(jaxpr: Any, shape: tuple[int, ...]) -> bool:
+    """Whether each element of the outputs, which have this shape, comes from the same element of the inputs."""
+    for eqn in jaxpr.eqns:
+        name, shapes = eqn.primitive.name, {v.aval.shape for v in (*eqn.invars, *eqn.outvars)}
+        if name in _CALLS:
+            inner = eqn.params[_CALLS[name]]
+            alike = _acts_on_elements(getattr(inner, "jaxpr", inner), shape)
+        else:
+            alike = name in _ELEMENTWISE or name in _UNCHANGED or name in _ON_ELEMENTS
+            alike |= name == "broadcast_in_dim" and not eqn.invars[0].aval.shape
+        if not alike or not shapes <= {(), shape}:
+            return False
+    return {v.aval.shape for v in jaxpr.outvars} == {shape}
+
+
 def _where(*eqns: Any) -> str:
     """' at file:line' of the user's own code, as far as JAX knows it: of the first equation that has one.
 
@@ -534,7 +419,15 @@ def scan_layout(eqn: Any) -> tuple[int, int]:
     return len(eqn.invars) - n_scanned - n_carry, n_carry
 
 
-def trace(function: Callable, kinds: Sequence[tuple[str, int]], graph: Graph) -> list[int]:
+def interpret(graph: Graph, closed: Any, numbers: Sequence[int], origin: int) -> list[int]:
+    """Add the outputs of a jaxpr of scalars, at nodes of the graph; it belongs to the operation of node `origin`."""
+    interpreter = _Interpreter(graph, origin=graph.origins.get(origin, ()))
+    return [int(output) for output in interpreter.run(closed.jaxpr, closed.consts, [*map(np.array, numbers)])]
+
+
+def trace(
+    function: Callable, kinds: Sequence[tuple[str, int]], graph: Graph, *, derivatives: bool = False
+) -> list[int]:
     """Add the outputs of `function` to a graph.
 
     Parameters
@@ -544,6 +437,9 @@ def trace(function: Callable, kinds: Sequence[tuple[str, int]], graph: Graph) ->
     kinds : sequence of (kind, position)
         What each argument is: a parameter ("theta"), a measured value of the toy ("aux"), a column of the row that
         belongs to the toy ("row") or is shared by all toys ("shared").
+    derivatives : bool
+        Whether the outputs are to be differentiated by `kernels.secondorder`: then functions with a rule of
+        differentiation of their own keep it.
 
     Returns
     -------
@@ -559,5 +455,5 @@ def trace(function: Callable, kinds: Sequence[tuple[str, int]], graph: Graph) ->
         scalar = jax.ShapeDtypeStruct((), np.float64)
         closed = jax.make_jaxpr(function)(*[scalar] * len(kinds))
         arguments = [np.array(graph.argument(kind, position)) for kind, position in kinds]
-        outputs = _Interpreter(graph).run(closed.jaxpr, closed.consts, arguments)
+        outputs = _Interpreter(graph, derivatives).run(closed.jaxpr, closed.consts, arguments)
     return [int(output) for output in outputs]

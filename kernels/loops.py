@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from kernels.translate import _EXPRESSIONS, _constant
+from kernels.statements import BOOLEAN, EXPRESSIONS, constant
 
-_TEXT = _EXPRESSIONS | {
+_TEXT = EXPRESSIONS | {
     "div": "{0} / {1}",
     "to_number": "(1.0 if {0} else 0.0)",
     "to_bool": "{0} != 0.0",
@@ -25,7 +25,7 @@ _TEXT = _EXPRESSIONS | {
     "le_to": "({0} <= {1} or {1} != {1})",
     "logistic": "1.0 / (1.0 + exp(-{0}))",
 }
-_BOOLEAN = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "is_finite", "lt_to", "le_to", "to_bool"}
+_BOOLEAN = BOOLEAN | {"lt_to", "le_to", "to_bool"}
 # Computed again wherever it is needed rather than stored.
 _CHEAP = {"add", "sub", "mul", "div", "neg", "abs", "select", "copy", "to_number", "to_bool", "max", "min"} | _BOOLEAN
 # An expression of more operations than this is stored where two loops need it.
@@ -35,8 +35,8 @@ _MODES = {
     "set": (0.0, "{1}"),
     "add": (0.0, "{0} + {1}"),
     "mul": (1.0, "{0} * {1}"),
-    "max": (-math.inf, _EXPRESSIONS["max"]),
-    "min": (math.inf, _EXPRESSIONS["min"]),
+    "max": (-math.inf, EXPRESSIONS["max"]),
+    "min": (math.inf, EXPRESSIONS["min"]),
 }
 
 
@@ -244,7 +244,7 @@ class _Writer:
             if buffer.writes and (buffer.start != 0.0 or thin):
                 place = f"{buffer.place}[{self.integer(self.offset(buffer))} + k]"
                 body += [f"for k in range({self.integer(buffer.memory.size)}):"]
-                body += [f"    {place} = {_constant(buffer.start)}"]
+                body += [f"    {place} = {constant(buffer.start)}"]
         for key in sorted(self.rounds, key=lambda k: k[0]):
             writes = self.rounds[key]
             if 0 not in key[1] and any(w.value.mask.any() for w in writes):
@@ -333,7 +333,7 @@ class _Nest:
         depth = self.depth(value.view)
         if buffer.place == "c" and depth == 0:
             element = value.view.flat[0]
-            text = f"({_constant(bool(element) if buffer.boolean else float(element))})"
+            text = f"({constant(bool(element) if buffer.boolean else float(element))})"
             return text, 0
         place = self.writer.address(value)
         text = f"{place} != 0.0" if buffer.boolean else place
@@ -364,7 +364,7 @@ class _Nest:
         depth = max(depth, self.depth(source.view))
         text = self.writer.address(source, terms) + (" != 0.0" if source.buffer.boolean else "")
         if inside:
-            text = f"{text} if {' and '.join(inside)} else {_constant(fill)}"
+            text = f"{text} if {' and '.join(inside)} else {constant(fill)}"
         return self.assign(text, depth), depth
 
     def write(self, write: _Write) -> None:
@@ -392,7 +392,7 @@ class _Nest:
             if write.mode == "set" or depth == self.deepest:
                 innermost.append(f"{place} = {mode.format(place, name)}")
             else:  # a sum in a register
-                total = self.assign(_constant(target.buffer.start), depth)
+                total = self.assign(constant(target.buffer.start), depth)
                 innermost.append(f"{total} = {mode.format(total, name)}")
                 self.tails[depth].append(f"{place} = {mode.format(place, total)}")
 

@@ -1,7 +1,8 @@
 """A program as numba source, and the source as a compiled kernel.
 
 The source is one function: what does not depend on the row, then one loop over the rows that LLVM turns into
-SIMD code, then the combination of the sums. It is written to a file named by the hash of everything that it depends on,
+SIMD code, then the combination of the sums; outer products of gradients are taken by a second function, for a block of
+rows at a time. It is written to a file named by the hash of everything that it depends on,
 so that numba's cache on disk finds the machine code of an earlier process and never that of another model.
 """
 
@@ -11,7 +12,7 @@ import os
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ import numba
 from llvmlite import binding
 
 from kernels import vectormath
-from kernels.graph import Graph, trace
+from kernels.graph import trace
+from kernels.nodes import Graph
+from kernels.outer import BEYOND, BLOCK, add_outer, outer_source, tables
 from kernels.program import Program
+from kernels.statements import assignments
 
 __all__ = [
     "KERNEL_SIGNATURE",
@@ -39,105 +43,45 @@ KERNEL_SIGNATURE = "void(f8[::1], f8[:, ::1], f8[:, ::1], f8[::1], i8, i8, f8[::
 # map(theta, rows, begin, end): column 0 of the rows begin to end, in place
 MAP_SIGNATURE = "void(f8[::1], f8[:, ::1], i8, i8)"
 
-_EXPRESSIONS = {
-    "add": "{0} + {1}",
-    "sub": "{0} - {1}",
-    "mul": "{0} * {1}",
-    "neg": "-{0}",
-    "reciprocal": "1.0 / {0}",
-    "abs": "math.fabs({0})",
-    "sign": "({0} if {0} == 0.0 or {0} != {0} else math.copysign(1.0, {0}))",
-    "exp": "exp({0})",
-    "exp2": "exp({0} * 0.6931471805599453)",
-    "log": "log({0})",
-    "log1p": "math.log1p({0})",
-    "expm1": "math.expm1({0})",
-    "sqrt": "math.sqrt({0})",
-    "rsqrt": "1.0 / math.sqrt({0})",
-    "cbrt": "math.copysign(math.pow(math.fabs({0}), 1.0 / 3.0), {0})",
-    "sin": "math.sin({0})",
-    "cos": "math.cos({0})",
-    "tan": "math.tan({0})",
-    "asin": "math.asin({0})",
-    "acos": "math.acos({0})",
-    "atan": "math.atan({0})",
-    "atan2": "math.atan2({0}, {1})",
-    "sinh": "math.sinh({0})",
-    "cosh": "math.cosh({0})",
-    "tanh": "math.tanh({0})",
-    "asinh": "math.asinh({0})",
-    "acosh": "math.acosh({0})",
-    "atanh": "math.atanh({0})",
-    "erf": "erf({0})",
-    "erfc": "erfc({0})",
-    "lgamma": "math.lgamma({0})",
-    "digamma": "digamma({0})",
-    "trigamma": "trigamma({0})",
-    "floor": "np.floor({0})",
-    "ceil": "np.ceil({0})",
-    "pow": "math.pow({0}, {1})",
-    "rem": "np.fmod({0}, {1})",
-    # as in JAX, a NaN on either side comes through
-    "max": "({0} if {0} > {1} or {0} != {0} else {1})",
-    "min": "({0} if {0} < {1} or {0} != {0} else {1})",
-    "lt": "{0} < {1}",
-    "le": "{0} <= {1}",
-    "gt": "{0} > {1}",
-    "ge": "{0} >= {1}",
-    "eq": "{0} == {1}",
-    "ne": "{0} != {1}",
-    "and": "{0} & {1}",
-    "or": "{0} | {1}",
-    "not": "not {0}",
-    "is_finite": "math.isfinite({0})",
-    "select": "({1} if {0} else {2})",
-}
-_ARGUMENTS = {"theta": "theta[{}]", "aux": "aux[{}]", "row": "rows[{}, i]", "shared": "shared[{}, i - first]"}
-
-
-def _constant(value: bool | int | float) -> str:
-    if isinstance(value, bool | int):
-        return repr(value)
-    if value != value:
-        return "np.nan"
-    if value in (float("inf"), float("-inf")):
-        return "np.inf" if value > 0 else "-np.inf"
-    return repr(value)  # the shortest text that gives the same double
-
-
-def _assignments(graph: Graph, numbers: list[int], on_row: bool) -> list[str]:
-    lines = []
-    for number in numbers:
-        node = graph.nodes[number]
-        if node.depends_on_row != on_row:
-            continue
-        if node.op == "const":
-            expression = _constant(node.args[0])
-        elif node.op in _ARGUMENTS:
-            expression = _ARGUMENTS[node.op].format(node.args[0])
-        else:
-            expression = _EXPRESSIONS[node.op].format(*(f"v{a}" for a in node.args))
-        lines.append(f"v{number} = {expression}")
-    return lines
+_DEFINITION = "def row_sums(theta, rows, shared, aux, begin, end, out):"
 
 
 def kernel_source(program: Program) -> str:
-    """The numba source of a program: `row_sums(theta, rows, shared, aux, begin, end, out)`."""
-    graph, cores = program.graph, program.cores
-    coefficients = [c for terms in program.combinations for c, _ in terms if c is not None]
-    live = graph.live([*cores, *coefficients, *(r for r in program.rest if r is not None)])
-    lines = ["def row_sums(theta, rows, shared, aux, begin, end, out):", "    use_wide_vectors()"]
-    lines += [f"    {line}" for line in _assignments(graph, live, on_row=False)]
-    lines += [f"    s{m} = 0.0" for m in range(len(cores))]
+    """The numba source of a program, whose last function is `row_sums(theta, rows, shared, aux, begin, end, out)`."""
+    graph, cores, outer, outer_rest = program.graph, program.cores, program.outer, program.outer_rest
+    live = program.live
+    lines = ["use_wide_vectors()", *assignments(graph, live, on_row=False)]
+    lines += [f"s{m} = 0.0" for m in range(len(cores))]
+    row = [*assignments(graph, live, on_row=True), *(f"s{m} += v{core}" for m, core in enumerate(cores))]
     # unsigned, or numba would look for negative indices at every row
-    lines += ["    first = np.uint64(begin)", "    for i in range(first, np.uint64(end)):"]
-    lines += [f"        {line}" for line in _assignments(graph, live, on_row=True)]
-    lines += [f"        s{m} += v{core}" for m, core in enumerate(cores)]
+    lines += [f"for k in range({len(program.rest)}):", "    out[k] = 0.0", "first = np.uint64(begin)"]
+    if not outer.vectors:
+        lines += ["for i in range(first, np.uint64(end)):", *_indented(row)]
+    else:
+        row += [f"work[{k * BLOCK} + b] = v{node}" for k, node in enumerate(outer.nodes)]
+        lines += [f"work = np.zeros({(len(outer.nodes) + BEYOND) * BLOCK})"]
+        lines += [f"for start in range(first, np.uint64(end), np.uint64({BLOCK})):"]
+        lines += [f"    n = min(np.uint64({BLOCK}), np.uint64(end) - start)", "    for b in range(n):"]
+        lines += [*_indented(["i = start + b", *row], 2), f"    {add_outer('ROWS', 'n', BLOCK)}"]
+    if outer_rest.vectors:
+        lines += [f"work = np.zeros({len(outer_rest.nodes) + BEYOND})"]
+        lines += [f"work[{k}] = v{node}" for k, node in enumerate(outer_rest.nodes)]
+        lines += [add_outer("REST", "np.uint64(1)", 1)]
+    of_rows = []
     for k, (terms, rest) in enumerate(zip(program.combinations, program.rest, strict=True)):
         parts = [f"s{m}" if c is None else f"v{c} * s{m}" for c, m in terms]
-        parts += [] if rest is None else [f"v{rest}"]
-        lines.append(f"    out[{k}] = {' + '.join(parts) or '0.0'}")
-    return "\n".join(lines) + "\n"
+        of_rows += [f"out[{k}] += {' + '.join(parts)}"] if parts else []
+        lines += [] if rest is None else [f"out[{k}] += v{rest}"]
+    # without rows nothing is added, though a coefficient may be infinite
+    lines += ["if begin < end:", *_indented(of_rows)] if of_rows else []
+    head = []
+    if outer.vectors or outer_rest.vectors:
+        head = [outer_source(program.n_params), *tables(outer, "ROWS"), *tables(outer_rest, "REST"), "", ""]
+    return "\n".join([*head, _DEFINITION, *_indented(lines)]) + "\n"
+
+
+def _indented(lines: Iterable[str], depth: int = 1) -> list[str]:
+    return ["    " * depth + line for line in lines]
 
 
 def cache_directory() -> Path:
@@ -198,18 +142,19 @@ def compile_kernel(program: Program):
 def compile_source(source: str) -> Callable:
     """The compiled kernel of the source of a function `row_sums`."""
     decorator = f"@njit({KERNEL_SIGNATURE!r}, cache=True, **COMPILE_ROW)\n"
-    return import_source(_HEADER + decorator + source.lstrip()).row_sums
+    return import_source(_HEADER + source.lstrip().replace(_DEFINITION, decorator + _DEFINITION)).row_sums
 
 
-def compile_map(function: Callable, n_params: int):
-    """An elementwise map of one column, compiled, of type `MAP_SIGNATURE`.
+def compile_map(function: Callable, n_params: int, n_columns: int = 1):
+    """An elementwise map of columns, compiled, of type `MAP_SIGNATURE`.
 
     Parameters
     ----------
     function : callable
-        `function(u, *theta) -> ()`, all scalars; `u` is replaced by the result.
+        `function(*columns, *theta) -> ()`, all scalars; the first column is replaced by the result.
     n_params : int
         Length of theta.
+    n_columns : int
 
     Raises
     ------
@@ -217,14 +162,14 @@ def compile_map(function: Callable, n_params: int):
         If an operation has no scalar form.
     """
     graph = Graph()
-    arguments = [("row", 0)] + [("theta", k) for k in range(n_params)]
+    arguments = [("row", k) for k in range(n_columns)] + [("theta", k) for k in range(n_params)]
     [result] = trace(lambda *scalars: [function(*scalars)], arguments, graph)
     live = graph.live([result])
     lines = ["def map_rows(theta, rows, begin, end):", "    use_wide_vectors()"]
-    lines += [f"    {line}" for line in _assignments(graph, live, on_row=False)]
+    lines += [f"    {line}" for line in assignments(graph, live, on_row=False)]
     # an index that may be negative counts from the end, and LLVM would not vectorise the store
     lines += ["    for i in range(np.uint64(begin), np.uint64(end)):"]
-    lines += [f"        {line}" for line in _assignments(graph, live, on_row=True)]
+    lines += [f"        {line}" for line in assignments(graph, live, on_row=True)]
     lines += [f"        rows[0, i] = v{result}"]
     # nothing is summed, so nothing is gained where the order of operations is given up
     decorator = f"@njit({MAP_SIGNATURE!r}, cache=True, nogil=True, **COMPILE_HELPER)\n"

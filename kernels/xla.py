@@ -4,71 +4,25 @@ The function evaluates the same graph as the numba kernel, so the two drivers di
 is held at a time, so that no array of (toys, rows, derivatives) is ever formed.
 """
 
+import itertools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
-from jax.scipy import special
 
 from kernels.derivatives import n_outputs, value_gradient_hessian
-from kernels.graph import Graph
-from kernels.program import Program
+from kernels.nodes import Graph
+from kernels.operations import FUNCTIONS
+from kernels.program import GRADIENT, Outer, Program
+from kernels.secondorder import MAX_SINGLE
 
 __all__ = ["row_sums", "row_sums_untranslated"]
 
-_FUNCTIONS: dict[str, Callable] = {
-    "add": jnp.add,
-    "sub": jnp.subtract,
-    "mul": jnp.multiply,
-    "neg": jnp.negative,
-    "reciprocal": lambda a: 1.0 / a,
-    "abs": jnp.abs,
-    "sign": jnp.sign,
-    "exp": jnp.exp,
-    "exp2": jnp.exp2,
-    "log": jnp.log,
-    "log1p": jnp.log1p,
-    "expm1": jnp.expm1,
-    "sqrt": jnp.sqrt,
-    "rsqrt": lax.rsqrt,
-    "cbrt": jnp.cbrt,
-    "sin": jnp.sin,
-    "cos": jnp.cos,
-    "tan": jnp.tan,
-    "asin": jnp.arcsin,
-    "acos": jnp.arccos,
-    "atan": jnp.arctan,
-    "atan2": jnp.arctan2,
-    "sinh": jnp.sinh,
-    "cosh": jnp.cosh,
-    "tanh": jnp.tanh,
-    "asinh": jnp.arcsinh,
-    "acosh": jnp.arccosh,
-    "atanh": jnp.arctanh,
-    "erf": special.erf,
-    "erfc": special.erfc,
-    "lgamma": special.gammaln,
-    "digamma": special.digamma,
-    "trigamma": lambda a: special.polygamma(1, a),
-    "floor": jnp.floor,
-    "ceil": jnp.ceil,
-    "pow": jnp.power,
-    "rem": lax.rem,
-    "max": jnp.maximum,
-    "min": jnp.minimum,
-    "lt": jnp.less,
-    "le": jnp.less_equal,
-    "gt": jnp.greater,
-    "ge": jnp.greater_equal,
-    "eq": jnp.equal,
-    "ne": jnp.not_equal,
-    "and": jnp.logical_and,
-    "or": jnp.logical_or,
-    "not": jnp.logical_not,
-    "is_finite": jnp.isfinite,
-    "select": jnp.where,
-}
+# Columns of the Hessian of a model without scalar form that are taken at once.
+COLUMNS = 8
 
 
 def _evaluate(graph: Graph, numbers: list[int], values: dict[int, Array], on_row: bool) -> None:
@@ -79,19 +33,54 @@ def _evaluate(graph: Graph, numbers: list[int], values: dict[int, Array], on_row
         if node.op == "const":
             values[number] = node.args[0]
         else:
-            values[number] = _FUNCTIONS[node.op](*(values[a] for a in node.args))
+            values[number] = FUNCTIONS[node.op](*(values[a] for a in node.args))
 
 
 def _n_kept(n_params: int, order: int) -> int:
     return {0: 2, 1: 2 + n_params, 2: 1 + n_outputs(n_params)}[order]
 
 
-def _over_tiles(tile_sums: Callable, n_rows: int, tile: int, n_sums: int, like: Array) -> Array:
-    """Sum of `tile_sums(first row)` over all tiles."""
+def _over_tiles(tile_sums: Callable, n_rows: int, tile: int, like: Array) -> Any:
+    """Sum of `tile_sums(first row)`, a tree of arrays, over all tiles."""
     if n_rows <= tile:
         return tile_sums(0)
-    start = jnp.zeros(n_sums) + 0.0 * like  # varies over toys as the sums do
-    return lax.fori_loop(0, n_rows // tile, lambda k, total: total + tile_sums(k * tile), start)
+    shapes = jax.eval_shape(tile_sums, 0)
+    start = jax.tree.map(lambda s: jnp.zeros(s.shape) + 0.0 * like, shapes)  # varies over toys as the sums do
+    step = lambda k, total: jax.tree.map(jnp.add, total, tile_sums(k * tile))  # noqa: E731
+    return lax.fori_loop(0, n_rows // tile, step, start)
+
+
+class _Products(NamedTuple):
+    """The part of `outer` up to some order of derivatives."""
+
+    outer: Outer
+    order: int
+
+    @property
+    def nodes(self) -> list[int]:
+        return self.outer.nodes if self.order else []
+
+    def sums(self, values: dict[int, Array], used: Array) -> tuple[list[Array], list[Array]]:
+        """Sums over the rows that are `used`: of weight * v, and of weight * u v^T."""
+        outer = self.outer
+        if not self.order or not outer.vectors:
+            return [], []
+        whole = jnp.stack([jnp.where(used, values[number], 0.0) for number in outer.nodes])
+        vectors = [whole[first:last] for first, last in itertools.pairwise(outer.starts)]
+        weights = whole[outer.starts[-1] :]
+        gradient = [vectors[v] @ weights[g] for g, v in outer.gradient]
+        pairs = outer.hessian if self.order == 2 else []
+        return gradient, [(weights[g] * vectors[u]) @ vectors[v].T for g, u, v in pairs]
+
+    def added(self, outputs: Array, sums: tuple[list[Array], list[Array]], n_params: int) -> Array:
+        """The outputs with these sums in their places."""
+        outer = self.outer
+        for (_, v), total in zip(outer.gradient, sums[0], strict=False):
+            outputs = outputs.at[GRADIENT + np.array(outer.vectors[v].params)].add(total)
+        for (_, u, v), total in zip(outer.hessian, sums[1], strict=False):
+            places, times = outer.places(u, v)
+            outputs = outputs.at[GRADIENT + n_params + places].add(times * total)
+        return outputs
 
 
 def row_sums(program: Program, tile: int, order: int = 2) -> Callable:
@@ -111,13 +100,16 @@ def row_sums(program: Program, tile: int, order: int = 2) -> Callable:
         `f(theta (n_params,), columns (n_columns, n_rows), shared (n_shared, n_rows), aux (n_aux,), n) -> (n_outputs,)`,
         where the rows from n on are padding that counts for nothing. See `kernels.program` for the outputs.
     """
-    graph, n_kept = program.graph, _n_kept(program.n_params, order)
+    graph, n_kept, n_params = program.graph, _n_kept(program.n_params, order), program.n_params
     combinations, rests = program.combinations[:n_kept], program.rest[:n_kept]
     used_cores = sorted({m for terms in combinations for _, m in terms})
     cores = [program.cores[m] for m in used_cores]
     place = {m: k for k, m in enumerate(used_cores)}
     coefficients = [c for terms in combinations for c, _ in terms if c is not None]
-    live = graph.live([*cores, *coefficients, *(r for r in rests if r is not None)])
+    products, products_of_rest = (_Products(o, order) for o in (program.outer, program.outer_rest))
+    live = graph.live(
+        [*cores, *coefficients, *(r for r in rests if r is not None), *products.nodes, *products_of_rest.nodes]
+    )
     inputs = [(number, *graph.nodes[number][:2]) for number in live]
 
     def sums(theta: Array, columns: Array, shared: Array, aux: Array, n: Array) -> Array:
@@ -125,7 +117,7 @@ def row_sums(program: Program, tile: int, order: int = 2) -> Callable:
         values = {number: given[op][position[0]] for number, op, position in inputs if op in given}
         _evaluate(graph, live, values, on_row=False)
 
-        def tile_sums(first: Array | int) -> Array:
+        def tile_sums(first: Array | int) -> tuple:
             given = {"row": columns, "shared": shared}
             on_rows = values | {
                 number: lax.dynamic_slice_in_dim(given[op][position[0]], first, min(tile, n_rows))
@@ -134,17 +126,25 @@ def row_sums(program: Program, tile: int, order: int = 2) -> Callable:
             }
             _evaluate(graph, live, on_rows, on_row=True)
             used = first + jnp.arange(min(tile, n_rows)) < n
-            return jnp.stack([jnp.sum(jnp.where(used, on_rows[core], 0.0)) for core in cores])
+            totals = [jnp.sum(jnp.where(used, on_rows[core], 0.0)) for core in cores]
+            return jnp.stack(totals) if totals else jnp.zeros(0), products.sums(on_rows, used)
 
         n_rows = columns.shape[-1] if program.n_columns else shared.shape[-1]
-        totals = _over_tiles(tile_sums, n_rows, tile, len(cores), theta[0])
-        outputs = []
-        for terms, rest in zip(combinations, rests, strict=True):
+        totals, totals_of_products = _over_tiles(tile_sums, n_rows, tile, theta[0])
+        outputs, places = [], []
+        for k, (terms, rest) in enumerate(zip(combinations, rests, strict=True)):
             total = 0.0 if rest is None else values[rest]
             for coefficient, m in terms:
-                total = total + (totals[place[m]] if coefficient is None else values[coefficient] * totals[place[m]])
-            outputs.append(total)
-        return jnp.stack(outputs)
+                of_rows = totals[place[m]]
+                if coefficient is not None:  # without rows nothing is added, though a coefficient may be infinite
+                    of_rows = jnp.where(n > 0, values[coefficient] * of_rows, 0.0)
+                total = total + of_rows
+            if terms or rest is not None:
+                outputs.append(total)
+                places.append(k)
+        result = jnp.zeros(n_kept).at[np.array(places)].set(jnp.stack(outputs))
+        result = products.added(result, totals_of_products, n_params)
+        return products_of_rest.added(result, products_of_rest.sums(values, jnp.ones(1, dtype=bool)), n_params)
 
     return sums
 
@@ -152,16 +152,40 @@ def row_sums(program: Program, tile: int, order: int = 2) -> Callable:
 def row_sums_untranslated(
     term: Callable | None, rest: Callable | None, n_params: int, tile: int, order: int = 2
 ) -> Callable:
-    """As `row_sums`, for a term that has no scalar form: JAX differentiates each row as it stands.
+    """As `row_sums`, for a term that has no scalar form: JAX differentiates it as it stands.
 
     `term` and `rest` are those of `kernels.program.build_program`.
     """
-    n_kept = _n_kept(n_params, order)
-    of_row = value_gradient_hessian(term or (lambda *_: jnp.zeros(())), n_params)
+    n_kept, zero = _n_kept(n_params, order), lambda *_: jnp.zeros(())
+    few, below = n_params <= MAX_SINGLE, np.tril_indices(n_params)
 
-    def outputs(derivatives: Callable, *args: Array) -> Array:
-        value, *others = derivatives(*args)
-        return jnp.stack([value, jnp.abs(value), *others][:n_kept])
+    def of_few(function: Callable, theta: Array, rows: Array, aux: Array, used: Array) -> Array:
+        """Every row on its own, forwards."""
+        derivatives = value_gradient_hessian(function, n_params)
+
+        def outputs(row: Array) -> Array:
+            value, *others = derivatives(*theta, *row, *aux)
+            return jnp.stack([value, jnp.abs(value), *others][:n_kept])
+
+        return jnp.sum(jnp.where(used[:, None], jax.vmap(outputs, in_axes=1)(rows), 0.0), axis=0)
+
+    def of_many(function: Callable, theta: Array, rows: Array, aux: Array, used: Array) -> Array:
+        """The sum over the rows, backwards, so that no array of (rows, params, params) is held."""
+
+        def total(theta: Array) -> tuple[Array, Array]:
+            parameters = [theta[k] for k in range(n_params)]
+            each = jnp.where(used, jax.vmap(lambda row: function(*parameters, *row, *aux), in_axes=1)(rows), 0.0)
+            return jnp.sum(each), jnp.sum(jnp.abs(each))
+
+        gradient = lambda t: jax.grad(total, has_aux=True)(t)[0]  # noqa: E731
+        parts = [jnp.stack(total(theta))]
+        parts += [gradient(theta)] if order else []
+        if order == 2:
+            column = lambda direction: jax.jvp(gradient, (theta,), (direction,))[1]  # noqa: E731
+            parts.append(lax.map(column, jnp.eye(n_params), batch_size=COLUMNS)[below])
+        return jnp.concatenate(parts)
+
+    of_rows = of_few if few else of_many
 
     def sums(theta: Array, columns: Array, shared: Array, aux: Array, n: Array) -> Array:
         rows = jnp.concatenate([columns, shared]) if columns.shape[0] and shared.shape[0] else columns
@@ -170,13 +194,14 @@ def row_sums_untranslated(
 
         def tile_sums(first: Array | int) -> Array:
             cut = lax.dynamic_slice_in_dim(rows, first, min(tile, n_rows), axis=1)
-            each = jax.vmap(lambda row: outputs(of_row, *theta, *row, *aux), in_axes=1)(cut)
             used = first + jnp.arange(min(tile, n_rows)) < n
-            return jnp.sum(jnp.where(used[:, None], each, 0.0), axis=0)
+            # backwards, what is not finite in padding would come through: it is replaced by the first row
+            part = of_rows(term or zero, theta, jnp.where(used, cut, rows[:, :1]), aux, used)
+            return jnp.where(jnp.any(used), part, 0.0)
 
-        total = _over_tiles(tile_sums, n_rows, tile, n_kept, theta[0])
+        total = _over_tiles(tile_sums, n_rows, tile, theta[0])
         if rest is not None:
-            total = total + outputs(value_gradient_hessian(rest, n_params), *theta, *rows[:, 0], *aux)
+            total = total + of_rows(rest, theta, rows[:, :1], aux, jnp.ones(1, dtype=bool))
         return total
 
     return sums

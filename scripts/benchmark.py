@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ DONE, WRONG_INPUT = 0, 2
 XMIN, XMAX = 1.0, 9.0
 PACKAGES = ("batchfit", "numpy", "numba", "llvmlite", "jax", "jaxlib", "optax", "iminuit", "numba-stats", "scipy")
 JAX_TOYS = 20  # the JAX driver fits at most this many times --peers-toys on a CPU
+FORMULA_ROWS = 5_000_000
 KERNEL_ROUNDS = 50  # evaluations of each kernel per repetition
 
 
@@ -406,6 +408,9 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict:
         numba.set_num_threads(1)
         say("kernels")
         kernels = time_kernels(study, data, args.repeat, "numba-stats" in peers)
+        say("quadratic formula")
+        numba.set_num_threads(cores)
+        formula = time_formula(FORMULA_ROWS, args.repeat, cores)
 
     minimum, errors = minima(data, next(t.outcome for t in timed if t.name == "batchfit"))
     events = float(np.diff(data.offsets).mean())
@@ -439,6 +444,7 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict:
         "missing": missing,
         "generation": [generation(t, len(data.values), cores) for t in timed if t.name == "generate"],
         "kernels": kernels,
+        "formula": formula,
     }
 
 
@@ -474,6 +480,79 @@ def time_kernels(study: Any, data: Any, repeat: int, has_numba_stats: bool) -> l
     return [
         {"label": label, "best_ns": 1e9 * min(times), "median_ns": 1e9 * statistics.median(times), "n": len(times)}
         for label, times in seconds.items()
+    ]
+
+
+def quadratic_formula(a: Any, b: Any, c: Any, sqrt: Callable) -> Any:
+    """A root of a x^2 + b x + c: nine elementwise operations, for which NumPy passes over memory nine times."""
+    return (-b + sqrt(b**2 - 4 * a * c)) / (2 * a)
+
+
+def time_formula(n_rows: int, repeat: int, cores: int) -> list[dict]:
+    """The quadratic formula on many rows: NumPy, numba's loop, JAX, and the translated kernel."""
+    import jax
+    import jax.numpy as jnp
+    import numba
+    import numpy as np
+
+    from kernels.translate import compile_map
+
+    rng = np.random.default_rng(0)
+    columns = np.stack([rng.uniform(5, 10, n_rows), rng.uniform(10, 20, n_rows), rng.uniform(-0.1, 0.1, n_rows)])
+    a, b, c = columns
+    expected = quadratic_formula(a, b, c, np.sqrt)
+    in_jax = functools.partial(quadratic_formula, sqrt=jnp.sqrt)
+    kernel = compile_map(in_jax, 0, n_columns=3)
+    no_parameters, result = np.empty(0), np.empty(n_rows)
+
+    def loop(a, b, c, out):
+        for i in numba.prange(len(a)):
+            out[i] = (-b[i] + np.sqrt(b[i] ** 2 - 4 * a[i] * c[i])) / (2 * a[i])
+
+    one, many = numba.njit(loop), numba.njit(loop, parallel=True)
+    ends = np.linspace(0, n_rows, cores + 1).astype(int)
+    rows = np.empty_like(columns)
+
+    def fill() -> None:
+        rows[:] = columns  # the kernel writes over its first column
+
+    with ThreadPoolExecutor(cores) as threads, jax.enable_x64(True):
+        formula = jax.jit(in_jax)
+        on_device = [jax.device_put(column) for column in columns]
+        ways: list[tuple[str, str, Callable[[], Any], Callable[[], Any]]] = [
+            ("NumPy", "one core", lambda: quadratic_formula(a, b, c, np.sqrt), lambda: None),
+            ("numba, a loop by hand", "one core", lambda: one(a, b, c, result) or result, lambda: None),
+            ("batchfit's kernel", "one core", lambda: kernel(no_parameters, rows, 0, n_rows) or rows[0], fill),
+            ("numba, a parallel loop by hand", "all cores", lambda: many(a, b, c, result) or result, lambda: None),
+            ("JAX", "all cores", lambda: formula(*on_device).block_until_ready(), lambda: None),
+            (
+                "batchfit's kernel",
+                "all cores",
+                lambda: (
+                    list(threads.map(lambda k: kernel(no_parameters, rows, ends[k], ends[k + 1]), range(cores)))
+                    and rows[0]
+                ),
+                fill,
+            ),
+        ]
+        seconds: dict[tuple[str, str], list[float]] = {(label, where): [] for label, where, _, _ in ways}
+        worst = dict.fromkeys(seconds, 0.0)
+        for _ in range(repeat + 1):  # the first compiles
+            for label, where, call, before in ways:
+                before()
+                started = time.perf_counter()
+                found = call()
+                seconds[label, where].append(time.perf_counter() - started)
+                worst[label, where] = float(np.max(np.abs(np.asarray(found) / expected - 1.0)))
+    return [
+        {
+            "label": label,
+            "where": where,
+            "first_seconds": each[0],
+            "ns_per_row": 1e9 * statistics.median(each[1:]) / n_rows,
+            "worst_relative_difference": worst[label, where],
+        }
+        for (label, where), each in seconds.items()
     ]
 
 
@@ -621,6 +700,12 @@ def show(report: dict) -> None:
         table.add_column(title, justify="left" if title.startswith("one") else "right")
     for kernel in report["kernels"]:
         table.add_row(kernel["label"], f"{kernel['best_ns']:.1f}", f"{kernel['median_ns']:.1f}")
+    console.print(table)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    for title in (f"quadratic formula, {FORMULA_ROWS:,} rows", "where", "ns per row", "first call [s]"):
+        table.add_column(title, justify="left" if title.startswith(("quadratic", "where")) else "right")
+    for way in report["formula"]:
+        table.add_row(way["label"], way["where"], f"{way['ns_per_row']:.2f}", f"{way['first_seconds']:.2f}")
     console.print(table)
     for made in report["generation"]:
         console.print(

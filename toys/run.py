@@ -20,6 +20,7 @@ import numpy as np
 
 from engine.drivers import Settings
 from engine.fit import EDM_GOAL, MAX_STEPS, fit_batch, limit_arrays
+from engine.normalisation import check_integral
 from engine.reference import Validation, validate
 from engine.result import FitResult
 from engine.status import Status
@@ -235,8 +236,12 @@ def _compile(study: Study, options: Options) -> _Compiled:
     Raises
     ------
     ValueError
-        If the cost cannot take what the sampler throws.
+        If the cost cannot take what the sampler throws, or the density of the model does not have its integral.
     """
+    if study.observable is not None:
+        for point in (study.truth, study.start):
+            values = {**study.start, **{name: point[name] for name in study.cost.names if name in point}}
+            check_integral(study.cost, [values[name] for name in study.cost.names], study.observable)
     sampled = "jax" if options.backend == "jax" else "numba"
     try:
         data = generate(study, 1, options.seed, 0, sampled)

@@ -286,5 +286,6 @@ def test_cost_that_is_none():
 def test_density_that_vanishes_is_a_status():
     # uniform between 0 and a: 0 where an event lies above
     cost = UnbinnedNLL(lambda x, a: jnp.where(x < a, 1.0 / a, 0.0))
-    result = fit_batch(cost, TOYS[:2], {"a": 2.0}, retries=0)
+    with pytest.warns(UserWarning, match="the support of the model moves with 'a'"):
+        result = fit_batch(cost, TOYS[:2], {"a": 2.0}, retries=0)
     assert result.status[0] == Status.NONFINITE and not result.valid.any()

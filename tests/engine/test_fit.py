@@ -652,10 +652,42 @@ def test_what_cannot_be_rescued_is_left_marked():
     toys = normal_toys(3)
     # the density is flat in b: no start helps
     cost = UnbinnedNLL(lambda x, mu, b: norm.pdf(x, mu, 1.0) + 0.0 * b)
-    result = fit_batch(cost, toys, {"mu": 0.0, "b": 1.0})
+    with pytest.warns(UserWarning, match="the cost does not depend on 'b' near 1: fix it or leave it out"):
+        result = fit_batch(cost, toys, {"mu": 0.0, "b": 1.0})
     np.testing.assert_array_equal(result.status, Status.HESSIAN_NOT_POSDEF)
     assert not result.valid.any() and not result.rescued.any() and not result.has_posdef_covar.any()
     assert result.summary().failed == {Status.HESSIAN_NOT_POSDEF: 3}
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_an_empty_toy_has_no_events(backend):
+    """Its yield is 0, on the limit, where the density vanishes: the cost is the yield alone."""
+    cost = ExtendedUnbinnedNLL(lambda x, n: (n, n * norm.pdf(x, 0.0, 1.0)))
+    toys = [np.empty(0), np.zeros(3), np.empty(0)]
+    result = fit_batch(cost, toys, {"n": 1.0}, limits={"n": (0, None)}, backend=backend)
+    assert result.valid.all()
+    np.testing.assert_array_equal(result.at_limit[:, 0], [True, False, True])
+    np.testing.assert_allclose(result.values[:, 0], [0.0, 3.0, 0.0], rtol=1e-9)
+    np.testing.assert_allclose(result.errors[:, 0], [0.0, np.sqrt(3), 0.0], rtol=1e-6)
+
+
+def test_a_kink_is_named_once_before_the_fit():
+    toys = np.random.default_rng(4).laplace(0.3, 1.0, (3, 200))
+    cost = UnbinnedNLL(lambda x, mu, b: jnp.exp(-jnp.abs(x - mu) / b) / (2 * b))
+    start, limits = {"mu": 0.25, "b": 1.1}, {"b": (0.1, None)}
+    with pytest.warns(UserWarning, match="kink") as told:
+        fit_batch(cost, toys, start, limits=limits, retries=0)
+    assert len(told) == 1 and "'mu'" in str(told[0].message)
+    fit_batch(cost, toys, start, limits=limits, retries=0)  # a warning would be an error here
+    # the width alone is regular
+    fit_batch(cost, toys, start, limits=limits, fixed=["mu"])
+
+
+def test_a_density_above_its_integral_is_named():
+    toys = np.random.default_rng(5).uniform(1.0, 9.0, (3, 500))
+    cost = ExtendedUnbinnedNLL(lambda x, n, tilt: (n, n * (1 + tilt * (x - 5.0))))  # it lacks the factor 1 / 8
+    with pytest.warns(UserWarning, match="integral"):
+        fit_batch(cost, toys, {"n": 500.0, "tilt": 0.0}, retries=0)
 
 
 # --- models without a numba form ---------------------------------------------------------------------------

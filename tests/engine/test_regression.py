@@ -5,6 +5,7 @@ cost.
 """
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,7 +103,10 @@ def fit(name, backend="numba"):
     problem = read(name)
     x = problem.x[0] if len(problem.x) == 1 else np.stack([problem.x] * 2)
     data = (x, np.stack([problem.y] * 2), 1.0)
-    return problem, fit_batch(COSTS[MODELS[name]], data, problem.starts, backend=backend)
+    # an arc tangent that jumps by pi where its pole passes a point
+    told = pytest.warns(UserWarning, match="'b4'") if name == "Roszman1" else nullcontext()
+    with told:
+        return problem, fit_batch(COSTS[MODELS[name]], data, problem.starts, backend=backend)
 
 
 def check(problem, result):

@@ -123,3 +123,10 @@ def test_help_needs_no_heavy_import():
     program = "import sys; from scripts import benchmark\ntry: benchmark.main(['--help'])\nexcept SystemExit: pass\n"
     program += "assert not {'jax', 'numba', 'iminuit', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, env=os.environ, capture_output=True)
+
+
+def test_all_ways_to_the_quadratic_formula_agree():
+    ways = benchmark.time_formula(10_001, 1, 2)
+    assert {way["label"] for way in ways} >= {"NumPy", "JAX", "batchfit's kernel"}
+    # -b + sqrt(b^2 - 4 a c) loses 5 digits where c is small, of 16
+    assert all(way["worst_relative_difference"] < 1e-9 for way in ways)

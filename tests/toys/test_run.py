@@ -481,6 +481,17 @@ def traced_sampler(key, theta):
     return theta[2] + theta[3] * jax.random.truncated_normal(x_key, -4.0, 4.0, (40,), jnp.float64), n
 
 
+def test_a_density_without_its_integral_is_refused(tmp_path):
+    def spectrum(x, ns, nb):  # norm.pdf reaches beyond the range
+        return ns + nb, ns * norm.pdf(x, 2.0, 1.0) + nb / 8.0
+
+    sampler = ExtendedMixture(("ns", "nb"), (Component("ns", norm.ppf, (2.0, 1.0)),))
+    wrong = Study(ExtendedUnbinnedNLL(spectrum), sampler, {"ns": 50.0, "nb": 20.0}, observable=(1.0, 9.0))
+    with pytest.raises(ValueError, match="integral"):
+        run(wrong, tmp_path / "toys.h5", OPTIONS)
+    assert not list(tmp_path.glob("toys.h5*"))
+
+
 def test_sampler_of_your_own(study, tmp_path):
     own = dataclasses.replace(study, sampler=traced_sampler)
     report = run(own, tmp_path / "toys.h5", dataclasses.replace(OPTIONS, n_toys=5))

@@ -143,7 +143,7 @@ class UnbinnedNLL(_Unbinned):
     Notes
     -----
     With weights the covariance is that of the weighted estimator, H^-1 C H^-1 with C = sum_i w_i^2 s_i s_i^T and
-    s_i the gradient of log pdf at event i (Langenbruch, Eur. Phys. J. C 82 (2022) 393, eq. 18).
+    s_i the gradient of log pdf at event i (Langenbruch, Eur. Phys. J. C 82 (2022) 393).
     """
 
     def __init__(

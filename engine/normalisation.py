@@ -1,0 +1,166 @@
+"""Whether a density integrates to what the model says, checked numerically before anything is fitted."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from engine.cost import Cost, called
+from engine.data import Rows, as_float64
+from engine.unbinned import ExtendedUnbinnedNLL, UnbinnedNLL
+from kernels.elementwise import elementwise
+from kernels.graph import UntranslatableError
+from kernels.quadrature import over_box
+
+__all__ = ["check_integral", "excess"]
+
+TOLERATED = 1e-3  # relative difference of the integral and what the model says
+MAX_DIMENSIONS = 3
+SAMPLE = 100000  # events of which the range is taken
+GAP = 1 / 64  # of the range: no density is expected in it if it holds no event
+MAX_WINDOWS = 8
+
+
+def check_integral(cost: Cost, theta: Sequence[float] | np.ndarray, observable: Any) -> None:
+    """Compare the integral of the density over the range of the observable with 1, or with the model's own integral.
+
+    Only unbinned likelihoods without a fit range are checked; in a sum, each for itself.
+
+    Parameters
+    ----------
+    cost : Cost
+    theta : (n_params,)
+    observable : (lower, upper), or d such pairs for d observables
+        For a sum, one such entry for each cost: None where there is nothing to check; or a single (lower, upper) for
+        all. Edges of a single observable may be infinite. More than three observables are not checked.
+
+    Raises
+    ------
+    ValueError
+        If the two differ by more than 1e-3, or the density is negative or not finite within the range; if a sum has
+        not one entry for each cost.
+    """
+    theta = np.asarray(theta, dtype=np.float64)
+    parts = getattr(cost, "costs", (cost,))
+    single = len(parts) == 1 or (len(observable) == 2 and all(np.isscalar(edge) for edge in observable))
+    if not single and len(observable) != len(parts):
+        raise ValueError(f"observable must have one entry for each of {len(parts)} costs, got {observable!r}")
+    for part, its in zip(parts, [observable] * len(parts) if single else observable, strict=True):
+        if not _is_checked(part) or its is None:
+            continue
+        box = np.atleast_2d(as_float64(its, "observable"))
+        if len(box) > MAX_DIMENSIONS:
+            continue
+        value, error, expected = _integrals(part, theta[[cost.names.index(name) for name in part.names]], box)
+        if not np.isfinite(value):
+            raise ValueError(
+                f"the density of {called(part.model)} is not finite or negative somewhere in {_told(box)}, at "
+                f"{_at(cost, theta)}: it must be a density there"
+            )
+        if abs(value - expected) > max(TOLERATED * abs(expected), 10.0 * error):
+            raise ValueError(_mismatch(part, value, expected, box))
+
+
+def excess(cost: Cost, rows: Rows, theta: np.ndarray) -> list[str]:
+    """Sentences on densities of one observable whose integral over where the events lie is above what the model says.
+
+    That is only part of the observable's range, so that a smaller integral says nothing.
+    """
+    sentences, first = [], 0
+    for part in getattr(cost, "costs", (cost,)):
+        leaf = rows.leaves[first]
+        first += len(part.leaves)
+        if not _is_checked(part) or "x1" in leaf.names:
+            continue
+        x = leaf.columns[leaf.names.index("x0"), :: max(1, leaf.columns.shape[1] // SAMPLE)]
+        windows = _windows(x[np.isfinite(x)])
+        if not 0 < len(windows) <= MAX_WINDOWS:
+            continue
+        own = theta[[cost.names.index(name) for name in part.names]]
+        integrals = [_integrals(part, own, window[None]) for window in windows]
+        value, error, expected = sum(i[0] for i in integrals), sum(i[1] for i in integrals), integrals[0][2]
+        if value - expected > max(TOLERATED * abs(expected), 10.0 * error):
+            sentences.append(_mismatch(part, value, expected, windows[[0, -1], [0, 1]][None]))
+    return sentences
+
+
+def _windows(x: np.ndarray) -> np.ndarray:
+    """Ranges without a large gap, (n, 2): the density may be one for the sidebands alone."""
+    x = np.sort(x)
+    if len(x) < 2:
+        return np.empty((0, 2))
+    gaps = np.flatnonzero(np.diff(x) > GAP * (x[-1] - x[0]))
+    windows = np.stack([x[np.r_[0, gaps + 1]], x[np.r_[gaps, len(x) - 1]]], axis=1)
+    return windows[windows[:, 0] < windows[:, 1]]
+
+
+def _is_checked(cost: Cost) -> bool:
+    return isinstance(cost, UnbinnedNLL | ExtendedUnbinnedNLL) and cost.integral is None
+
+
+def _integrals(cost: Any, theta: np.ndarray, box: np.ndarray) -> tuple[float, float, float]:
+    """Integral of the density over a box and its error, NaN where it is no density; what the model says it is."""
+    n_params, names = len(cost.names), [f"x{k}" for k in range(len(box))]
+    row = lambda args: dict(zip(names, args[n_params:], strict=True))  # noqa: E731
+    density = _as_numpy(cost, "density", lambda *args: cost.density(args[:n_params], row(args)), n_params, len(box))
+
+    def integrand(x: np.ndarray) -> np.ndarray:
+        value = density(*theta, *x)
+        value = np.exp(value) if cost.log else value
+        return np.where(value >= 0.0, value, np.nan)
+
+    value, error = over_box(integrand, box)
+    if not cost.extended:
+        return value, error, 1.0
+    whole = _as_numpy(cost, "integral", lambda *args: cost.rest(args[:n_params], row(args), ()), n_params, len(box))
+    at_zero, at_one = (float(whole(*theta, *np.full(len(box), x))) for x in (0.0, 1.0))
+    # the driver has its own words for an integral that depends on x
+    return value, error, at_zero if at_zero == at_one else np.nan
+
+
+def _as_numpy(cost: Cost, what: str, function: Callable, n_params: int, d: int) -> Callable:
+    made = cost.__dict__.setdefault("_as_numpy", {})
+    if (what, d) not in made:
+        try:
+            made[what, d] = elementwise(function, n_params + d)
+        except UntranslatableError:
+            made[what, d] = _by_jax(function, n_params, d)
+    return made[what, d]
+
+
+def _by_jax(function: Callable, n_params: int, d: int) -> Callable:
+    """The same for a model without a scalar form, compiled for one number of points."""
+    chunk = 4096
+    compiled = jax.jit(jax.vmap(function, in_axes=(None,) * n_params + (0,) * d))
+
+    def evaluate(*args: np.ndarray) -> np.ndarray:
+        theta, x = args[:n_params], np.atleast_2d(np.array(args[n_params:]).T).T
+        result = np.empty(x.shape[1])
+        with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+            for first in range(0, len(result), chunk):
+                part = np.minimum(np.arange(first, first + chunk), len(result) - 1)
+                result[first : first + chunk] = np.asarray(compiled(*theta, *x[:, part]))[: len(result) - first]
+        return result if np.ndim(args[-1]) else result[0]
+
+    return evaluate
+
+
+def _mismatch(cost: Any, value: float, expected: float, box: np.ndarray) -> str:
+    found = f"the density of {called(cost.model)} integrates to {value:.6g} over {_told(box)}"
+    if cost.extended:
+        return f"{found}, but the integral that it returns is {expected:.6g}: return the number of events in this range"
+    return (
+        f"{found}, but it must integrate to 1: divide it by its integral over the range of the data (as truncnorm does "
+        "and norm does not), or pass fit_range"
+    )
+
+
+def _told(box: np.ndarray) -> str:
+    return " and ".join(
+        f"{low:g} < {'x' if len(box) == 1 else f'x[{k}]'} < {high:g}" for k, (low, high) in enumerate(box)
+    )
+
+
+def _at(cost: Cost, theta: np.ndarray) -> str:
+    return ", ".join(f"{name} = {value:.6g}" for name, value in zip(cost.names, theta, strict=True))

@@ -1,0 +1,408 @@
+"""Models for which the theory of maximum likelihood does not hold are noticed before they are fitted.
+
+Errors from the Hessian, pulls and the stopping rule need a cost that is smooth in every parameter. Here what single
+events (bins, points) add to the cost is scanned along each parameter, about one standard deviation of a single event
+to either side of the start, and what looks like a break is magnified: the fourth difference of a smooth function
+fades with the fourth power of its step, that of a kink with the first, that of a jump not at all. Where the cost
+ceases to be finite, a density that vanishes as (distance from the edge)^e moves its support with the parameter, which
+has no finite information, if e < 1; an edge that is the same for all events is the range of the parameter.
+
+References
+----------
+Cramer, Mathematical Methods of Statistics (1946), sec. 33.3; Smith, Biometrika 72 (1985) 67, for moving edges.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from engine.cost import Cost
+from engine.data import Rows, lane_data, shared_columns
+from engine.normalisation import excess
+from engine.ranges import NumericalIntegral
+from kernels.elementwise import elementwise
+from kernels.graph import UntranslatableError
+
+__all__ = ["irregularities", "warn_of_irregularities"]
+
+ROWS = 40  # that are looked at
+POOL = 20000  # rows of the first toys from which they are taken
+TOYS = 20
+CELLS = 48  # of a scan
+FOLLOWED = 4  # windows that are magnified for each row
+HALVINGS = 16
+LAST = 6  # halvings by which a break is told from a smooth function
+REACH = 8.0  # a row is looked at where its term is above its minimum by no more than this
+SLOPE_JUMP = 3e-3  # smallest jump of a slope that counts, in terms per standard deviation
+VALUE_JUMP = 1e-4
+EXPONENT = 0.95  # of the density at an edge that moves, 1 within rounding is that of a density that turns negative
+IDLE = 1e-10  # a term that changes by less does not depend on the parameter
+AWAY = 0.1  # parameters are moved by this, relative to themselves, from a point that may be special
+FINEST, LARGEST = 1e-7, 1e6  # changes of a parameter, in terms of itself, that are tried
+ROUNDING = 1e-12  # of terms, in terms of themselves
+FOURTH = np.array([1.0, -4.0, 6.0, -4.0, 1.0])
+
+
+class _Terms(NamedTuple):
+    """Some rows of a cost.
+
+    Attributes
+    ----------
+    value : callable
+        `value(k, t, r) -> array`: the term of row r with parameter k at t, for arrays that broadcast.
+    n : int
+    told : tuple of str
+        What each row is.
+    """
+
+    value: Callable
+    n: int
+    told: tuple[str, ...]
+
+
+def warn_of_irregularities(
+    cost: Cost, rows: Rows, theta: np.ndarray, lower: np.ndarray, upper: np.ndarray, free: np.ndarray
+) -> None:
+    """Warn of what `irregularities` and `engine.normalisation.excess` find.
+
+    Once for a cost and its free parameters, and again where the first data were but a few rows.
+    """
+    checked = cost.__dict__.setdefault("_regularity", set())
+    key = (rows.form, free.tobytes(), min(int(rows.offsets[-1]), ROWS))
+    if key in checked:
+        return
+    checked.add(key)
+    for sentence in (*excess(cost, rows, theta), *irregularities(cost, rows, theta, lower, upper, free)):
+        warnings.warn(sentence, stacklevel=3)
+
+
+def irregularities(
+    cost: Cost, rows: Rows, theta: np.ndarray, lower: np.ndarray, upper: np.ndarray, free: np.ndarray
+) -> list[str]:
+    """What breaks the regularity conditions near some parameters, one sentence for each; empty for a regular cost.
+
+    Found are jumps and kinks of the cost along a parameter, a support that moves with it, and parameters on which
+    the cost does not depend, here and at another point. Constraints are regular.
+
+    Parameters
+    ----------
+    cost : Cost
+    rows : Rows
+        The data; a few dozen rows of the first toys are looked at.
+    theta, lower, upper : (n_params,) float64
+        Where to look, and the limits of the parameters.
+    free : (n_params,) bool
+        Parameters to look at.
+    """
+    found: dict[tuple[str, str], str] = {}
+    used: set[str] = set()
+    for leaf, part in zip(cost.leaves, rows.leaves, strict=True):
+        if isinstance(leaf, NumericalIntegral):
+            continue  # its rows are no data; the density is looked at with the events
+        index = [cost.names.index(name) for name in leaf.names]
+        terms = _terms(leaf, part, theta[index]) if leaf.takes_data else None
+        if terms is None:
+            used.update(leaf.names)
+            continue
+        for k, i in enumerate(index):
+            name, value = leaf.names[k], lambda t, r, k=k, terms=terms: terms.value(k, t, r)
+            if not free[i]:
+                continue
+            width, moves = _width(value, terms.n, theta[i], lower[i], upper[i])
+            scan = np.linspace(max(lower[i], theta[i] - width), min(upper[i], theta[i] + width), CELLS + 1)
+            breaks = _breaks(value, terms.n, theta[i], width, scan) if width else []
+            if (
+                moves
+                or breaks
+                or _moves_elsewhere(leaf, part, k, theta[index], lower[index], upper[index], free[index])
+            ):
+                used.add(name)
+            for kind, at, row, size in breaks:
+                at = round(at, 4 - math.floor(math.log10(width))) + 0.0
+                found.setdefault((name, kind), _sentence(kind, name, at, terms.told[row], size))
+    flat = [
+        f"the cost does not depend on '{name}' near {at:.6g}: fix it or leave it out of the model"
+        for name, at, on in zip(cost.names, theta, free, strict=True)
+        if on and name not in used
+    ]
+    return [*flat, *found.values()]
+
+
+def _moves_elsewhere(
+    leaf: Cost, part: Rows, k: int, theta: np.ndarray, lower: np.ndarray, upper: np.ndarray, free: np.ndarray
+) -> bool:
+    """Whether a parameter matters once the other free ones have left a special point, such as two equal peaks."""
+    by = AWAY * np.sin(1.0 + np.arange(len(theta)))
+    moved = np.where(free, np.clip(theta + by * np.where(theta == 0.0, 1.0, np.abs(theta)), lower, upper), theta)
+    terms = _terms(leaf, part, moved)
+    return terms is None or _width(lambda t, r: terms.value(k, t, r), terms.n, moved[k], lower[k], upper[k])[1]
+
+
+def _sentence(kind: str, name: str, at: float, row: str, size: float) -> str:
+    if kind == "support":
+        side = "above" if size > 0 else "below"
+        return (
+            f"the support of the model moves with '{name}': {row} is possible for {name} {side} {at:.6g} only, so "
+            f"errors from the Hessian do not hold; fix '{name}', or take its interval from toys"
+        )
+    if kind == "jump":
+        return (
+            f"the cost jumps by {size:.3g} at {name} = {at:.6g} ({row}): a minimum may lie there, where no gradient "
+            f"vanishes; write the model so that it is continuous in '{name}', or fix '{name}'"
+        )
+    return (
+        f"the slope of the cost jumps by {size:.3g} at {name} = {at:.6g} ({row}): errors from the Hessian do not "
+        f"hold near such a kink; make the model smooth in '{name}', or take its interval from toys"
+    )
+
+
+# -- terms of rows -------------------------------------------------------------------------------------------------
+
+
+def _terms(leaf: Cost, part: Rows, theta: np.ndarray) -> _Terms | None:
+    """Rows of a cost with data, or whole toys where the rows belong together; None if there are none."""
+    good = np.flatnonzero(~part.bad & (np.diff(part.offsets) > 0))
+    if not len(good):
+        return None
+    if leaf.term is None or getattr(leaf, "covariance", None) is not None:
+        return _of_toy(leaf, part, theta, good[0])
+    columns, aux, n_events = _sampled(part, good)
+    if not columns.shape[1]:
+        return None
+    told = tuple(_told(part.names, column) for column in columns.T)
+    columns = np.where(np.array(part.names)[:, None] == "weight", 1.0, columns)
+    data = np.concatenate([columns, aux.T, n_events[None]])
+    made = leaf.__dict__.setdefault("_terms_of_rows", {})
+    if part.form not in made:
+        term, rest = leaf.functions(part)
+        n_params = len(leaf.names)
+
+        def one(*args: Any) -> Any:
+            *inputs, n = args
+            return (0.0 if term is None else term(*inputs)) + (0.0 if rest is None else rest(*inputs) / n)
+
+        try:
+            made[part.form] = elementwise(one, n_params + len(data)), None
+        except UntranslatableError:
+            made[part.form] = None, _compiled(lambda theta, row: one(*theta, *row))
+    by_numpy, by_jax = made[part.form]
+    if by_jax is not None:
+        return _Terms(_in_chunks(by_jax, theta, data.T, 1024), data.shape[1], told)
+
+    def value(k: int, t: np.ndarray, r: np.ndarray) -> np.ndarray:
+        return by_numpy(*theta[:k], t, *theta[k + 1 :], *(row[r] for row in data))
+
+    return _Terms(value, data.shape[1], told)
+
+
+def _sampled(part: Rows, good: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Columns, measured values and number of events of the toy, of rows spread over the first toys by quantiles."""
+    sizes = np.diff(part.offsets)[good[:TOYS]]
+    pool = np.unique(np.linspace(0, sizes.sum() - 1, POOL).astype(np.int64))
+    ends = np.cumsum(sizes)
+    which = np.searchsorted(ends, pool, side="right")
+    within, toys = pool - (ends - sizes)[which], good[which]
+    own = part.columns[:, part.offsets[toys] + within] if part.columns.size else np.zeros((0, len(pool)))
+    columns = np.concatenate([own, part.shared[:, within]]) if part.shared.size else own
+    if len(pool) <= ROWS:
+        return columns, part.aux[toys], sizes[which].astype(np.float64)
+    looked_at = [c for c, name in zip(columns, part.names, strict=True) if name != "weight" and np.ptp(c) > 0.0]
+    if not looked_at:
+        looked_at = [columns[0]]
+    places = np.linspace(0, len(pool) - 1, ROWS // len(looked_at)).astype(np.int64)
+    rows = np.unique([np.argsort(column, kind="stable")[places] for column in looked_at])
+    return columns[:, rows], part.aux[toys[rows]], sizes[which[rows]].astype(np.float64)
+
+
+def _told(names: tuple[str, ...], row: np.ndarray) -> str:
+    one = names.count("x1") == 0
+    return ", ".join(
+        f"{'x' if one and name == 'x0' else name} = {value:.6g}" for name, value in zip(names, row, strict=True)
+    )
+
+
+def _of_toy(leaf: Cost, part: Rows, theta: np.ndarray, toy: int) -> _Terms:
+    """One toy as two rows; its data are moved a little, since a kink does not show where data equal expectation."""
+    n = int(part.offsets[toy + 1] - part.offsets[toy])
+    columns, aux, _ = lane_data(part, np.array([toy]), n)
+    wiggle = 0.5 * np.sin(np.arange(n)) / np.sqrt(1.0 + np.abs(columns))
+    (shared,) = shared_columns(part, [n])
+    moved = np.concatenate([columns * (1.0 + wiggle), columns * (1.0 - wiggle)])
+    data = (moved, *(np.stack([array] * 2) for array in (aux[0], shared)))
+    made = leaf.__dict__.setdefault("_terms_of_toy", {})
+    if part.form not in made:
+        reference = leaf.reference(part)
+        made[part.form] = _compiled(
+            lambda theta, data: reference(theta, ((data[0], data[1], data[0].shape[-1]),), (data[2],))
+        )
+    return _Terms(_in_chunks(made[part.form], theta, data, 64), 2, ("in the first toy",) * 2)
+
+
+def _compiled(function: Callable) -> Callable:
+    take = lambda data, r: jax.tree.map(lambda a: a[r], data)  # noqa: E731
+    return jax.jit(jax.vmap(lambda theta, r, data: function(theta, take(data, r)), in_axes=(0, 0, None)))
+
+
+def _in_chunks(function: Callable, theta: np.ndarray, data: Any, chunk: int) -> Callable:
+    """`value` of `_Terms` by a compiled function, which is called with one shape only."""
+
+    def value(k: int, t: np.ndarray, r: np.ndarray) -> np.ndarray:
+        t, r = np.broadcast_arrays(t, r)
+        result = np.empty(t.size)
+        with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+            for first in range(0, t.size, chunk):
+                part = np.minimum(np.arange(first, first + chunk), t.size - 1)
+                thetas = np.tile(theta, (chunk, 1))
+                thetas[:, k] = t.flat[part]
+                result[first : first + chunk] = np.asarray(function(thetas, r.flat[part], data))[: t.size - first]
+        return result.reshape(t.shape)
+
+    return value
+
+
+# -- scans ---------------------------------------------------------------------------------------------------------
+
+
+def _width(value: Callable, n: int, theta: float, lower: float, upper: float) -> tuple[float, bool]:
+    """The change of a parameter that changes most terms by about 1, and whether any term changes at all.
+
+    Where none does it is the change at which some terms cease to be finite, or 0.
+    """
+    r = np.arange(n)
+    at = value(theta, r)
+    r, at = r[np.isfinite(at)], at[np.isfinite(at)]
+    if not len(r):
+        return 0.0, True
+    first = width = min(abs(theta) or 1.0, 0.5 * (upper - lower))
+    before, typical_before, ceiling, large = width, 0.0, np.inf, np.inf
+    for _ in range(60):
+        if width < FINEST * abs(theta):
+            break  # too little of it to be told from rounding
+        sides = np.clip(np.array([[theta - width], [theta + width]]), lower, upper)
+        ended = sides[0, 0] == lower and sides[1, 0] == upper
+        new = value(sides, r)
+        with np.errstate(invalid="ignore"):
+            change = np.where(np.isfinite(new), np.abs(new - at), -1.0).max(axis=0)
+        if 2 * np.count_nonzero(change >= 0.0) < len(r):
+            ceiling, width = width, 0.3 * width
+            continue
+        # a term that has changed by 1 or jumped counts as 1
+        typical = float(np.mean(np.minimum(change[change >= 0.0], 1.0)))
+        idle = typical < max(IDLE, ROUNDING * width / first)  # rounding, where the parameter cancels
+        if idle:
+            if ended or width > LARGEST * first:
+                return 0.0, False
+            if 4 * np.count_nonzero(~np.isfinite(new)) >= len(r):
+                between = value(np.linspace(sides[0], sides[1], CELLS), r)
+                with np.errstate(invalid="ignore"):
+                    return width, bool(np.any(np.isfinite(between) & (np.abs(between - at) > IDLE)))
+            wider = 10.0 * width
+        elif 0.5 < typical < 0.8 or (typical < 0.5 and ended):
+            return width, True
+        elif width > before and typical < 1.1 * typical_before:
+            return before, True  # more of it does no more
+        elif typical > 0.8:
+            wider, large = 0.5 * width, width
+        else:
+            wider = width * min(0.65 / typical, 10.0)
+        if wider >= min(large, ceiling):
+            return (large, True) if large < ceiling else (width, not idle)
+        before, typical_before, width = width, typical, wider
+    return 0.0, True
+
+
+def _breaks(
+    value: Callable, n: int, theta: float, width: float, scan: np.ndarray
+) -> list[tuple[str, float, int, float]]:
+    """(kind, where, row, size) of the break of each kind that is next to theta."""
+    f = value(scan[:, None], np.arange(n)[None])
+    finite = np.isfinite(f)
+    lowest = np.min(np.where(finite, f, np.inf), axis=0)
+    near = finite & (f < lowest + REACH)
+    found = [("support", *each) for each in _edges(value, scan, finite, lowest, width)]
+    found += _bends(value, scan, np.where(near, f, np.nan), width)
+    nearest: dict[str, tuple[str, float, int, float]] = {}
+    for each in sorted(found, key=lambda each: abs(each[1] - theta)):
+        nearest.setdefault(each[0], each)
+    return list(nearest.values())
+
+
+def _edges(
+    value: Callable, scan: np.ndarray, finite: np.ndarray, lowest: np.ndarray, width: float
+) -> list[tuple[float, int, float]]:
+    """(where, row, +1 if the term is finite above) of edges of the support that differ between rows."""
+    cell, row = np.nonzero(finite[1:] != finite[:-1])
+    if not len(row):
+        return []
+    above = finite[cell + 1, row]
+    inside, outside = scan[cell + above], scan[cell + ~above]
+    for _ in range(34):
+        middle = 0.5 * (inside + outside)
+        ok = np.isfinite(value(middle, row))
+        inside, outside = np.where(ok, middle, inside), np.where(ok, outside, middle)
+    into = np.where(above, width, -width)
+    close, far = value(inside + 1e-7 * into, row), value(inside + 1e-5 * into, row)
+    with np.errstate(invalid="ignore"):
+        exponent = (close - far) / np.log(1e2)
+        ends = (far < lowest[row] + 2.0 * REACH) & (exponent < EXPONENT)
+    ends &= value(outside, row) != -np.inf  # an overflow
+    if not ends.any() or np.ptp(inside[ends]) < 1e-6 * width:
+        return []
+    return list(zip(inside[ends].tolist(), row[ends].tolist(), np.sign(into[ends]).tolist(), strict=True))
+
+
+def _bends(value: Callable, scan: np.ndarray, f: np.ndarray, width: float) -> list[tuple[str, float, int, float]]:
+    """("jump" or "kink", where, row, size); the size of a kink is a change of slope."""
+    step = scan[1] - scan[0]
+    with np.errstate(invalid="ignore"):
+        fourth = np.abs(_fourth(f))
+    fourth = np.where(np.isfinite(fourth), fourth, 0.0)
+    around = np.pad(fourth, ((1, 1), (0, 0)))
+    fourth = np.where(fourth >= np.maximum(around[:-2], around[2:]), fourth, 0.0)  # a break stands out
+    window = np.argsort(fourth, axis=0)[-FOLLOWED:]
+    row = np.broadcast_to(np.arange(f.shape[1]), window.shape)
+    size = np.take_along_axis(fourth, window, axis=0)
+    bent = size > SLOPE_JUMP * step / width
+    window, row = window[bent], row[bent]
+    first, points, sizes = scan[window], f[window + np.arange(5)[:, None], row], [size[bent]]
+    highest = np.nanmin(np.where(np.isfinite(f), f, np.inf), axis=0) + 4.0 * REACH
+    for _ in range(HALVINGS):
+        if not len(row):
+            return []
+        nine = np.empty((9, len(row)))
+        nine[::2] = points
+        nine[1::2] = value(first + step * (np.arange(4)[:, None] + 0.5), row)
+        nine[~(nine < highest[row])] = np.nan
+        with np.errstate(invalid="ignore"):
+            fourth = np.abs(_fourth(nine))
+        fourth = np.where(np.isfinite(fourth), fourth, 0.0)
+        best, step = np.argmax(fourth, axis=0), 0.5 * step
+        size = fourth[best, np.arange(len(row))]
+        first, points = first + best * step, nine[best + np.arange(5)[:, None], np.arange(len(row))]
+        sizes.append(size)
+        bent = size > 0.5 * SLOPE_JUMP * step / width
+        row, first, points, sizes = row[bent], first[bent], points[:, bent], [each[bent] for each in sizes]
+    # over these halvings the fourth difference of a kink falls by 2^-6, that of a smooth function by 2^-24
+    size, faded = sizes[-1], sizes[-1] / sizes[-1 - LAST]
+    clear = size > ROUNDING * np.max(np.abs(points), axis=0)
+    jump = clear & (faded > 0.5) & (size > VALUE_JUMP)
+    kink = clear & (faded > 0.25 * 0.5**LAST) & (faded < 16.0 * 0.5**LAST) & (size > SLOPE_JUMP * step / width)
+    at = first + 2.0 * step
+    # the fourth difference of a jump is 3 of it, that of a slope that jumps 1 to 2 of its change within a step
+    return [
+        *(("jump", at[i], int(row[i]), size[i] / 3.0) for i in np.flatnonzero(jump)),
+        *(("kink", at[i], int(row[i]), _slopes(points[:, i], step)) for i in np.flatnonzero(kink)),
+    ]
+
+
+def _fourth(f: np.ndarray) -> np.ndarray:
+    """Differences of five points that follow each other."""
+    return sum(c * f[k : len(f) - 4 + k] for k, c in enumerate(FOURTH))
+
+
+def _slopes(points: np.ndarray, step: float) -> float:
+    return float(abs((points[4] - points[3]) - (points[1] - points[0])) / step)

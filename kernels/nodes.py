@@ -1,0 +1,285 @@
+"""A graph of scalar operations, in which every expression stands once (see `kernels.graph` for how it is made).
+
+The graph knows which nodes depend on the row (the event, bin or data point) and keeps a product in the form
+`coefficient * core`, where the coefficient does not depend on the row. What does not depend on the row then
+gathers in few nodes, which a loop over rows evaluates once.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["Graph", "Node", "Partials", "UntranslatableError", "too_long"]
+
+
+class UntranslatableError(NotImplementedError):
+    """A model uses an operation that has no scalar form here; the message names it and where it stands."""
+
+
+def too_long(n: int, limit: int) -> UntranslatableError:
+    return UntranslatableError(
+        f"the model and its derivatives make {n} operations, more than {limit}: their compilation would take minutes"
+    )
+
+
+class Node(NamedTuple):
+    op: str
+    args: tuple
+    depends_on_row: bool
+
+
+class Partials(NamedTuple):
+    """Derivatives of a node by its arguments, and by pairs of them; what is not there is zero."""
+
+    first: dict[int, int]
+    second: dict[tuple[int, int], int]
+
+    @staticmethod
+    def of(graph: "Graph", arguments: Sequence[int], outputs: Sequence[int]) -> "Partials":
+        """From the nodes of the gradient and of the packed Hessian; an argument may come twice."""
+        n, zero = len(arguments), graph.const(0.0)
+        first: dict[int, int] = {}
+        second: dict[tuple[int, int], int] = {}
+        for a, d in zip(arguments, outputs[:n], strict=True):
+            first[a] = graph.apply("add", first.get(a, zero), d)
+        pairs = [(i, j) for i in range(n) for j in range(i + 1)]
+        for (i, j), d in zip(pairs, outputs[n:], strict=True):
+            a, b = sorted((arguments[i], arguments[j]))
+            d = graph.apply("add", d, d) if a == b and i != j else d
+            second[a, b] = graph.apply("add", second.get((a, b), zero), d)
+        active = {a for a in arguments if graph.support(a)}
+        return Partials(
+            {a: d for a, d in first.items() if a in active and d != zero},
+            {pair: d for pair, d in second.items() if active.issuperset(pair) and d != zero},
+        )
+
+
+_FOLD: dict[str, Callable] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "neg": operator.neg,
+    "abs": abs,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "and": operator.and_,
+    "or": operator.or_,
+    "not": operator.not_,
+}
+_COMMUTATIVE = {"add", "mul", "max", "min", "eq", "ne", "and", "or"}
+# A longer graph is given up while it grows; see also `kernels.program.MAX_LENGTH`.
+MAX_NODES = 100_000
+LEAVES = {"const", "theta", "aux", "row", "shared"}
+# Their derivatives are zero, where they have one.
+_FLAT = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "is_finite", "floor", "ceil", "sign"}
+
+
+class Graph:
+    """Scalar operations, each expression once; a node's arguments have smaller numbers than the node."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.holds_float32 = False  # an array constant of the model came in float32
+        self.partials: dict[int, Partials] = {}  # of functions that bring their own rule of differentiation
+        self.origins: dict[int, tuple] = {}  # the equations of the model that a node comes from
+        self._numbers: dict[tuple, int] = {}
+        self._supports: list[int] = []
+
+    def _intern(self, op: str, args: tuple, depends_on_row: bool) -> int:
+        key = (op, *(a.hex() if isinstance(a, float) else (type(a), a) for a in args))
+        if key not in self._numbers:
+            if len(self.nodes) >= MAX_NODES:
+                raise too_long(len(self.nodes) + 1, MAX_NODES)
+            self._numbers[key] = len(self.nodes)
+            self.nodes.append(Node(op, args, depends_on_row))
+        return self._numbers[key]
+
+    def argument(self, kind: str, position: int) -> int:
+        """An input: a parameter ("theta"), a toy's measured value ("aux") or a column of the row."""
+        return self._intern(kind, (position,), kind in ("row", "shared"))
+
+    def const(self, value: Any) -> int:
+        if isinstance(value, bool | np.bool_):
+            return self._intern("const", (bool(value),), False)
+        if isinstance(value, int | np.integer):
+            return self._intern("const", (int(value),), False)
+        return self._intern("const", (float(value),), False)
+
+    def value(self, number: int) -> Any:
+        """The value of a constant node, None for any other."""
+        node = self.nodes[number]
+        return node.args[0] if node.op == "const" else None
+
+    def on_row(self, number: int) -> bool:
+        return self.nodes[number].depends_on_row
+
+    def support(self, number: int) -> int:
+        """The parameters by which the derivative of a node may differ from zero, as a set of bits."""
+        for k in range(len(self._supports), number + 1):
+            node, bits = self.nodes[k], 0
+            if node.op == "theta":
+                bits = 1 << node.args[0]
+            elif k in self.partials:
+                bits = functools.reduce(operator.or_, map(self._supports.__getitem__, self.partials[k].first), 0)
+            elif node.op not in LEAVES and node.op not in _FLAT:
+                args = node.args[1:] if node.op == "select" else node.args
+                bits = functools.reduce(operator.or_, map(self._supports.__getitem__, args))
+            self._supports.append(bits)
+        return self._supports[number]
+
+    def with_partials(self, number: int, partials: Partials) -> int:
+        """A node of the same value, whose derivatives are given."""
+        while True:
+            new = self._intern("same", (number,), self.on_row(number))
+            if self.partials.setdefault(new, partials) == partials:
+                return new
+            number = new
+
+    def split(self, number: int) -> tuple[int | None, int]:
+        """(coefficient, core) of a node that depends on the row."""
+        node = self.nodes[number]
+        if node.op == "mul" and self.on_row(number) and not self.on_row(node.args[0]):
+            return node.args[0], node.args[1]
+        if node.op == "neg":
+            return self.const(-1.0), node.args[0]
+        return None, number
+
+    def apply(self, op: str, *args: int) -> int:
+        """The node of `op` on nodes, simplified."""
+        values = [self.value(a) for a in args]
+        if op in _FOLD and all(v is not None for v in values):
+            return self.const(_FOLD[op](*values))
+        simplify = getattr(self, f"_{op}", None)
+        if simplify is not None:
+            return simplify(*args)
+        return self._plain(op, *args)
+
+    def _plain(self, op: str, *args: int) -> int:
+        if op in _COMMUTATIVE and args[1] < args[0]:
+            args = args[::-1]
+        return self._intern(op, args, any(self.on_row(a) for a in args))
+
+    def _neg(self, a: int) -> int:
+        node = self.nodes[a]
+        if node.op == "neg":
+            return node.args[0]
+        if node.op == "sub":
+            return self._sub(node.args[1], node.args[0])
+        coefficient, core = self.split(a)
+        if coefficient is not None and self.on_row(a):
+            return self._mul(self.apply("neg", coefficient), core)
+        return self._plain("neg", a)
+
+    def _add(self, a: int, b: int) -> int:
+        if self.value(a) == 0.0:
+            return b
+        if self.value(b) == 0.0:
+            return a
+        if self.nodes[b].op == "neg":
+            return self._sub(a, self.nodes[b].args[0])
+        if self.nodes[a].op == "neg":
+            return self._sub(b, self.nodes[a].args[0])
+        return self._combine("add", a, b)
+
+    def _sub(self, a: int, b: int) -> int:
+        if self.value(b) == 0.0:
+            return a
+        if self.value(a) == 0.0:
+            return self._neg(b)
+        if self.nodes[b].op == "neg":
+            return self._add(a, self.nodes[b].args[0])
+        return self._combine("sub", a, b)
+
+    def _combine(self, op: str, a: int, b: int) -> int:
+        """c1 * r + c2 * r = (c1 + c2) * r, for terms that depend on the row."""
+        if self.on_row(a) and self.on_row(b):
+            (ca, ra), (cb, rb) = self.split(a), self.split(b)
+            if ra == rb and (ca is not None or cb is not None):
+                one = self.const(1.0)
+                return self._mul(self.apply(op, one if ca is None else ca, one if cb is None else cb), ra)
+        return self._plain(op, a, b)
+
+    def _mul(self, a: int, b: int) -> int:
+        if self.on_row(a) and not self.on_row(b):
+            a, b = b, a
+        for one, other in ((a, b), (b, a)):
+            if self.value(one) == 1.0:
+                return other
+            if self.value(one) == -1.0 and not self.on_row(other):
+                return self._neg(other)
+        if not self.on_row(b):
+            for one, other in ((a, b), (b, a)):
+                if self.nodes[one].op == "neg":
+                    return self._neg(self._mul(self.nodes[one].args[0], other))
+            return self._plain("mul", a, b)
+        if not self.on_row(a):
+            coefficient, core = self.split(b)
+            if coefficient is not None:
+                return self._mul(self.apply("mul", a, coefficient), core)
+            if self.value(a) == -1.0:
+                return self._plain("neg", b)
+            return self._intern("mul", (a, b), True)
+        (ca, ra), (cb, rb) = self.split(a), self.split(b)
+        core = self._plain("mul", ra, rb)
+        for coefficient in (ca, cb):
+            if coefficient is not None:
+                core = self._mul(coefficient, core)
+        return core
+
+    def _div(self, a: int, b: int) -> int:
+        return self._mul(a, self._reciprocal(b))
+
+    def _reciprocal(self, b: int) -> int:
+        value = self.value(b)
+        if isinstance(value, float) and value != 0.0:
+            return self.const(1.0 / value)
+        coefficient, core = self.split(b)
+        if coefficient is not None and self.on_row(b):
+            return self._mul(self._reciprocal(coefficient), self._reciprocal(core))
+        if self.nodes[b].op == "neg":
+            return self._neg(self._reciprocal(self.nodes[b].args[0]))
+        if self.nodes[b].op == "reciprocal":
+            return self.nodes[b].args[0]
+        return self._plain("reciprocal", b)
+
+    def _select(self, condition: int, if_true: int, if_false: int) -> int:
+        if self.value(condition) is not None:
+            return if_true if self.value(condition) else if_false
+        if if_true == if_false:
+            return if_true
+        coefficient, core = self.split(if_true) if self.on_row(if_true) else (None, if_true)
+        if coefficient is not None and self.on_row(condition) and self.value(if_false) == 0.0:
+            return self._mul(coefficient, self._plain("select", condition, core, if_false))
+        return self._plain("select", condition, if_true, if_false)
+
+    def power(self, a: int, exponent: int) -> int:
+        """a to an integer power, by repeated squaring."""
+        if exponent < 0:
+            return self.power(self._reciprocal(a), -exponent)
+        result = self.const(1.0)
+        while exponent:
+            if exponent & 1:
+                result = self.apply("mul", result, a)
+            a, exponent = self.apply("mul", a, a) if exponent > 1 else a, exponent >> 1
+        return result
+
+    def live(self, outputs: Sequence[int]) -> list[int]:
+        """Numbers of all nodes that the outputs need, in an order in which they can be evaluated."""
+        seen: set[int] = set()
+        stack = list(outputs)
+        while stack:
+            number = stack.pop()
+            if number in seen:
+                continue
+            seen.add(number)
+            node = self.nodes[number]
+            if node.op not in LEAVES:
+                stack.extend(node.args)
+        return sorted(seen)
