@@ -69,6 +69,9 @@ class Cost:
 
         return SumCost(self, other) if isinstance(other, Cost) else NotImplemented
 
+    def __radd__(self, other: Any) -> "Cost":
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # sum([a, b]) starts from 0
+
     def functions(self, rows: Rows) -> tuple[Callable | None, Callable | None]:
         """`term` and `rest` as functions of scalars, (*theta, *columns, *shared, *aux)."""
         n_params, n_row = len(self.names), len(rows.names)

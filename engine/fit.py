@@ -13,6 +13,7 @@ import optax
 from engine.cost import Cost
 from engine.cpu import NumbaDriver
 from engine.data import Rows
+from engine.determined import mark_undetermined
 from engine.drivers import Fits, Settings
 from engine.newton_numba import EDM_GOAL
 from engine.regularity import warn_of_irregularities
@@ -120,9 +121,10 @@ def fit_batch(
     with progress_bar(progress, len(rows)) as report:
         fits.put(good, driver.fit(good, start_values[good], settings, report))
     driver.optimizer = None  # whoever failed is retried by Newton alone
-    rescued = None
+    rescued = np.zeros(len(rows), dtype=bool)
     if retries:
         rescued = rescue(cost, rows, driver, fits, good, start_values, settings, retries, is_valid)
+    mark_undetermined(driver, fits, start_values, settings, rescued)
     score_covariance = cost.score_covariance(rows)
     if score_covariance is not None:
         fits.covariance[:] = sandwich(cost, rows, score_covariance, fits.values, fits.covariance)
@@ -139,7 +141,7 @@ def is_valid(fits: Fits, settings: Settings) -> np.ndarray:
 
 
 def as_result(
-    cost: Cost, driver: NumbaDriver | XlaDriver, fits: Fits, settings: Settings, rescued: np.ndarray | None
+    cost: Cost, driver: NumbaDriver | XlaDriver, fits: Fits, settings: Settings, rescued: np.ndarray
 ) -> FitResult:
     variance = np.diagonal(fits.covariance, axis1=1, axis2=2)
     with np.errstate(invalid="ignore"):
@@ -156,7 +158,7 @@ def as_result(
         nfev=fits.nfev,
         at_limit=fits.at_limit,
         has_posdef_covar=fits.posdef,
-        rescued=np.zeros(len(fits.status), dtype=bool) if rescued is None else rescued,
+        rescued=rescued,
         errordef=cost.errordef,
         backend=driver.name,
         device=driver.device,

@@ -1,0 +1,90 @@
+"""Fits that meet the criterion of convergence, though the data do not determine their parameters.
+
+Where parameters are degenerate, as a and b in a model of their product, the Hessian is singular at the minimum, and
+rounding alone decides whether it looks positive definite. It is taken once more at the minimum itself, since that of
+the last step still holds the slope there, and judged by its smallest eigenvalue in units of its diagonal.
+"""
+
+import numpy as np
+
+from engine.cpu import NumbaDriver
+from engine.drivers import Fits, Settings
+from engine.newton_numba import ROUNDING
+from engine.status import Status
+from engine.xla import XlaDriver
+from kernels.program import ABSOLUTE, GRADIENT
+
+__all__ = ["mark_undetermined"]
+
+SUSPECT = 1e-4  # eigenvalue of the correlation below which the Hessian is taken again
+LARGE = 30.0  # an error in terms of its parameter, above which it is taken again
+# Smallest eigenvalue of a Hessian in units of its diagonal: at the end of a fit of degenerate parameters there remain
+# up to 4e-10 of either sign, and the worst of the certified regression problems has 9e-10.
+DEFINED = 6e-10
+FAR = 1e6  # a parameter that has grown so many times, with an error beyond itself, has run away
+
+
+def mark_undetermined(
+    driver: NumbaDriver | XlaDriver, fits: Fits, start: np.ndarray, settings: Settings, rescued: np.ndarray
+) -> None:
+    """Give fits whose parameters are not determined the status that says so, in place.
+
+    Parameters
+    ----------
+    driver : NumbaDriver or XlaDriver
+        The one that made the fits.
+    start : (n_toys, n_params) float64
+    rescued : (n_toys,) bool
+        Becomes False for these toys.
+    """
+    variance = np.diagonal(fits.covariance, axis1=1, axis2=2)
+    with np.errstate(invalid="ignore"):
+        good = (fits.status == Status.CONVERGED) & fits.posdef & np.isfinite(variance).all(axis=1)
+        errors = np.sqrt(np.where(good[:, None], variance, 0.0))
+    scale = np.maximum(np.maximum(np.abs(fits.values), np.abs(start)), 1.0)
+    far = (np.abs(fits.values) > FAR * np.maximum(np.abs(start), 1.0)) & (errors > np.abs(fits.values))
+    suspect = np.flatnonzero(good)
+    suspect = suspect[_near_singular(fits.covariance[good]) | (errors[good] > LARGE * scale[good]).any(axis=1)]
+    undefined = np.zeros(len(good), dtype=bool)
+    if len(suspect):
+        outputs = driver.evaluate(suspect, fits.values[suspect])
+        hessian = _unpacked(outputs, fits.values.shape[1])
+        diagonal = np.abs(np.diagonal(hessian, axis1=1, axis2=2))
+        active = settings.free & ~fits.at_limit[suspect]
+        # a parameter that may change by itself, and the cost by its rounding
+        noise = 10.0 * ROUNDING * (outputs[:, ABSOLUTE, None] + settings.errordef) / scale[suspect] ** 2
+        singular = np.linalg.eigvalsh(_unit_diagonal(hessian, diagonal, active))[:, 0] < DEFINED
+        undefined[suspect] = singular | (active & (diagonal <= noise)).any(axis=1)
+    for toys, status in ((undefined, Status.HESSIAN_NOT_POSDEF), (good & far.any(axis=1), Status.UNBOUNDED)):
+        fits.status[toys] = status
+        fits.posdef[toys] = False
+        fits.covariance[toys] = np.nan
+        rescued[toys] = False
+
+
+def _near_singular(covariance: np.ndarray) -> np.ndarray:
+    """Which correlation matrices have a small eigenvalue."""
+    n_params = covariance.shape[1]
+    root = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    root = np.where(root > 0, root, 1.0)
+    correlation = covariance / root[:, :, None] / root[:, None, :]
+    correlation[:, np.arange(n_params), np.arange(n_params)] = 1.0
+    # of eigenvalues whose sum is n_params, the smallest is above a third of their product, which takes less time
+    found = np.abs(np.linalg.det(correlation)) < 3.0 * SUSPECT
+    near = np.flatnonzero(found)
+    found[near] = np.linalg.eigvalsh(correlation[near])[:, 0] < SUSPECT
+    return found
+
+
+def _unpacked(outputs: np.ndarray, n_params: int) -> np.ndarray:
+    rows, columns = np.tril_indices(n_params)
+    hessian = np.empty((len(outputs), n_params, n_params))
+    hessian[:, rows, columns] = hessian[:, columns, rows] = outputs[:, GRADIENT + n_params :]
+    return hessian
+
+
+def _unit_diagonal(hessian: np.ndarray, diagonal: np.ndarray, active: np.ndarray) -> np.ndarray:
+    """Hessians of the active parameters in units of their diagonals, and the unit matrix for all others."""
+    root = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    scaled = hessian / root[:, :, None] / root[:, None, :]
+    return np.where(active[:, :, None] & active[:, None, :], scaled, np.eye(active.shape[1]))
