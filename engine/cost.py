@@ -100,16 +100,22 @@ class Cost:
         """
         form = rows.form
         programs = self.__dict__.setdefault("_programs", {})
+        if isinstance(programs.get(form), UntranslatableError):  # a long model takes seconds to be refused
+            raise programs[form]
         if form not in programs:
             term, rest = self.functions(rows)
-            program = build_program(
-                term,
-                rest,
-                n_params=len(self.names),
-                n_columns=rows.columns.shape[0],
-                n_shared=rows.shared.shape[0],
-                n_aux=rows.aux.shape[1],
-            )
+            try:
+                program = build_program(
+                    term,
+                    rest,
+                    n_params=len(self.names),
+                    n_columns=rows.columns.shape[0],
+                    n_shared=rows.shared.shape[0],
+                    n_aux=rows.aux.shape[1],
+                )
+            except UntranslatableError as reason:
+                programs[form] = reason
+                raise
             # of two threads the first wins, so that both use one program
             if programs.setdefault(form, program).graph.holds_float32:
                 warnings.warn(

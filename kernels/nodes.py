@@ -19,9 +19,9 @@ class UntranslatableError(NotImplementedError):
     """A model uses an operation that has no scalar form here; the message names it and where it stands."""
 
 
-def too_long(n: int, limit: int) -> UntranslatableError:
+def too_long(limit: int) -> UntranslatableError:
     return UntranslatableError(
-        f"the model and its derivatives make {n} operations, more than {limit}: their compilation would take minutes"
+        f"the model and its derivatives make more than {limit} operations, whose compilation would take minutes"
     )
 
 
@@ -96,7 +96,7 @@ class Graph:
         key = (op, *(a.hex() if isinstance(a, float) else (type(a), a) for a in args))
         if key not in self._numbers:
             if len(self.nodes) >= MAX_NODES:
-                raise too_long(len(self.nodes) + 1, MAX_NODES)
+                raise too_long(MAX_NODES)
             self._numbers[key] = len(self.nodes)
             self.nodes.append(Node(op, args, depends_on_row))
         return self._numbers[key]

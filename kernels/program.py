@@ -252,7 +252,7 @@ def build_program(
     sums_of_rest = [rest_outputs.get(k) for k in range(n)]
     program = Program(graph, cores, combinations, sums_of_rest, n_params, n_columns, n_shared, n_aux, outer, outer_rest)
     if len(program.live) > MAX_LENGTH:
-        raise too_long(len(program.live), MAX_LENGTH)
+        raise too_long(MAX_LENGTH)
     return program
 
 

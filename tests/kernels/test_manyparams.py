@@ -251,13 +251,13 @@ def test_length_grows_with_the_number_of_parameters(model):
 
 def test_a_program_that_is_too_long_is_refused():
     integral = lambda a, x: sum(jnp.exp(-jnp.sqrt(a * x + k)) for k in range(1500))  # noqa: E731
-    with pytest.raises(UntranslatableError, match=r"the model and its derivatives make \d+ operations, more than 8000"):
+    with pytest.raises(UntranslatableError, match="the model and its derivatives make more than 8000 operations"):
         build_program(integral, None, n_params=1, n_columns=1)
 
 
 def test_a_graph_that_grows_too_long_is_given_up(monkeypatch):
     monkeypatch.setattr("kernels.nodes.MAX_NODES", 100)
-    with pytest.raises(UntranslatableError, match="101 operations, more than 100"):
+    with pytest.raises(UntranslatableError, match="more than 100 operations"):
         build_program(lambda a, x: sum(jnp.sin(a * k * x) for k in range(200)), None, n_params=1, n_columns=1)
 
 
