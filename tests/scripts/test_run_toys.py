@@ -405,7 +405,7 @@ WRONG = [
     (["--start", "unknown=1"], "--start names 'unknown', but the parameters are ns, nb, mu, sigma, lam"),
     (["--start", "ns=-3"], "the start ns = -3 of toy 0 is outside of its limits (0, inf)"),
     (["--truth", "ns=-3"], "ns"),
-    (["--truth", "sigma=0"], "a component has no density at {"),
+    (["--truth", "sigma=0"], "the density of the model 'spectrum' is not finite or negative somewhere in 1 < x < 9"),
     (["--truth", "ns=1e12"], "the yield ns must lie in [0, 1e9], got 1000000000000.0"),
     (["--device", "fpga"], "argument --device: invalid choice: 'fpga'"),
     (
