@@ -15,8 +15,10 @@ from engine.cost import Cost
 from engine.data import Ragged, Weighted
 from engine.fit import fit_batch
 from engine.leastsquares import LeastSquares
+from engine.minos import MinosResult, minos
 from engine.newton import newton
 from engine.poisson import PoissonNLL
+from engine.profile import Contour, Profile, contour, profile
 from engine.result import Fit, FitResult
 from engine.status import Status
 from engine.unbinned import ExtendedUnbinnedNLL, UnbinnedNLL
@@ -26,6 +28,7 @@ BATCHFIT = "0.1.0"
 
 __all__ = [
     "BinnedNLL",
+    "Contour",
     "Cost",
     "ExtendedBinnedNLL",
     "ExtendedUnbinnedNLL",
@@ -33,13 +36,18 @@ __all__ = [
     "FitResult",
     "GammaConstraint",
     "LeastSquares",
+    "MinosResult",
     "NormalConstraint",
     "PoissonConstraint",
     "PoissonNLL",
+    "Profile",
     "Ragged",
     "Status",
     "UnbinnedNLL",
     "Weighted",
+    "contour",
     "fit_batch",
+    "minos",
     "newton",
+    "profile",
 ]

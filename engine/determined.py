@@ -12,6 +12,7 @@ from engine.drivers import Fits, Settings
 from engine.newton_numba import ROUNDING
 from engine.status import Status
 from engine.xla import XlaDriver
+from kernels.derivatives import unpacked_hessian
 from kernels.program import ABSOLUTE, GRADIENT
 
 __all__ = ["mark_undetermined"]
@@ -48,7 +49,8 @@ def mark_undetermined(
     undefined = np.zeros(len(good), dtype=bool)
     if len(suspect):
         outputs = driver.evaluate(suspect, fits.values[suspect])
-        hessian = _unpacked(outputs, fits.values.shape[1])
+        n_params = fits.values.shape[1]
+        hessian = unpacked_hessian(outputs[:, GRADIENT + n_params :], n_params)
         diagonal = np.abs(np.diagonal(hessian, axis1=1, axis2=2))
         active = settings.free & ~fits.at_limit[suspect]
         # a parameter that may change by itself, and the cost by its rounding
@@ -74,13 +76,6 @@ def _near_singular(covariance: np.ndarray) -> np.ndarray:
     near = np.flatnonzero(found)
     found[near] = np.linalg.eigvalsh(correlation[near])[:, 0] < SUSPECT
     return found
-
-
-def _unpacked(outputs: np.ndarray, n_params: int) -> np.ndarray:
-    rows, columns = np.tril_indices(n_params)
-    hessian = np.empty((len(outputs), n_params, n_params))
-    hessian[:, rows, columns] = hessian[:, columns, rows] = outputs[:, GRADIENT + n_params :]
-    return hessian
 
 
 def _unit_diagonal(hessian: np.ndarray, diagonal: np.ndarray, active: np.ndarray) -> np.ndarray:

@@ -1,10 +1,19 @@
 """What the two drivers have in common: the task they are given and the fits they return."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-__all__ = ["Fits", "Settings"]
+if TYPE_CHECKING:
+    from engine.cost import Cost
+    from engine.cpu import NumbaDriver
+    from engine.data import Rows
+    from engine.xla import XlaDriver
+
+__all__ = ["Fits", "Problem", "Settings"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Fits:
     at_limit: np.ndarray
 
     @staticmethod
-    def empty(n_toys: int, n_params: int) -> "Fits":
+    def empty(n_toys: int, n_params: int) -> Fits:
         return Fits(
             values=np.full((n_toys, n_params), np.nan),
             covariance=np.full((n_toys, n_params, n_params), np.nan),
@@ -57,7 +66,28 @@ class Fits:
             at_limit=np.zeros((n_toys, n_params), dtype=bool),
         )
 
-    def put(self, rows: np.ndarray, fits: "Fits") -> None:
+    def put(self, rows: np.ndarray, fits: Fits) -> None:
         """Overwrite some rows."""
         for name in self.__dataclass_fields__:
             getattr(self, name)[rows] = getattr(fits, name)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What was fitted and how, for what is asked of the fits later.
+
+    Attributes
+    ----------
+    cost : Cost
+    rows : Rows
+    driver : NumbaDriver or XlaDriver
+    settings : Settings
+    toys : (n_toys,) int
+        The toy of `rows` that belongs to each fit.
+    """
+
+    cost: Cost
+    rows: Rows
+    driver: NumbaDriver | XlaDriver
+    settings: Settings
+    toys: np.ndarray

@@ -14,7 +14,7 @@ from engine.cost import Cost
 from engine.cpu import NumbaDriver
 from engine.data import Rows
 from engine.determined import mark_undetermined
-from engine.drivers import Fits, Settings
+from engine.drivers import Fits, Problem, Settings
 from engine.newton_numba import EDM_GOAL
 from engine.regularity import warn_of_irregularities
 from engine.rescue import rescue
@@ -24,7 +24,7 @@ from engine.status import Status
 from engine.xla import XlaDriver
 from kernels.graph import UntranslatableError
 
-__all__ = ["VALID_EDM", "fit_batch"]
+__all__ = ["VALID_EDM", "fit_batch", "needed_problem", "problem_of", "refit"]
 
 VALID_EDM = 1e-6  # largest EDM of a valid fit, in units of errordef
 MAX_STEPS = {"newton": 200, "lbfgs": 200, "adam": 2000}
@@ -124,11 +124,74 @@ def fit_batch(
     rescued = np.zeros(len(rows), dtype=bool)
     if retries:
         rescued = rescue(cost, rows, driver, fits, good, start_values, settings, retries, is_valid)
-    mark_undetermined(driver, fits, start_values, settings, rescued)
+    return _finished(Problem(cost, rows, driver, settings, np.arange(len(rows))), fits, start_values, rescued)
+
+
+def refit(problem: Problem, toys: np.ndarray, start: np.ndarray) -> FitResult:
+    """The fits of some toys of a problem from other starts, (n, n_params), once."""
+    n_toys, n_params = len(problem.rows), start.shape[1]
+    fits, starts = Fits.empty(n_toys, n_params), np.zeros((n_toys, n_params))
+    starts[toys] = start
+    fits.status[:] = Status.BAD_DATA
+    fits.put(toys, problem.driver.fit(toys, start, problem.settings))
+    return _finished(problem, fits, starts, np.zeros(n_toys, dtype=bool))[toys]  # type: ignore[return-value]
+
+
+def problem_of(
+    cost: Cost,
+    data: Any,
+    result: FitResult,
+    *,
+    limits: Any = None,
+    fixed: Sequence[str] | None = None,
+    backend: str = "auto",
+    device: str = "auto",
+) -> Problem:
+    """What was fitted, for a result that was read from a file.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the result cannot be that of these data within these limits.
+    """
+    if not isinstance(cost, Cost):
+        raise TypeError(f"cost must be a cost function such as ExtendedUnbinnedNLL(model), got {type(cost).__name__}")
+    if not isinstance(result, FitResult):
+        raise TypeError(f"result must be a FitResult, got {type(result).__name__}")
+    rows = cost.rows(data)
+    if cost.names != result.names:
+        raise ValueError(f"the result has the parameters {', '.join(result.names)}, the cost {', '.join(cost.names)}")
+    if len(rows) != len(result):
+        raise ValueError(f"there must be a fit for each toy, got {len(result)} fits and {len(rows)} toys")
+    lower, upper = limit_arrays(cost.names, limits)
+    if fixed is None:
+        free = ((result.errors > 0) | result.at_limit)[result.valid].any(axis=0)
+    else:
+        free, _ = held(cost.names, list(fixed), result.values)
+    values = np.where(result.valid[:, None], result.values, np.clip(0.0, lower, upper))
+    check_start(cost.names, values, lower, upper, free)
+    driver = pick_driver(cost, rows, "newton", backend, device, None, None)
+    settings = Settings(lower, upper, free, cost.errordef, EDM_GOAL, MAX_STEPS["newton"])
+    return Problem(cost, rows, driver, settings, np.arange(len(rows)))
+
+
+def needed_problem(result: FitResult, what: str) -> Problem:
+    """The problem of a result; ValueError if it has none."""
+    if result.problem is None:
+        raise ValueError(
+            f"a result that was read from a file or joined has no data: call engine.{what}(cost, data, result, ...)"
+        )
+    return result.problem
+
+
+def _finished(problem: Problem, fits: Fits, start: np.ndarray, rescued: np.ndarray) -> FitResult:
+    """The result of raw fits, one for each toy of the data: judged, and with the covariance of weighted events."""
+    cost, rows = problem.cost, problem.rows
+    mark_undetermined(problem.driver, fits, start, problem.settings, rescued)
     score_covariance = cost.score_covariance(rows)
     if score_covariance is not None:
         fits.covariance[:] = sandwich(cost, rows, score_covariance, fits.values, fits.covariance)
-    return as_result(cost, driver, fits, settings, rescued)
+    return as_result(problem, fits, rescued)
 
 
 def is_valid(fits: Fits, settings: Settings) -> np.ndarray:
@@ -140,28 +203,27 @@ def is_valid(fits: Fits, settings: Settings) -> np.ndarray:
         return (fits.status == Status.CONVERGED) & fits.posdef & finite & (fits.edm < VALID_EDM * settings.errordef)
 
 
-def as_result(
-    cost: Cost, driver: NumbaDriver | XlaDriver, fits: Fits, settings: Settings, rescued: np.ndarray
-) -> FitResult:
+def as_result(problem: Problem, fits: Fits, rescued: np.ndarray) -> FitResult:
     variance = np.diagonal(fits.covariance, axis1=1, axis2=2)
     with np.errstate(invalid="ignore"):
         errors = np.sqrt(variance)
     return FitResult(
-        names=cost.names,
+        names=problem.cost.names,
         values=fits.values,
         errors=errors,
         covariance=fits.covariance,
         fval=fits.fval,
         edm=fits.edm,
-        valid=is_valid(fits, settings),
+        valid=is_valid(fits, problem.settings),
         status=fits.status,
         nfev=fits.nfev,
         at_limit=fits.at_limit,
         has_posdef_covar=fits.posdef,
         rescued=rescued,
-        errordef=cost.errordef,
-        backend=driver.name,
-        device=driver.device,
+        errordef=problem.cost.errordef,
+        backend=problem.driver.name,
+        device=problem.driver.device,
+        problem=problem,
     )
 
 

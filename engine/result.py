@@ -20,6 +20,10 @@ from engine.status import Status
 if TYPE_CHECKING:
     import pandas
 
+    from engine.drivers import Problem
+    from engine.minos import MinosResult
+    from engine.profile import Contour, Profile
+
 # dtype and number of parameter axes after the toy axis
 _ARRAYS: dict[str, tuple[type, int]] = {
     "values": (np.float64, 1),
@@ -179,6 +183,9 @@ class FitResult:
         0.5 for a negative log-likelihood, 1 for a chi-square.
     backend, device : str
         What ran the fits; the choice where `"auto"` was asked for.
+    problem : Problem, optional
+        Cost and data, which `minos`, `profile` and `contour` need; neither pickled nor stored. None for a result that
+        was read from a file or joined from several.
 
     Raises
     ------
@@ -201,6 +208,7 @@ class FitResult:
     errordef: float
     backend: str
     device: str
+    problem: Problem | None = None
 
     def __post_init__(self) -> None:
         names = tuple(self.names)
@@ -227,7 +235,8 @@ class FitResult:
             key = np.arange(len(self))[key]
             if key.ndim != 1:
                 raise IndexError("a result has one axis, the toys: take an integer, a slice, a mask or indices")
-        return dataclasses.replace(self, **{field: getattr(self, field)[key] for field in _ARRAYS})
+        problem = self.problem and dataclasses.replace(self.problem, toys=self.problem.toys[key])
+        return dataclasses.replace(self, **{field: getattr(self, field)[key] for field in _ARRAYS}, problem=problem)
 
     def _fit(self, index: int) -> Fit:
         if not -len(self) <= index < len(self):
@@ -270,7 +279,35 @@ class FitResult:
         arrays: dict[str, Any] = {
             field: np.concatenate([getattr(result, field) for result in results]) for field in _ARRAYS
         }
-        return dataclasses.replace(first, **arrays, backend=listed("backend"), device=listed("device"))
+        return dataclasses.replace(first, **arrays, backend=listed("backend"), device=listed("device"), problem=None)
+
+    def replaced(self, rows: np.ndarray, other: FitResult) -> FitResult:
+        """The same with some fits, (n,) int or (n_toys,) bool, taken from another result."""
+        arrays: dict[str, Any] = {field: np.array(getattr(self, field)) for field in _ARRAYS}
+        for field, array in arrays.items():
+            array[rows] = getattr(other, field)
+        return dataclasses.replace(self, **arrays)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "problem": None}
+
+    def minos(self, *names: str, cl: float | None = None) -> MinosResult:
+        """MINOS intervals of these parameters, by default of all free ones, for every toy: see `engine.minos`."""
+        from engine.minos import minos_of  # which itself makes results
+
+        return minos_of(self, names, cl)
+
+    def profile(self, name: str, **options: Any) -> Profile:
+        """The profile of a parameter for every toy, as `Minuit.mnprofile`: see `engine.profile` for the options."""
+        from engine.profile import profile_of
+
+        return profile_of(self, name, **options)
+
+    def contour(self, x: str, y: str, **options: Any) -> Contour:
+        """The contour of two parameters for every toy, as `Minuit.mncontour`: see `engine.contour` for the options."""
+        from engine.profile import contour_of
+
+        return contour_of(self, x, y, **options)
 
     def pulls(self, truth: Mapping[str, Any] | np.ndarray) -> np.ndarray:
         """(value - truth) / error of each parameter of each toy.

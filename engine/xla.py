@@ -225,9 +225,9 @@ class XlaDriver:
         """Outputs of the cost (see `kernels.program`) of these toys, each at its row of `theta`."""
         with jax.enable_x64(True):
             evaluate = self._compiled("evaluate", lambda: jax.jit(jax.vmap(self._sums(2), in_axes=(0, 0, None))))
-            parts = []
-            for first in range(0, len(toys), self.lanes):
-                part = np.resize(np.arange(first, min(first + self.lanes, len(toys))), min(self.lanes, len(toys)))
+            parts, n_lanes = [], min(self.lanes, bucket(len(toys), 1))
+            for first in range(0, len(toys), n_lanes):
+                part = np.resize(np.arange(first, min(first + n_lanes, len(toys))), n_lanes)
                 parts.append(np.asarray(evaluate(theta[part], self._lane_data(toys[part]), self._shared())))
             return np.concatenate(parts)[: len(toys)]
 

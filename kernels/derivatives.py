@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-__all__ = ["n_outputs", "packed_index", "value_gradient_hessian"]
+__all__ = ["n_outputs", "packed_index", "unpacked_hessian", "value_gradient_hessian"]
 
 
 def n_outputs(n_params: int) -> int:
@@ -21,6 +22,14 @@ def packed_index(i: int, j: int) -> int:
     """Position of element (i, j) in the packed lower triangle of a symmetric matrix."""
     i, j = max(i, j), min(i, j)
     return i * (i + 1) // 2 + j
+
+
+def unpacked_hessian(packed: np.ndarray, n_params: int) -> np.ndarray:
+    """Symmetric matrices (n, n_params, n_params) from their packed lower triangles (n, n_params (n_params + 1) / 2)."""
+    rows, columns = np.tril_indices(n_params)
+    hessian = np.empty((len(packed), n_params, n_params))
+    hessian[:, rows, columns] = hessian[:, columns, rows] = packed
+    return hessian
 
 
 def value_gradient_hessian(function: Callable, n_params: int) -> Callable:

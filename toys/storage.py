@@ -82,7 +82,8 @@ _BLOCK_BYTES = 8 * 2**20
 _CACHE_BYTES = 4 * 2**20
 
 _RESULT_ATTRIBUTES = ("names", "errordef", "backend", "device")
-_RESULT_ARRAYS = [f.name for f in dataclasses.fields(FitResult) if f.name not in _RESULT_ATTRIBUTES]
+_NOT_STORED = ("problem",)
+_RESULT_ARRAYS = [f.name for f in dataclasses.fields(FitResult) if f.name not in (*_RESULT_ATTRIBUTES, *_NOT_STORED)]
 # what to do about a damaged file that is none of ours
 _ANOTHER = "name another file, or restore a copy"
 # ragged arrays, which belong to the offsets beside them

@@ -1,0 +1,348 @@
+"""Where the profile likelihood crosses a level, along rays from the minimum: one for each side of a MINOS interval.
+
+On a ray some parameters are held at theta_hat + s u, with a direction u, and all others minimise the cost. Wanted is
+the distance s > 0 at which this minimum has risen to a level. At a point with cost F, gradient g and Hessian H the
+others M follow the ray by v = u + w with H_MM w = -(H u)_M, and move by p with H_MM p = -g_M at a fixed s. So the
+profile is, to second order,
+
+    P(s + ds) = F + g.p + p.H.p / 2 + ds (g + H p).v + ds^2 u.H.v / 2,
+
+and the root of P = level gives the next point theta + p + ds v. With the exact Hessian two or three evaluations do.
+Others that would leave their limits are set onto them; a ray that meets a limit of its own parameters below the level
+ends there. What does not converge so is found by fits with the parameters of the ray held, between two distances known
+to lie below and above the level.
+
+References
+----------
+James & Roos, Comput. Phys. Commun. 10 (1975) 343-367, for MINOS. Venzon & Moolgavkar, Appl. Statist. 37 (1988) 87-94,
+for Newton's method on the system of the other slopes and the level.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import elementwise
+
+from engine.cpu import NumbaDriver
+from engine.drivers import Settings
+from engine.newton_numba import PIVOT, ROUNDING
+from engine.status import Status
+from engine.xla import XlaDriver
+from kernels.derivatives import unpacked_hessian
+from kernels.program import ABSOLUTE, GRADIENT, VALUE
+
+__all__ = ["AT_LIMIT", "FAILED", "FOUND", "LOWER", "Crossings", "Rays", "crossings", "lower_by", "solve_definite"]
+
+FOUND, AT_LIMIT, LOWER, FAILED = range(4)
+RUNNING = -1
+STEP = 1e-4  # last step, relative to the distance: the model is then good to its third power
+GAIN = 1e-7  # what the other parameters may still gain, in units of errordef, before the last step
+MAX_EVALUATIONS = 15
+OVERSHOOT = 4.0  # a point so many times as high above the minimum as the level is not trusted
+NEW_MINIMUM = 1e-5  # a point that lies lower than the minimum by so many errordef belongs to another
+MAX_EXPANSIONS = 60
+MAX_FITS = 60
+HIGH = 1e3  # what stands for the height of a profile that cannot be had, in units of the level
+
+
+@dataclass(frozen=True)
+class Rays:
+    """Rays from the minima of toys.
+
+    Attributes
+    ----------
+    toys : (n,) int
+    origin : (n, n_params) float64
+        Minima.
+    direction : (n, n_params) float64
+        Change of the held parameters for s = 1; 0 for all others.
+    held : (n, n_params) bool
+        Parameters that lie on the ray; where the direction is 0 they stay as they are.
+    minimum, level : (n,) float64
+        Cost at the origin, and at the crossing.
+    """
+
+    toys: np.ndarray
+    origin: np.ndarray
+    direction: np.ndarray
+    held: np.ndarray
+    minimum: np.ndarray
+    level: np.ndarray
+
+    def __getitem__(self, rays: np.ndarray) -> "Rays":
+        return Rays(*(getattr(self, name)[rays] for name in self.__dataclass_fields__))
+
+    def __len__(self) -> int:
+        return len(self.toys)
+
+    def rooms(self, settings: Settings) -> np.ndarray:
+        """Distance at which each parameter of the rays meets its limit, (n, n_params)."""
+        away = np.where(self.direction > 0, settings.upper - self.origin, settings.lower - self.origin)
+        moving = self.direction != 0
+        return np.where(moving, away / np.where(moving, self.direction, 1.0), np.inf)
+
+
+@dataclass(frozen=True)
+class Crossings:
+    """Ends of rays.
+
+    Attributes
+    ----------
+    distance : (n,) float64
+        s, NaN if there is none.
+    theta : (n, n_params) float64
+        All parameters there; of a LOWER ray, the point that is lower than the minimum.
+    status : (n,) int8
+        FOUND, AT_LIMIT: the ray ends on a limit, LOWER: it met a point below the minimum, or FAILED.
+    nfev : (n,) int64
+    """
+
+    distance: np.ndarray
+    theta: np.ndarray
+    status: np.ndarray
+    nfev: np.ndarray
+
+    def put(self, rays: np.ndarray, other: "Crossings") -> None:
+        """Overwrite some; evaluations add up."""
+        self.nfev[rays] += other.nfev
+        for name in ("distance", "theta", "status"):
+            getattr(self, name)[rays] = getattr(other, name)
+
+
+def crossings(driver: NumbaDriver | XlaDriver, rays: Rays, start: np.ndarray, settings: Settings) -> Crossings:
+    """The crossing of every ray.
+
+    Parameters
+    ----------
+    driver : NumbaDriver or XlaDriver
+    rays : Rays
+    start : (n, n_outputs) float64
+        Outputs of the cost (see `kernels.program`) at the origins.
+    settings : Settings
+    """
+    found = _newton(driver, rays, start, settings)
+    missing = np.flatnonzero(found.status == FAILED)
+    for held in np.unique(rays.held[missing], axis=0):
+        same = missing[(rays.held[missing] == held).all(axis=1)]
+        found.put(same, _bracketed(driver, rays[same], _unit(rays[same], start[same]), settings))
+    rooms = rays.rooms(settings)
+    met = (found.status == AT_LIMIT)[:, None] & (rooms == rooms.min(axis=1, keepdims=True))
+    limit = np.where(rays.direction > 0, settings.upper, settings.lower)
+    found.theta[:] = np.where(met, limit, np.clip(found.theta, settings.lower, settings.upper))
+    return found
+
+
+def _unit(rays: Rays, start: np.ndarray) -> np.ndarray:
+    """Where the crossings would be if nothing but the parameters of the rays changed, and the cost were a parabola."""
+    n_params = rays.origin.shape[1]
+    hessian = unpacked_hessian(start[:, GRADIENT + n_params :], n_params)
+    curvature = np.abs(_dot(rays.direction, _times(hessian, rays.direction)))
+    usable = np.isfinite(curvature) & (curvature > 0)
+    return np.where(usable, np.sqrt(2.0 * (rays.level - rays.minimum) / np.where(usable, curvature, 1.0)), 1.0)
+
+
+def lower_by(outputs: np.ndarray, errordef: float) -> np.ndarray:
+    """What a cost must be lower by than a minimum to belong to another, (n,)."""
+    return np.maximum(NEW_MINIMUM * errordef, 100.0 * ROUNDING * outputs[:, ABSOLUTE])
+
+
+def _newton(driver: NumbaDriver | XlaDriver, rays: Rays, start: np.ndarray, settings: Settings) -> Crossings:
+    """Newton's method on all rays at once; a ray on which it does not converge is FAILED."""
+    n, n_params = rays.origin.shape
+    room = rays.rooms(settings).min(axis=1)
+    found = Crossings(np.zeros(n), rays.origin.copy(), np.full(n, RUNNING, np.int8), np.zeros(n, np.int64))
+    rise = rays.level - rays.minimum
+    here = np.arange(n)  # rays that run on, for which `outputs` holds the cost at (s, theta)
+    s, theta, outputs = np.zeros(n), rays.origin, start
+    good, step, ds = theta, np.zeros((n, n_params)), np.zeros(n)  # last point that was good, and the step from there
+    tries = np.zeros(n, np.int64)
+    for _ in range(MAX_EVALUATIONS):
+        ray, value = rays[here], outputs[:, VALUE]
+        with np.errstate(invalid="ignore", over="ignore"):  # points at which the cost is not finite are of no use
+            new_step, new_ds, height, gain, definite = _propose(ray, s, room[here], theta, outputs, settings)
+        usable = definite & np.isfinite(new_step).all(axis=1) & np.isfinite(new_ds)
+        usable &= value - ray.minimum <= (1.0 + OVERSHOOT) * rise[here]
+        still = (gain <= GAIN * settings.errordef) & (np.abs(new_ds) <= STEP * (s + new_ds))
+        on_limit = s + new_ds >= room[here]
+        below = height < -1e-3 * STEP * rise[here]
+        lower = value < ray.minimum - lower_by(outputs, settings.errordef)
+        status = np.select(
+            [lower & np.isfinite(value), usable & still & on_limit & below, usable & still, ~usable & (tries >= 6)],
+            [LOWER, AT_LIMIT, FOUND, FAILED],
+            RUNNING,
+        )
+        status[(status == RUNNING) & ~usable & (s == 0)] = FAILED  # the model at the minimum itself is of no use
+        ended = status != RUNNING
+        found.status[here[ended]] = status[ended]
+        last = np.where(on_limit, room[here], s + new_ds)
+        found.distance[here[ended]] = last[ended]
+        found.theta[here[ended]] = np.where((status == LOWER)[:, None], theta, theta + new_step)[ended]
+
+        # from a point of no use half the step is tried
+        step = np.where(usable[:, None], new_step, 0.5 * step)[~ended]
+        start_s = np.where(usable, s, s - ds)
+        ds = np.where(usable, new_ds, 0.5 * ds)[~ended]
+        good = np.where(usable[:, None], theta, good)[~ended]
+        tries = np.where(usable, 0, tries + 1)[~ended]
+        here, s = here[~ended], start_s[~ended] + ds
+        if not len(here):
+            break
+        theta = np.clip(good + step, settings.lower, settings.upper)
+        outputs = driver.evaluate(rays.toys[here], theta)
+        found.nfev[here] += 1
+    found.status[here] = FAILED
+    return found
+
+
+def _propose(
+    ray: Rays, s: np.ndarray, room: np.ndarray, theta: np.ndarray, outputs: np.ndarray, settings: Settings
+) -> tuple[np.ndarray, ...]:
+    """The step to the crossing of the quadratic model.
+
+    Returns (step (n, n_params), ds (n,), height of the model above the level after it, what the others gain at the same
+    s, whether the Hessian of the others is positive definite).
+    """
+    n_params = theta.shape[1]
+    gradient = outputs[:, GRADIENT : GRADIENT + n_params]
+    hessian = unpacked_hessian(outputs[:, GRADIENT + n_params :], n_params)
+    outward = ((theta <= settings.lower) & (gradient > 0)) | ((theta >= settings.upper) & (gradient < 0))
+    moving = settings.free & ~ray.held & ~outward
+    on_limit = np.zeros_like(theta)  # displacement of those that the step would bring beyond a limit
+    u = ray.direction
+    hu = _times(hessian, u)
+    step, ds, height = np.empty_like(theta), np.empty(len(theta)), np.empty(len(theta))
+    gain, definite = np.empty(len(theta)), np.empty(len(theta), dtype=bool)
+    todo = np.arange(len(theta))
+    for round_ in range(n_params + 1):
+        h, g, m, c = hessian[todo], gradient[todo], moving[todo], on_limit[todo]
+        pull = g + _times(h, c)
+        solved, definite[todo] = solve_definite(h, np.stack([-pull, -hu[todo]], axis=-1), m)
+        p, v = c + solved[..., 0], u[todo] + solved[..., 1]
+        moved = g + _times(h, p)
+        constant = outputs[todo, VALUE] + 0.5 * _dot(p, g + moved) - ray.level[todo]
+        linear, curvature = _dot(moved, v), _dot(u[todo], _times(h, v))
+        ds[todo] = _root(constant, linear, curvature, s[todo], ray.level[todo] - ray.minimum[todo])
+        ds[todo] = np.clip(ds[todo], -0.5 * s[todo], room[todo] - s[todo])
+        height[todo] = constant + ds[todo] * (linear + 0.5 * ds[todo] * curvature)
+        step[todo] = p + ds[todo, None] * v
+        if round_ == 0:
+            gain[todo] = -0.5 * _dot(p, g + moved)
+        below, above = theta[todo] + step[todo] < settings.lower, theta[todo] + step[todo] > settings.upper
+        crossed = m & (below | above)
+        todo_next = crossed.any(axis=1) & definite[todo]
+        if not todo_next.any():
+            break
+        bound = np.where(below, settings.lower, settings.upper) - theta[todo]
+        on_limit[todo] = np.where(crossed, bound, c)
+        moving[todo] = m & ~crossed
+        todo = todo[todo_next]
+    return step, ds, height, gain, definite
+
+
+def _root(height: np.ndarray, slope: np.ndarray, curvature: np.ndarray, s: np.ndarray, rise: np.ndarray) -> np.ndarray:
+    """ds at which height + slope ds + curvature ds^2 / 2 rises through 0.
+
+    Where the parabola never does, the root of z = sqrt(F - F0), which is nearly straight, by its slope; where the
+    profile falls, as far again as s.
+    """
+    square = slope**2 - 2.0 * height * curvature
+    root = np.sqrt(np.maximum(square, 0.0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # of two forms the one without cancellation
+        ds = np.where(slope > 0, -2.0 * height / (slope + root), (root - slope) / curvature)
+        z = np.sqrt(np.maximum(height + rise, 0.0))
+        straight = 2.0 * z * (np.sqrt(rise) - z) / slope
+    rises = (square >= 0) & ((curvature > 0) | (slope > 0))
+    return np.where(rises, ds, np.where(slope > 0, straight, s))
+
+
+def solve_definite(a: np.ndarray, b: np.ndarray, moving: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Solve a x = b among the moving parameters: (x, whether that block of each matrix is positive definite).
+
+    Parameters
+    ----------
+    a : (n, n_params, n_params) float64, symmetric
+    b : (n, n_params, k) float64
+    moving : (n, n_params) bool
+        x is 0 for all others.
+    """
+    n_params = a.shape[1]
+    diagonal = np.abs(np.diagonal(a, axis1=1, axis2=2))
+    scale = np.where(moving & (diagonal > 0), 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0)), 1.0)
+    inside = moving[:, :, None] & moving[:, None, :]
+    a = np.where(inside, a * scale[:, :, None] * scale[:, None, :], np.eye(n_params))
+    x = np.where(moving[:, :, None], b * scale[:, :, None], 0.0)
+    definite = np.isfinite(a).all(axis=(1, 2)) & np.isfinite(x).all(axis=(1, 2))
+    # elimination without a search for pivots, which positive definite matrices do not need, on all matrices at once
+    for j in range(n_params):
+        pivot = a[:, j, j]
+        definite &= pivot > PIVOT
+        pivot = np.where(definite, pivot, 1.0)
+        factor = np.where(definite[:, None], a[:, j + 1 :, j] / pivot[:, None], 0.0)
+        a[:, j + 1 :, j:] -= factor[:, :, None] * a[:, j, None, j:]
+        x[:, j + 1 :] -= factor[:, :, None] * x[:, j, None]
+    for j in range(n_params - 1, -1, -1):
+        x[:, j] -= np.einsum("ni,nik->nk", a[:, j, j + 1 :], x[:, j + 1 :])
+        x[:, j] /= np.where(definite, a[:, j, j], 1.0)[:, None]
+    return x * scale[:, :, None], definite
+
+
+def _times(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    return np.einsum("nij,nj->ni", matrices, vectors)
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.einsum("ni,ni->n", a, b)
+
+
+def _bracketed(driver: NumbaDriver | XlaDriver, rays: Rays, unit: np.ndarray, settings: Settings) -> Crossings:
+    """The crossings by fits with the parameters of the rays held, which are the same ones on all rays.
+
+    `unit` (n,) is the first distance at which the profile is taken.
+    """
+    n = len(rays)
+    held = replace(settings, free=settings.free & ~rays.held[0])
+    room, rise = rays.rooms(settings).min(axis=1), rays.level - rays.minimum
+    found = Crossings(np.full(n, np.nan), rays.origin.copy(), np.full(n, FAILED, np.int8), np.zeros(n, np.int64))
+    near = rays.origin.copy()  # the others where they were last found
+    lower = np.zeros(n, dtype=bool)
+
+    def height(distance: np.ndarray, ray: np.ndarray) -> np.ndarray:
+        """Profile above the level; far above it where there is none."""
+        ray = ray.astype(np.int64)
+        along = rays.origin[ray] + distance[:, None] * rays.direction[ray]
+        start = np.clip(np.where(rays.held[ray], along, near[ray]), settings.lower, settings.upper)
+        fits = driver.fit(rays.toys[ray], start, held)
+        good = (fits.status == Status.CONVERGED) & np.isfinite(fits.fval)
+        near[ray[good]] = fits.values[good]
+        found.nfev[ray] += fits.nfev
+        below = good & (fits.fval < rays.minimum[ray] - NEW_MINIMUM * settings.errordef)
+        found.theta[ray[below]] = fits.values[below]
+        lower[ray[below]] = True
+        return np.where(good, fits.fval - rays.level[ray], HIGH * rise[ray])
+
+    inside, outside = np.zeros(n), np.full(n, np.nan)
+    for k in range(MAX_EXPANSIONS):
+        open_ = np.flatnonzero(np.isnan(outside) & (inside < room) & ~lower)
+        if not len(open_):
+            break
+        trial = np.minimum(unit[open_] * 2.0**k, room[open_])
+        above = height(trial, open_) > 0
+        outside[open_[above]] = trial[above]
+        inside[open_[~above]] = trial[~above]
+    ends = np.isnan(outside) & (inside >= room) & ~lower
+    ray = np.flatnonzero(np.isfinite(outside) & ~lower)
+    if len(ray):
+        tolerances = {"xatol": 0.0, "xrtol": 1e-9, "fatol": 1e-9 * float(rise.min()), "frtol": 0.0}
+        at = elementwise.find_root(
+            height, (inside[ray], outside[ray]), args=(ray,), tolerances=tolerances, maxiter=MAX_FITS
+        )
+        found.distance[ray] = at.x
+        # a profile that jumps through the level, or ends below it, has no crossing
+        crossed = np.abs(at.f_x) <= 1e-5 * rise[ray]
+        found.status[ray[crossed]] = FOUND
+        found.theta[ray[crossed]] = near[ray[crossed]]
+    found.status[ends], found.distance[ends], found.theta[ends] = AT_LIMIT, room[ends], near[ends]
+    found.status[lower] = LOWER
+    found.distance[(found.status == FAILED) | lower] = np.nan
+    return found
