@@ -165,7 +165,7 @@ def problem_of(
         raise ValueError(f"there must be a fit for each toy, got {len(result)} fits and {len(rows)} toys")
     lower, upper = limit_arrays(cost.names, limits)
     if fixed is None:
-        free = ((result.errors > 0) | result.at_limit)[result.valid].any(axis=0)
+        free = result.free
     else:
         free, _ = held(cost.names, list(fixed), result.values)
     values = np.where(result.valid[:, None], result.values, np.clip(0.0, lower, upper))

@@ -71,6 +71,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--validate", type=natural, default=100, metavar="N", help="toys that MIGRAD refits (default: 100)"
     )
+    parser.add_argument("--minos", action="store_true", help="find the MINOS intervals of every toy, too")
     parser.add_argument("--optimizer", choices=("newton", "lbfgs", "adam"), default="newton", help="default: newton")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
@@ -154,6 +155,7 @@ def study_toys(args: argparse.Namespace, command_line: str) -> int:
             backend=args.backend,
             optimizer=args.optimizer,
             validate=args.validate,
+            minos=args.minos,
             overwrite=args.overwrite,
             resume=args.resume,
             source=source,

@@ -14,7 +14,7 @@ from toys.files import StorageError
 from toys.points import ConstraintValues, NormalPoints
 from toys.sampling import Component, ExtendedMixture, Mixture, numerical_ppf
 from toys.simultaneous import Simultaneous
-from toys.storage import load, load_data, load_toys
+from toys.storage import load, load_data, load_minos, load_toys
 from toys.study import Study, generate
 
 #: Tells batchfit's packages from others of the same common names.
@@ -34,6 +34,7 @@ __all__ = [
     "generate",
     "load",
     "load_data",
+    "load_minos",
     "load_toys",
     "numerical_ppf",
 ]

@@ -20,6 +20,7 @@ import numpy as np
 
 from engine.drivers import Settings
 from engine.fit import EDM_GOAL, MAX_STEPS, fit_batch, limit_arrays
+from engine.minos import MinosResult
 from engine.normalisation import check_integral
 from engine.reference import Validation, validate
 from engine.result import FitResult
@@ -37,7 +38,7 @@ LARGEST_CHUNK = 8192
 PACKAGES = ("batchfit", "jax", "jaxlib", "optax", "numpy", "iminuit", "numba", "h5py", "scipy")
 # What decides about the numbers: a run is continued only if all of these are the same.
 DECISIVE = (
-    "model", "source", "seed", "n_toys", "truth", "start", "limits", "fixed", "optimizer", "backend", "chunk",
+    "model", "source", "seed", "n_toys", "truth", "start", "limits", "fixed", "optimizer", "backend", "minos", "chunk",
     "batchfit_version",
 )  # fmt: skip
 
@@ -56,6 +57,8 @@ class Options:
         Draws and fits the toys.
     validate : int
         How many toys MIGRAD refits.
+    minos : bool
+        Find the MINOS intervals of every toy.
     overwrite, resume : bool
         What to do with an output that is there.
     source : str
@@ -69,6 +72,7 @@ class Options:
     backend: str = "auto"
     optimizer: str = "newton"
     validate: int = 100
+    minos: bool = False
     overwrite: bool = False
     resume: bool = False
     source: str = ""
@@ -84,6 +88,7 @@ class Report:
     times: dict[str, float] = field(default_factory=dict)
     n_resumed: int = 0
     fitted: str = ""
+    minos: MinosResult | None = None
 
 
 class _Compiled(NamedTuple):
@@ -105,15 +110,15 @@ class _Writer:
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self.pending: Future | None = None
 
-    def _write(self, first: int, toys: Arrays, result: FitResult) -> None:
+    def _write(self, first: int, toys: Arrays, result: FitResult, minos: MinosResult | None) -> None:
         started = time.perf_counter()
-        storage.write_part(self.path, first, toys.toys, result, self.attributes, toys.shared)
+        storage.write_part(self.path, first, toys.toys, result, self.attributes, toys.shared, minos)
         self.seconds += time.perf_counter() - started
 
-    def put(self, first: int, toys: Arrays, result: FitResult) -> None:
+    def put(self, first: int, toys: Arrays, result: FitResult, minos: MinosResult | None) -> None:
         """Write a part once the one before is on disk, so that no more than two are in memory."""
         self._wait()
-        self.pending = self.pool.submit(self._write, first, toys, result)
+        self.pending = self.pool.submit(self._write, first, toys, result, minos)
 
     def _wait(self) -> None:
         pending, self.pending = self.pending, None
@@ -173,7 +178,7 @@ def run(
                 _same(out, found, attributes)
                 stored = storage.read_validation(out)
                 validation = Validation(**stored) if stored else None
-                report = Report(storage.load(out), validation, times, options.n_toys, compiled.fitted)
+                report = _report(out, options, validation, times, options.n_toys, compiled.fitted)
                 storage.remove_parts(out)
                 return report
         if options.overwrite:
@@ -196,8 +201,13 @@ def run(
                     data = generate(study, n_toys, options.seed, first, compiled.sampled)
                 with _timed(times, "fit"):
                     result = _fit(study, data, options, compiled.backend, advance)
+                minos = None
+                if options.minos:
+                    with _timed(times, "minos"):
+                        minos = result.minos()
+                        result = minos.result
                 with _timed(times, "wait for the disk"):
-                    writer.put(first, pack(study.cost, data), result)
+                    writer.put(first, pack(study.cost, data), result, minos)
         finally:
             with _timed(times, "wait for the disk"):
                 writer.close()
@@ -213,7 +223,14 @@ def run(
         with _timed(times, "join"):
             storage.join(out, attributes, options.n_toys, validation._asdict() if validation else None)
         advance(1)
-        return Report(storage.load(out), validation, times, n_resumed, compiled.fitted)
+        return _report(out, options, validation, times, n_resumed, compiled.fitted)
+
+
+def _report(
+    out: Path, options: Options, validation: Validation | None, times: dict[str, float], n_resumed: int, fitted: str
+) -> Report:
+    minos = storage.load_minos(out) if options.minos else None
+    return Report(minos.result if minos else storage.load(out), validation, times, n_resumed, fitted, minos)
 
 
 def _fit(study: Study, data: Any, options: Options, backend: str, advance: Callable | bool = False) -> FitResult:
@@ -249,6 +266,8 @@ def _compile(study: Study, options: Options) -> _Compiled:
         sampled = "jax"
         data = generate(study, 1, options.seed, 0, sampled)
     result = _fit(study, data, options, options.backend)
+    if options.minos:
+        result.minos()
     if result.status[0] == Status.BAD_DATA:
         raise ValueError(
             "the sampler throws what the cost cannot take, such as NaN, negative counts or an error of zero: toy 0 "
@@ -298,28 +317,33 @@ def _validate(study: Study, out: Path, n_toys: int, n_validated: int, advance: C
 def _attributes(study: Study, options: Options, backend: str, device: str, chunk: int) -> dict[str, Any]:
     versions = {name: _version(name) for name in PACKAGES}
     fixed = {"fixed": list(study.fixed)} if study.fixed else {}
-    return fixed | {
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "model": study.name,
-        "source": options.source,
-        "names": list(study.cost.names),
-        "errordef": study.cost.errordef,
-        "n_toys": options.n_toys,
-        "seed": options.seed if options.seed < 2**63 else str(options.seed),
-        "truth": json.dumps(dict(study.truth)),
-        "start": json.dumps(dict(study.start)),
-        "limits": json.dumps({name: _numbers(pair) for name, pair in study.limits.items()}),
-        "optimizer": options.optimizer,
-        "backend": backend,
-        "device": device,
-        "precision": "float64",
-        "random": "threefry2x32",
-        "chunk": chunk,
-        "batchfit_version": versions["batchfit"],
-        "versions": json.dumps(versions),
-        "jax_devices": ", ".join(sorted({d.device_kind for d in jax.devices()})),
-        "command_line": options.command_line,
-    }
+    minos = {"minos": True} if options.minos else {}
+    return (
+        fixed
+        | minos
+        | {
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "model": study.name,
+            "source": options.source,
+            "names": list(study.cost.names),
+            "errordef": study.cost.errordef,
+            "n_toys": options.n_toys,
+            "seed": options.seed if options.seed < 2**63 else str(options.seed),
+            "truth": json.dumps(dict(study.truth)),
+            "start": json.dumps(dict(study.start)),
+            "limits": json.dumps({name: _numbers(pair) for name, pair in study.limits.items()}),
+            "optimizer": options.optimizer,
+            "backend": backend,
+            "device": device,
+            "precision": "float64",
+            "random": "threefry2x32",
+            "chunk": chunk,
+            "batchfit_version": versions["batchfit"],
+            "versions": json.dumps(versions),
+            "jax_devices": ", ".join(sorted({d.device_kind for d in jax.devices()})),
+            "command_line": options.command_line,
+        }
+    )
 
 
 def _numbers(pair: tuple[float | None, float | None] | None) -> list[float | None] | None:

@@ -6,6 +6,7 @@ Layout of `toys.h5`, and of every part of it:
     /toys        named arrays, one row per toy; events of ragged toys as values (and weights) with offsets
     /shared      named arrays that all toys have in common (optional)
     /results     the arrays of `FitResult`, one row per toy; attributes: names, errordef, backend, device
+    /results/minos  lower, upper, valid, ... of all parameters, one row per toy (on request)
     /validation  named arrays, one row per refitted toy (optional, never in a part)
 
 The names are those of `toys.packing`; what belongs to the costs of a sum lies in the groups part0, part1, ... of both.
@@ -38,6 +39,7 @@ import h5py
 import numpy as np
 
 from engine.data import Ragged
+from engine.minos import MinosResult
 from engine.result import FitResult
 from toys.files import (
     PART,
@@ -61,6 +63,7 @@ __all__ = [
     "join",
     "load",
     "load_data",
+    "load_minos",
     "load_shared",
     "load_toys",
     "read_attributes",
@@ -83,6 +86,7 @@ _CACHE_BYTES = 4 * 2**20
 
 _RESULT_ATTRIBUTES = ("names", "errordef", "backend", "device")
 _NOT_STORED = ("problem",)
+_MINOS_ARRAYS = ("lower", "upper", "valid", "at_lower_limit", "at_upper_limit", "new_minimum", "nfev")
 _RESULT_ARRAYS = [f.name for f in dataclasses.fields(FitResult) if f.name not in (*_RESULT_ATTRIBUTES, *_NOT_STORED)]
 # what to do about a damaged file that is none of ours
 _ANOTHER = "name another file, or restore a copy"
@@ -115,6 +119,7 @@ def write_part(
     result: FitResult,
     attributes: Mapping[str, Any],
     shared: Mapping[str, np.ndarray] | None = None,
+    minos: MinosResult | None = None,
 ) -> Path:
     """Write toys first, first + 1, ... and their fits as one part of `path`.
 
@@ -130,6 +135,8 @@ def write_part(
         Text, numbers, booleans, or arrays and lists of them.
     shared : dict, optional
         Arrays that are the same in all parts.
+    minos : MinosResult, optional
+        Intervals of these fits.
 
     Returns
     -------
@@ -175,7 +182,18 @@ def write_part(
         _write_attributes(group, {name: getattr(result, name) for name in _RESULT_ATTRIBUTES})
         for name in _RESULT_ARRAYS:
             _write_array(group, name, getattr(result, name))
+        if minos is not None:
+            for name in _MINOS_ARRAYS:
+                _write_array(group.require_group("minos"), name, _of_all(minos, name))
     return part
+
+
+def _of_all(minos: MinosResult, field: str) -> np.ndarray:
+    """An array of intervals with a column for every parameter: NaN or False where there is none."""
+    array, names = getattr(minos, field), minos.result.names
+    whole = np.full((len(array), len(names)), np.nan if array.dtype.kind == "f" else 0, array.dtype)
+    whole[:, [names.index(name) for name in minos.names]] = array
+    return whole
 
 
 def complete_parts(path: str | Path) -> list[tuple[int, int, Path]]:
@@ -364,6 +382,17 @@ def load(path: str | Path) -> FitResult:
     with _open(path) as file, reading(path):
         group = file["results"]
         return FitResult(**_plain(group), **{name: group[name][...] for name in _RESULT_ARRAYS})
+
+
+def load_minos(path: str | Path) -> MinosResult | None:
+    """The MINOS intervals of a file for the parameters that were free, None if it has none. Raises as `load` does."""
+    result = load(path)
+    with _open(path) as file, reading(path):
+        if "minos" not in file["results"]:
+            return None
+        arrays = {name: file["results/minos"][name][...][:, result.free] for name in _MINOS_ARRAYS}
+    names = tuple(name for name, free in zip(result.names, result.free, strict=True) if free)
+    return MinosResult(names=names, **arrays, result=result)
 
 
 def load_toys(path: str | Path, first: int = 0, stop: int | None = None) -> dict[str, np.ndarray | Ragged]:

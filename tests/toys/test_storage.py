@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from engine.data import Ragged
+from engine.minos import MinosResult
 from engine.result import FitResult
 from toys import storage
 from toys.files import StorageError, parts_directory
@@ -209,12 +210,42 @@ def test_file_of_version_1(path):
             value = getattr(result, field.name)
             if isinstance(value, np.ndarray):
                 file[f"results/{field.name}"] = value
-            else:
+            elif value is not None:
                 file.require_group("results").attrs[field.name] = value
     assert_equal_results(storage.load(path), result)
     assert_equal_toys(storage.load_toys(path), toys)
     assert_equal_toys({"values": storage.load_data(path, 2, 9)}, {"values": toys["values"][2:9]})
     assert storage.read_attributes(path)["seed"] == 3 and storage.load_shared(path) == {}
+
+
+def test_intervals_of_held_parameters_are_left_out(path):
+    """Slope is held: without error and on no limit."""
+    flags = np.zeros((N_TOYS, 2), dtype=bool)
+    result = make_result(errors=np.tile([0.0, 2.0], (N_TOYS, 1)), at_limit=flags, valid=flags[:, 0] | True)
+    number = np.arange(N_TOYS, dtype=float)[:, None]
+    some = number > 4
+    fields = dict.fromkeys(("valid", "at_lower_limit", "at_upper_limit", "new_minimum"), some)
+    minos = MinosResult(("n",), -number, number + 1, **fields, nfev=number.astype(np.int64), result=result)
+    assert storage.load_minos(write_whole(path, result, minos)) is not None
+    found = storage.load_minos(path)
+    assert found.names == ("n",)
+    np.testing.assert_array_equal(found.lower, -number)
+    np.testing.assert_array_equal(found.upper, number + 1)
+    np.testing.assert_array_equal(found.at_lower_limit, some)
+    np.testing.assert_array_equal(found.result.values, result.values)
+    with h5py.File(path) as file:
+        assert np.isnan(file["results/minos/lower"][:, 0]).all() and not file["results/minos/valid"][:, 0].any()
+
+
+def write_whole(path, result, minos):
+    toys = {"counts": np.ones((N_TOYS, 2))}
+    for first, stop in BOUNDS:
+        part = dataclasses.replace(minos, result=result[first:stop])
+        part = dataclasses.replace(part, **{f: getattr(minos, f)[first:stop] for f in storage._MINOS_ARRAYS})
+        counts = {name: array[first:stop] for name, array in toys.items()}
+        storage.write_part(path, first, counts, result[first:stop], ATTRIBUTES, minos=part)
+    storage.join(path, ATTRIBUTES, N_TOYS)
+    return path
 
 
 def test_slices_outside_raise(joined):
