@@ -7,7 +7,8 @@ profile is, to second order,
 
     P(s + ds) = F + g.p + p.H.p / 2 + ds (g + H p).v + ds^2 u.H.v / 2,
 
-and the root of P = level gives the next point theta + p + ds v. With the exact Hessian two or three evaluations do.
+and the root of P = level gives the next point theta + p + ds v. With the exact Hessian one or two evaluations do: from
+the change of u.H.v along the ray the third-order term of the last step is known, and corrected for.
 Others that would leave their limits are set onto them; a ray that meets a limit of its own parameters below the level
 ends there. What does not converge so is found by fits with the parameters of the ray held, between two distances known
 to lie below and above the level.
@@ -19,6 +20,7 @@ for Newton's method on the system of the other slopes and the level.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import elementwise
@@ -35,9 +37,10 @@ __all__ = ["AT_LIMIT", "FAILED", "FOUND", "LOWER", "Crossings", "Rays", "crossin
 
 FOUND, AT_LIMIT, LOWER, FAILED = range(4)
 RUNNING = -1
-STEP = 1e-4  # last step, relative to the distance: the model is then good to its third power
-GAIN = 1e-7  # what the other parameters may still gain, in units of errordef, before the last step
-MAX_EVALUATIONS = 15
+REMAINDER = 1e-5  # largest third-order term of the last step, relative to the distance; it is corrected for
+GAIN = 2e-3  # what the other parameters may gain by the last step, in terms of the rise: about its square remains
+LEVEL = 1e-7  # a profile that ends below the level by so much of the rise does not reach it
+MAX_EVALUATIONS, MAX_TRIES = 15, 6
 OVERSHOOT = 4.0  # a point so many times as high above the minimum as the level is not trusted
 NEW_MINIMUM = 1e-5  # a point that lies lower than the minimum by so many errordef belongs to another
 MAX_EXPANSIONS = 60
@@ -149,94 +152,114 @@ def lower_by(outputs: np.ndarray, errordef: float) -> np.ndarray:
 def _newton(driver: NumbaDriver | XlaDriver, rays: Rays, start: np.ndarray, settings: Settings) -> Crossings:
     """Newton's method on all rays at once; a ray on which it does not converge is FAILED."""
     n, n_params = rays.origin.shape
-    room = rays.rooms(settings).min(axis=1)
-    found = Crossings(np.zeros(n), rays.origin.copy(), np.full(n, RUNNING, np.int8), np.zeros(n, np.int64))
-    rise = rays.level - rays.minimum
-    here = np.arange(n)  # rays that run on, for which `outputs` holds the cost at (s, theta)
-    s, theta, outputs = np.zeros(n), rays.origin, start
-    good, step, ds = theta, np.zeros((n, n_params)), np.zeros(n)  # last point that was good, and the step from there
-    tries = np.zeros(n, np.int64)
+    room, rise = rays.rooms(settings).min(axis=1), rays.level - rays.minimum
+    found = Crossings(np.zeros(n), rays.origin.copy(), np.full(n, FAILED, np.int8), np.zeros(n, np.int64))
+    # the last good point of each ray, its distance and the curvature of the profile there, and the step from it
+    good, base, curvature = rays.origin.copy(), np.zeros(n), np.full(n, np.nan)
+    step, ds, tries = np.zeros((n, n_params)), np.zeros(n), np.zeros(n, np.int64)
+    here, theta, outputs = np.arange(n), rays.origin, start  # rays that run on, for which `outputs` holds the cost
     for _ in range(MAX_EVALUATIONS):
-        ray, value = rays[here], outputs[:, VALUE]
-        with np.errstate(invalid="ignore", over="ignore"):  # points at which the cost is not finite are of no use
-            new_step, new_ds, height, gain, definite = _propose(ray, s, room[here], theta, outputs, settings)
-        usable = definite & np.isfinite(new_step).all(axis=1) & np.isfinite(new_ds)
+        ray, s, value = rays[here], base[here] + ds[here], outputs[:, VALUE]
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # points of no use may not be finite
+            move = _propose(ray, s, room[here], theta, outputs, settings)
+            third = (move.curvature - curvature[here]) / (s - base[here])
+            correction = np.where(move.ds == 0, 0.0, -third * move.ds**3 / (6.0 * move.slope))
+            bend = np.fmax(np.abs(third * s / move.curvature), 1.0)
+            settled = move.gain * bend <= GAIN * rise[here]
+            end = s + move.ds + correction
+            still = settled & (np.abs(correction) <= REMAINDER * end)
+        usable = move.definite & np.isfinite(move.step).all(axis=1) & np.isfinite(move.ds)
         usable &= value - ray.minimum <= (1.0 + OVERSHOOT) * rise[here]
-        still = (gain <= GAIN * settings.errordef) & (np.abs(new_ds) <= STEP * (s + new_ds))
-        on_limit = s + new_ds >= room[here]
-        below = height < -1e-3 * STEP * rise[here]
+        on_limit = s + move.ds >= room[here]
+        settled &= on_limit & (np.abs(move.ds) <= REMAINDER * room[here]) & (move.height < -LEVEL * rise[here])
+        hopeless = ~usable & ((tries[here] >= MAX_TRIES) | (s == 0))
         lower = value < ray.minimum - lower_by(outputs, settings.errordef)
         status = np.select(
-            [lower & np.isfinite(value), usable & still & on_limit & below, usable & still, ~usable & (tries >= 6)],
-            [LOWER, AT_LIMIT, FOUND, FAILED],
-            RUNNING,
+            [lower, usable & settled, usable & still, hopeless], [LOWER, AT_LIMIT, FOUND, FAILED], RUNNING
         )
-        status[(status == RUNNING) & ~usable & (s == 0)] = FAILED  # the model at the minimum itself is of no use
         ended = status != RUNNING
         found.status[here[ended]] = status[ended]
-        last = np.where(on_limit, room[here], s + new_ds)
-        found.distance[here[ended]] = last[ended]
-        found.theta[here[ended]] = np.where((status == LOWER)[:, None], theta, theta + new_step)[ended]
+        found.distance[here[ended]] = np.where(on_limit, room[here], end)[ended]
+        found.theta[here[ended]] = np.where(lower[:, None], theta, theta + move.step)[ended]
 
+        on, off = here[usable], here[~usable]
+        good[on], base[on], curvature[on] = theta[usable], s[usable], move.curvature[usable]
+        step[on], ds[on], tries[on] = move.step[usable], move.ds[usable], 0
         # from a point of no use half the step is tried
-        step = np.where(usable[:, None], new_step, 0.5 * step)[~ended]
-        start_s = np.where(usable, s, s - ds)
-        ds = np.where(usable, new_ds, 0.5 * ds)[~ended]
-        good = np.where(usable[:, None], theta, good)[~ended]
-        tries = np.where(usable, 0, tries + 1)[~ended]
-        here, s = here[~ended], start_s[~ended] + ds
+        step[off] *= 0.5
+        ds[off] *= 0.5
+        tries[off] += 1
+        here = here[~ended]
         if not len(here):
             break
-        theta = np.clip(good + step, settings.lower, settings.upper)
+        theta = np.clip(good[here] + step[here], settings.lower, settings.upper)
         outputs = driver.evaluate(rays.toys[here], theta)
         found.nfev[here] += 1
-    found.status[here] = FAILED
     return found
+
+
+class _Move(NamedTuple):
+    """From a point to the crossing of the quadratic model.
+
+    Attributes
+    ----------
+    step : (n, n_params) float64
+    ds : (n,) float64
+    height, slope, curvature : (n,) float64
+        Of the model of the profile after the step; its height is above the level.
+    gain : (n,) float64
+        What the other parameters gain at the same s.
+    definite : (n,) bool
+        Whether their Hessian is positive definite.
+    """
+
+    step: np.ndarray
+    ds: np.ndarray
+    height: np.ndarray
+    slope: np.ndarray
+    curvature: np.ndarray
+    gain: np.ndarray
+    definite: np.ndarray
 
 
 def _propose(
     ray: Rays, s: np.ndarray, room: np.ndarray, theta: np.ndarray, outputs: np.ndarray, settings: Settings
-) -> tuple[np.ndarray, ...]:
-    """The step to the crossing of the quadratic model.
-
-    Returns (step (n, n_params), ds (n,), height of the model above the level after it, what the others gain at the same
-    s, whether the Hessian of the others is positive definite).
-    """
-    n_params = theta.shape[1]
+) -> _Move:
+    n, n_params = theta.shape
     gradient = outputs[:, GRADIENT : GRADIENT + n_params]
     hessian = unpacked_hessian(outputs[:, GRADIENT + n_params :], n_params)
     outward = ((theta <= settings.lower) & (gradient > 0)) | ((theta >= settings.upper) & (gradient < 0))
     moving = settings.free & ~ray.held & ~outward
     on_limit = np.zeros_like(theta)  # displacement of those that the step would bring beyond a limit
-    u = ray.direction
-    hu = _times(hessian, u)
-    step, ds, height = np.empty_like(theta), np.empty(len(theta)), np.empty(len(theta))
-    gain, definite = np.empty(len(theta)), np.empty(len(theta), dtype=bool)
-    todo = np.arange(len(theta))
+    hu = _times(hessian, ray.direction)
+    ds, height, slope, curvature, gain = np.empty((5, n))
+    move = _Move(np.empty_like(theta), ds, height, slope, curvature, gain, np.empty(n, dtype=bool))
+    todo = np.arange(n)
     for round_ in range(n_params + 1):
-        h, g, m, c = hessian[todo], gradient[todo], moving[todo], on_limit[todo]
+        h, g, m, c, u = hessian[todo], gradient[todo], moving[todo], on_limit[todo], ray.direction[todo]
         pull = g + _times(h, c)
-        solved, definite[todo] = solve_definite(h, np.stack([-pull, -hu[todo]], axis=-1), m)
-        p, v = c + solved[..., 0], u[todo] + solved[..., 1]
+        solved, move.definite[todo] = solve_definite(h, np.stack([-pull, -hu[todo]], axis=-1), m)
+        p, v = c + solved[..., 0], u + solved[..., 1]
         moved = g + _times(h, p)
-        constant = outputs[todo, VALUE] + 0.5 * _dot(p, g + moved) - ray.level[todo]
-        linear, curvature = _dot(moved, v), _dot(u[todo], _times(h, v))
-        ds[todo] = _root(constant, linear, curvature, s[todo], ray.level[todo] - ray.minimum[todo])
-        ds[todo] = np.clip(ds[todo], -0.5 * s[todo], room[todo] - s[todo])
-        height[todo] = constant + ds[todo] * (linear + 0.5 * ds[todo] * curvature)
-        step[todo] = p + ds[todo, None] * v
+        height = outputs[todo, VALUE] + 0.5 * _dot(p, g + moved) - ray.level[todo]
+        slope, curvature = _dot(moved, v), _dot(u, _times(h, v))
+        ds = _root(height, slope, curvature, s[todo], ray.level[todo] - ray.minimum[todo])
+        ds = np.clip(ds, -0.5 * s[todo], room[todo] - s[todo])
+        step = p + ds[:, None] * v
+        move.step[todo], move.ds[todo], move.curvature[todo] = step, ds, curvature
+        move.height[todo] = height + ds * (slope + 0.5 * ds * curvature)
+        move.slope[todo] = slope + ds * curvature
         if round_ == 0:
-            gain[todo] = -0.5 * _dot(p, g + moved)
-        below, above = theta[todo] + step[todo] < settings.lower, theta[todo] + step[todo] > settings.upper
+            move.gain[todo] = -0.5 * _dot(p, g + moved)
+        below, above = theta[todo] + step < settings.lower, theta[todo] + step > settings.upper
         crossed = m & (below | above)
-        todo_next = crossed.any(axis=1) & definite[todo]
-        if not todo_next.any():
+        again = crossed.any(axis=1) & move.definite[todo]
+        if not again.any():
             break
-        bound = np.where(below, settings.lower, settings.upper) - theta[todo]
-        on_limit[todo] = np.where(crossed, bound, c)
+        on_limit[todo] = np.where(crossed, np.where(below, settings.lower, settings.upper) - theta[todo], c)
         moving[todo] = m & ~crossed
-        todo = todo[todo_next]
-    return step, ds, height, gain, definite
+        todo = todo[again]
+    return move
 
 
 def _root(height: np.ndarray, slope: np.ndarray, curvature: np.ndarray, s: np.ndarray, rise: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from engine.sandwich import sandwich
 from engine.status import Status
 from engine.xla import XlaDriver
 from kernels.graph import UntranslatableError
+from kernels.program import VALUE
 
 __all__ = ["VALID_EDM", "fit_batch", "needed_problem", "problem_of", "refit"]
 
@@ -171,6 +172,13 @@ def problem_of(
     values = np.where(result.valid[:, None], result.values, np.clip(0.0, lower, upper))
     check_start(cost.names, values, lower, upper, free)
     driver = pick_driver(cost, rows, "newton", backend, device, None, None)
+    some = np.flatnonzero(result.valid)[:1]
+    at = driver.evaluate(some, result.values[some])[:, VALUE] if len(some) else result.fval[:0]
+    if not np.allclose(at, result.fval[some], rtol=1e-9, atol=1e-3 * cost.errordef):
+        raise ValueError(
+            f"the result is not that of these data: the cost of toy {some[0]} is {at[0]:.10g} at its values, and "
+            f"{result.fval[some][0]:.10g} in the result"
+        )
     settings = Settings(lower, upper, free, cost.errordef, EDM_GOAL, MAX_STEPS["newton"])
     return Problem(cost, rows, driver, settings, np.arange(len(rows)))
 

@@ -15,9 +15,9 @@ from engine.crossing import AT_LIMIT, FAILED, FOUND, LOWER, Crossings, Rays, cro
 from engine.drivers import Problem
 from engine.fit import known, needed_problem, problem_of, refit
 from engine.result import FitResult
-from kernels.program import VALUE
+from kernels.program import GRADIENT, VALUE
 
-__all__ = ["MinosResult", "level", "minos", "minos_of"]
+__all__ = ["MinosResult", "at_minimum", "level", "minos", "minos_of"]
 
 ROUNDS = 3  # so often a toy is fitted again from a lower minimum
 MATRICES = 2**21  # numbers of all Hessians that are held at once
@@ -199,11 +199,33 @@ def minos_of(result: FitResult, names: Sequence[str], cl: float | None) -> Minos
     )
 
 
+def at_minimum(result: FitResult, rows: np.ndarray) -> np.ndarray:
+    """Outputs of the cost (see `kernels.program`) at the values of some valid fits.
+
+    Without weights and away from limits they are known: no slope, and the inverse of the covariance.
+    """
+    problem, n_params = needed_problem(result, "minos"), len(result.names)
+    free, below = np.flatnonzero(problem.settings.free), np.tril_indices(n_params)
+    outputs = np.zeros((len(rows), GRADIENT + n_params + len(below[0])))
+    weighted = problem.cost.score_covariance(problem.rows) is not None
+    evaluated = result.at_limit[rows].any(axis=1) | weighted
+    if evaluated.any():
+        toys = rows[evaluated]
+        outputs[evaluated] = problem.driver.evaluate(problem.toys[toys], result.values[toys])
+    known = rows[~evaluated]
+    hessian = np.zeros((len(known), n_params, n_params))
+    covariance = result.covariance[known][:, free[:, None], free]
+    hessian[:, free[:, None], free] = 2.0 * result.errordef * np.linalg.inv(covariance)
+    outputs[~evaluated, VALUE] = result.fval[known]
+    outputs[~evaluated, GRADIENT + n_params :] = hessian[:, below[0], below[1]]
+    return outputs
+
+
 def _ends(problem: Problem, result: FitResult, rows: np.ndarray, columns: np.ndarray, k: float) -> Crossings:
     """Both ends of the intervals of some fits: (fit, side, parameter), one after the other."""
     n_params = len(result.names)
     origin = result.values[rows]
-    outputs = problem.driver.evaluate(problem.toys[rows], origin)
+    outputs = at_minimum(result, rows)
     unit = np.eye(n_params)[columns]
     directions = np.concatenate([-unit, unit])
     n_rays = len(directions)

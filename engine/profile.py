@@ -12,7 +12,7 @@ import numpy as np
 from engine.crossing import AT_LIMIT, FOUND, NEW_MINIMUM, Rays, crossings
 from engine.data import as_float64
 from engine.fit import is_valid, known, needed_problem, problem_of
-from engine.minos import level
+from engine.minos import at_minimum, level
 from engine.result import FitResult
 from kernels.derivatives import unpacked_hessian
 from kernels.program import GRADIENT, VALUE
@@ -225,7 +225,7 @@ def contour_of(result: FitResult, x: str, y: str, *, cl: float | None = None, si
     k = level(CONTOUR_CL if cl is None else cl, 2)
     toys = np.flatnonzero(result.valid)
     origin = result.values[toys]
-    outputs = problem.driver.evaluate(problem.toys[toys], origin)
+    outputs = at_minimum(result, toys)
     angle = 2 * np.pi * np.arange(size) / size
     circle = np.stack([np.cos(angle), np.sin(angle)])
     unit = _axes(result, pair)[toys] @ circle  # (toys, 2, size)
@@ -246,7 +246,10 @@ def contour_of(result: FitResult, x: str, y: str, *, cl: float | None = None, si
     good = (ends.status == FOUND) | (ends.status == AT_LIMIT)
     points, valid = np.full((len(result), size, 2), np.nan), np.zeros((len(result), size), dtype=bool)
     at_limit = np.zeros_like(valid)
-    points[toys] = np.where(good[:, None], ends.theta[:, pair], np.nan).reshape(-1, size, 2)
+    ends_at = np.where(
+        (ends.status == AT_LIMIT)[:, None], ends.theta, rays.origin + ends.distance[:, None] * rays.direction
+    )
+    points[toys] = np.where(good[:, None], ends_at[:, pair], np.nan).reshape(-1, size, 2)
     valid[toys], at_limit[toys] = good.reshape(-1, size), (ends.status == AT_LIMIT).reshape(-1, size)
     return Contour((x, y), points, valid, at_limit)
 
@@ -260,9 +263,8 @@ def _axes(result: FitResult, pair: Sequence[int]) -> np.ndarray:
     factors[inside] = np.linalg.cholesky(block[inside])
     toys = np.flatnonzero(result.valid & on_limit)
     if len(toys):
-        problem, n_params = needed_problem(result, "profile"), len(result.names)
-        outputs = problem.driver.evaluate(problem.toys[toys], result.values[toys])
-        hessian = unpacked_hessian(outputs[:, GRADIENT + n_params :], n_params)
+        n_params = len(result.names)
+        hessian = unpacked_hessian(at_minimum(result, toys)[:, GRADIENT + n_params :], n_params)
         curvature = np.diagonal(hessian, axis1=1, axis2=2)[:, pair]
         positive = np.where(curvature > 0, curvature, 2.0 * result.errordef)
         factors[toys] = np.sqrt(2.0 * result.errordef / positive)[:, :, None] * np.eye(len(pair))
