@@ -149,7 +149,12 @@ def run_minuit(minuit: Any, limits: Sequence, strategy: int, errors: bool) -> Pe
 def fit_hand_written(
     x: Any, start: Sequence, limits: Sequence, *, events_per_log: int, strategy: int, errors: bool
 ) -> PeerFit:
-    """MIGRAD with the hand-written value and gradient; a point that it asks for twice is computed once."""
+    """MIGRAD with the hand-written value and gradient."""
+    return run_minuit(hand_written_minuit(x, start, events_per_log), limits, strategy, errors)
+
+
+def hand_written_minuit(x: Any, start: Sequence, events_per_log: int = 1) -> Any:
+    """Minuit of the hand-written value and gradient; a point that it asks for twice is computed once."""
     import numpy as np
     from iminuit import Minuit
 
@@ -174,7 +179,7 @@ def fit_hand_written(
 
     minuit = Minuit(function, np.array(start), grad=derivative)
     minuit.errordef = Minuit.LIKELIHOOD
-    return run_minuit(minuit, limits, strategy, errors)
+    return minuit
 
 
 def numba_stats_cost(x: Any) -> Callable:
@@ -408,6 +413,9 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict:
         numba.set_num_threads(1)
         say("kernels")
         kernels = time_kernels(study, data, args.repeat, "numba-stats" in peers)
+        say("MINOS")
+        n_peer = min(args.toys, args.peers_toys)
+        minos = time_minos(study, data, limits, n_peer, args.repeat, "numba-stats" in peers)
         say("quadratic formula")
         numba.set_num_threads(cores)
         formula = time_formula(FORMULA_ROWS, args.repeat, cores)
@@ -444,6 +452,7 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict:
         "missing": missing,
         "generation": [generation(t, len(data.values), cores) for t in timed if t.name == "generate"],
         "kernels": kernels,
+        "minos": minos,
         "formula": formula,
     }
 
@@ -481,6 +490,74 @@ def time_kernels(study: Any, data: Any, repeat: int, has_numba_stats: bool) -> l
         {"label": label, "best_ns": 1e9 * min(times), "median_ns": 1e9 * statistics.median(times), "n": len(times)}
         for label, times in seconds.items()
     ]
+
+
+def time_minos(study: Any, data: Any, limits: Sequence, n_peer: int, repeat: int, has_numba_stats: bool) -> list[dict]:
+    """MINOS of all 5 parameters of the same toys in one thread, by turns; the fits before it are not timed."""
+    import numpy as np
+    from iminuit import Minuit
+
+    from engine import fit_batch
+
+    result = fit_batch(study.cost, data, study.start, limits=study.limits, backend="numba")
+    start = list(study.start.values())
+    ways: dict[str, Callable[[Any], Any]] = {
+        "iminuit, hand-written numba NLL and gradient": lambda x: hand_written_minuit(x, start)
+    }
+    if has_numba_stats:
+        ways["iminuit, ExtendedUnbinnedNLL and numba-stats"] = lambda x: Minuit(numba_stats_cost(x), *start)
+
+    def search(make: Callable[[Any], Any], x: Any) -> tuple[float, Any, float]:
+        """(seconds, intervals (5, 2), evaluations and gradients) of one toy; NaN where MINOS has none."""
+        minuit = make(x)
+        run_minuit(minuit, limits, 1, False)
+        before = minuit.nfcn + minuit.ngrad
+        begin = time.perf_counter()
+        minuit.minos()
+        seconds = time.perf_counter() - begin
+        ends = [
+            (e.lower if e.lower_valid else np.nan, e.upper if e.upper_valid else np.nan)
+            for e in minuit.merrors.values()
+        ]
+        return seconds, np.array(ends), minuit.nfcn + minuit.ngrad - before
+
+    seconds: dict[str, list[float]] = {"batchfit": [], **{label: [] for label in ways}}
+    found: dict[str, list] = {label: [] for label in ways}
+    for r in range(repeat + 1):
+        begin = time.perf_counter()
+        intervals = result.minos()
+        seconds["batchfit"].append((time.perf_counter() - begin) / len(data))
+        for label, make in ways.items():
+            found[label] = [search(make, data[k].copy()) for k in range(n_peer if r else 1)]
+            seconds[label].append(sum(each[0] for each in found[label]) / len(found[label]))
+    medians = {label: statistics.median(times[1:]) for label, times in seconds.items()}  # the first compiles
+    ours = np.stack([intervals.lower, intervals.upper], axis=-1)
+    rows = [
+        {
+            "label": "batchfit",
+            "ms_per_toy": 1e3 * medians["batchfit"],
+            "n_toys": len(data),
+            "failed": int(np.sum(~intervals.valid.all(axis=1))),
+            "evaluations": float(intervals.nfev.sum(axis=1).mean()),
+            "worst_difference": None,
+            "batchfit_is_faster_by": None,
+        }
+    ]
+    for label, fits in found.items():
+        theirs = np.array([each[1] for each in fits])
+        difference = np.abs(theirs - ours[: len(fits)]) / result.errors[: len(fits), :, None]
+        rows.append(
+            {
+                "label": label,
+                "ms_per_toy": 1e3 * medians[label],
+                "n_toys": len(fits),
+                "failed": int(np.sum(np.isnan(theirs).any(axis=(1, 2)))),
+                "evaluations": float(np.mean([each[2] for each in fits])),
+                "worst_difference": float(np.nanmax(difference)),
+                "batchfit_is_faster_by": medians[label] / medians["batchfit"],
+            }
+        )
+    return rows
 
 
 def quadratic_formula(a: Any, b: Any, c: Any, sqrt: Callable) -> Any:
@@ -700,6 +777,24 @@ def show(report: dict) -> None:
         table.add_column(title, justify="left" if title.startswith("one") else "right")
     for kernel in report["kernels"]:
         table.add_row(kernel["label"], f"{kernel['best_ns']:.1f}", f"{kernel['median_ns']:.1f}")
+    console.print(table)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    for title in (
+        "MINOS of 5 parameters, one core", "ms per toy", "toys", "failed", "evaluations\nper toy",
+        "differs from batchfit\nworst [sigma]", "batchfit is\nfaster by",
+    ):  # fmt: skip
+        table.add_column(title, justify="left" if title.startswith("MINOS") else "right")
+    for way in report["minos"]:
+        worst, faster = way["worst_difference"], way["batchfit_is_faster_by"]
+        table.add_row(
+            way["label"],
+            f"{way['ms_per_toy']:.2f}",
+            str(way["n_toys"]),
+            str(way["failed"]),
+            f"{way['evaluations']:.1f}",
+            f"{worst:.0e}" if worst is not None else "-",
+            f"{faster:.0f}" if faster else "-",
+        )
     console.print(table)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     for title in (f"quadratic formula, {FORMULA_ROWS:,} rows", "where", "ns per row", "first call [s]"):

@@ -78,6 +78,9 @@ def test_it_runs_and_writes_what_it_measured(tmp_path, capsys):
     assert fits["batchfit"]["worst_distance"] < 1e-6
     # MIGRAD stops at an EDM of 1e-3 errordef or so: far closer than a sigma
     assert all(fit["worst_distance"] < 0.1 for fit in fits.values())
+    minos = report["minos"]
+    assert minos[0]["label"] == "batchfit" and all(way["failed"] == 0 for way in minos)
+    assert all(way["worst_difference"] < 1e-2 for way in minos[1:])
     assert report["command_line"].endswith(str(file))
     assert report["sizes"]["n_toys"] == 2
     assert report["versions"]["iminuit"]
