@@ -9,6 +9,7 @@ if getattr(kernels, "BATCHFIT", None) is None:
         "put batchfit first on sys.path or uninstall the other one"
     )
 
+from engine.asimov import asimov
 from engine.binned import BinnedNLL, ExtendedBinnedNLL
 from engine.constraints import GammaConstraint, NormalConstraint, PoissonConstraint
 from engine.cost import Cost
@@ -21,6 +22,7 @@ from engine.poisson import PoissonNLL
 from engine.profile import Contour, Profile, contour, profile
 from engine.result import Fit, FitResult
 from engine.status import Status
+from engine.test_statistic import TestStatistic, test_statistic
 from engine.unbinned import ExtendedUnbinnedNLL, UnbinnedNLL
 
 #: Tells batchfit's packages from others of the same common names.
@@ -43,11 +45,14 @@ __all__ = [
     "Profile",
     "Ragged",
     "Status",
+    "TestStatistic",
     "UnbinnedNLL",
     "Weighted",
+    "asimov",
     "contour",
     "fit_batch",
     "minos",
     "newton",
     "profile",
+    "test_statistic",
 ]

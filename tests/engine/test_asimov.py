@@ -1,0 +1,92 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine import (
+    BinnedNLL,
+    ExtendedBinnedNLL,
+    ExtendedUnbinnedNLL,
+    GammaConstraint,
+    LeastSquares,
+    NormalConstraint,
+    PoissonConstraint,
+    PoissonNLL,
+    UnbinnedNLL,
+    fit_batch,
+)
+from engine.asimov import NoAsimovError, asimov
+from kernels import expon, norm
+
+EDGES = np.linspace(0.0, 4.0, 9)
+
+
+def decay(x, n, tau):
+    return n, n * jnp.exp(-x / tau) / tau
+
+
+def density(x, tau):
+    return jnp.exp(-x / tau) / tau
+
+
+def log_density(x, tau):
+    return -x / tau - jnp.log(tau)
+
+
+def test_counts_points_and_constraints():
+    counts = PoissonNLL(lambda s, b: s * jnp.array([1.0, 3.0]) + b)
+    np.testing.assert_allclose(asimov(counts, {"s": 2.0, "b": 5.0}), [[7.0, 11.0]])
+    extended = ExtendedBinnedNLL(lambda x, n: n * expon.cdf(x, 0.0, 1.0), EDGES)
+    np.testing.assert_allclose(asimov(extended, [50.0])[0], 50.0 * np.diff(1 - np.exp(-EDGES)), rtol=1e-12)
+    mask = np.arange(8) < 6
+    binned = BinnedNLL(lambda x, mu: norm.cdf(x, mu, 1.0), EDGES, mask=mask)
+    like = np.arange(8.0)[None]
+    assert asimov(binned, [2.0], like)[0, :6].sum() == pytest.approx(15.0)
+    line = LeastSquares(lambda x, a, b: a + b * x)
+    x, y, yerror = asimov(line, [1.0, 2.0], (EDGES, np.zeros((1, 9)), 0.1))
+    np.testing.assert_allclose(y, 1.0 + 2.0 * EDGES[None])
+    assert x is EDGES and yerror == 0.1
+    total = counts + NormalConstraint("b", 4.0, 1.0) + PoissonConstraint("s", 3.0, 2.0) + GammaConstraint("s", 3.0, 1.0)
+    parts = asimov(total, {"s": 2.0, "b": 5.0})
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), [[7.0, 11.0, 5.0, 4.0, 2.0]])
+
+
+def test_a_fit_returns_theta():
+    start = {"s": 1.0, "b": 4.0}
+    cost = PoissonNLL(lambda s, b: s * jnp.array([1.0, 3.0]) + b) + PoissonConstraint("b", 4.0, 2.0)
+    fit = fit_batch(cost, asimov(cost, {"s": 2.0, "b": 5.5}), start, backend="numba")
+    np.testing.assert_allclose(fit.values, [[2.0, 5.5]], atol=1e-7)
+    assert fit.fval[0] < 1e-12
+    events = ExtendedUnbinnedNLL(decay)
+    weighted = asimov(events, {"n": 100.0, "tau": 0.7}, observable=(0.0, 40.0))
+    fit = fit_batch(events, weighted, {"n": 80.0, "tau": 1.0}, backend="numba")
+    np.testing.assert_allclose(fit.values, [[100.0, 0.7]], rtol=1e-7)
+    # the expected log-likelihood in closed form: n - n (log n - log tau - 1)
+    assert fit.fval[0] == pytest.approx(100.0 - 100.0 * (np.log(100.0 / 0.7) - 1.0), rel=1e-9)
+
+
+def test_weights_of_nodes():
+    like = [np.linspace(0.1, 5.0, 40)]
+    for cost in (UnbinnedNLL(density), UnbinnedNLL(log_density, log=True)):
+        nodes, weights = (part[0] for part in vars(asimov(cost, [0.5], like, observable=(0.0, 30.0))).values())
+        assert weights.sum() == pytest.approx(40.0) and weights @ nodes == pytest.approx(20.0, rel=1e-8)
+    windows = ExtendedUnbinnedNLL(decay, fit_range=[(0.0, 1.0), (2.0, 3.0)])
+    data = asimov(windows, [10.0, 1.0])
+    x = data.events[0]
+    assert not ((x > 1.0) & (x < 2.0)).any()
+    inside = 10.0 * (1 - np.exp(-1.0) + np.exp(-2.0) - np.exp(-3.0))
+    assert data.weights[0].sum() == pytest.approx(inside, rel=1e-9)
+    shape = UnbinnedNLL(density, fit_range=(0.0, 1.0))
+    assert asimov(shape, [1.0], like).weights[0].sum() == pytest.approx(np.sum(like[0] <= 1.0))
+
+
+@pytest.mark.parametrize(
+    "cost, like, sentence",
+    [
+        (UnbinnedNLL(density), [np.ones(3)], "the Asimov data of the model 'density' need the finite range"),
+        (LeastSquares(lambda x, tau: tau * x), None, "need a toy that tells its x and errors"),
+        (BinnedNLL(lambda x, tau: expon.cdf(x, 0.0, tau), EDGES), None, "need a toy that tells its total count"),
+    ],
+)
+def test_what_is_missing_is_told(cost, like, sentence):
+    with pytest.raises(NoAsimovError, match=sentence):
+        asimov(cost, {"tau": 1.0}, like)
