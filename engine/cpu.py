@@ -12,6 +12,8 @@ from engine.drivers import Fits, Settings
 
 __all__ = ["NumbaDriver"]
 
+BLOCK_ROWS = 2**18  # of all toys that are fitted at once, at least: some ms
+
 # numba's default threading layer aborts the process when two Python threads enter it at once.
 _ONE_AT_A_TIME = threading.Lock()
 _COMPILING = threading.Lock()
@@ -41,7 +43,8 @@ class NumbaDriver:
         n_toys, n_params = start.shape
         fits = Fits.empty(n_toys, n_params)
         # in blocks, so that a progress bar moves and Ctrl-C is heard
-        block = self.batch_size or max(64, n_toys // 20)
+        rows_per_toy = max(1, int(self.rows.offsets[-1]) // max(1, len(self.rows)))
+        block = self.batch_size or max(64, n_toys // 20, BLOCK_ROWS // rows_per_toy)
         for first in range(0, n_toys, block):
             part = slice(first, min(first + block, n_toys))
             raw = np.empty((part.stop - part.start, 5))

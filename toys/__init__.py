@@ -10,12 +10,20 @@ if getattr(engine, "BATCHFIT", None) is None:
     )
 
 from toys.counts import MultinomialCounts, PoissonCounts
+from toys.coverage import coverage
+from toys.feldman_cousins import feldman_cousins
 from toys.files import StorageError
+from toys.goodness_of_fit import goodness_of_fit
+from toys.hypotest import hypotest
 from toys.points import ConstraintValues, NormalPoints
+from toys.poisson_intervals import poisson_interval
+from toys.pool import ToyPool
+from toys.pulls import pulls
 from toys.sampling import Component, ExtendedMixture, Mixture, numerical_ppf
 from toys.simultaneous import Simultaneous
 from toys.storage import load, load_data, load_minos, load_toys
 from toys.study import Study, generate
+from toys.upper_limit import upper_limit
 
 #: Tells batchfit's packages from others of the same common names.
 BATCHFIT = "0.1.0"
@@ -31,10 +39,18 @@ __all__ = [
     "Simultaneous",
     "StorageError",
     "Study",
+    "ToyPool",
+    "coverage",
+    "feldman_cousins",
     "generate",
+    "goodness_of_fit",
+    "hypotest",
     "load",
     "load_data",
     "load_minos",
     "load_toys",
     "numerical_ppf",
+    "poisson_interval",
+    "pulls",
+    "upper_limit",
 ]

@@ -27,12 +27,14 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.fit import find_devices, fit_batch, known
+from engine.minos import MinosResult
 from kernels.translate import cache_directory
+from toys.coverage import coverage
 from toys.models import STUDIES
 from toys.observed import InputError, read_data
 from toys.packing import describe, pack
 from toys.run import Report
-from toys.statistics import calibration
+from toys.statistics import ONE_SIGMA, calibration
 from toys.study import Study
 
 __all__ = [
@@ -212,16 +214,36 @@ class Screen:
         self.progress.stop()
 
 
+def _coverage(fraction: float, low: float, high: float) -> str:
+    return f"{100 * fraction:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _intervals(minos: MinosResult) -> str:
+    """How many toys have all MINOS intervals, and what is special about them."""
+    valid = minos.result.valid
+    told = f"MINOS: all intervals of {int(minos.valid.all(axis=1).sum())} toys"
+    for what, toys in (
+        ("on a limit", (minos.at_lower_limit | minos.at_upper_limit).any(axis=1)),
+        ("fitted again from a lower minimum", minos.new_minimum.any(axis=1)),
+        ("without one of them", valid & ~minos.valid.all(axis=1)),
+    ):
+        told += f", {int(toys.sum())} {what}" if toys.any() else ""
+    return told
+
+
 def summary(study: Study, report: Report, out: str, tolerated: float) -> tuple[str, bool]:
     """The final tables, and whether the run must be doubted: MIGRAD disagrees, or too many fits failed."""
     result = report.result
     counts = result.summary()
     n_failed = counts.n_toys - counts.n_valid
     doubts = []
-    console = Console(width=110, highlight=False)
+    console = Console(width=125 if report.minos else 110, highlight=False)
     with console.capture() as capture:
         table = Table(box=box.SIMPLE_HEAD, title=f"{study.name}: {counts.n_toys} toys", title_justify="left")
-        for heading in ("parameter", "truth", "bias", "pull mean", "pull width", "coverage of 68.3 %"):
+        rows = coverage(result, study.truth, report.minos, (ONE_SIGMA,)).rows if report.minos else []
+        by_minos = {row.name: row for row in rows if row.method == "minos"}
+        headings = ["parameter", "truth", "bias", "pull mean", "pull width", "coverage of 68.3 %"]
+        for heading in [*headings, *(["of MINOS"] if by_minos else [])]:
             table.add_column(heading, justify="left" if heading == "parameter" else "right")
         for row in calibration(result, study.truth):
             if np.isnan(row.truth):  # the toys have no such parameter
@@ -233,7 +255,8 @@ def summary(study: Study, report: Report, out: str, tolerated: float) -> tuple[s
                 f"{row.bias:+.2g} ± {row.bias_error:.1g}",
                 f"{row.pull_mean:+.3f} ± {row.pull_mean_error:.3f}",
                 f"{row.pull_width:.3f} ± {row.pull_width_error:.3f}",
-                f"{100 * row.coverage:.1f} % [{100 * row.coverage_low:.1f}, {100 * row.coverage_high:.1f}]",
+                _coverage(row.coverage, row.coverage_low, row.coverage_high),
+                *[_coverage(found.coverage, found.low, found.high) for found in [by_minos.get(row.name)] if found],
             )
         console.print(table)
         held = f", {', '.join(study.fixed)} held" if study.fixed else ""
@@ -243,6 +266,8 @@ def summary(study: Study, report: Report, out: str, tolerated: float) -> tuple[s
         )
         for status, n in counts.failed.items():
             console.print(f"  {n} {status.name}: {status.sentence}")
+        if report.minos is not None:
+            console.print(_intervals(report.minos))
         if n_failed > tolerated * counts.n_toys:
             doubts.append(f"{n_failed} of {counts.n_toys} fits failed")
         checked = report.validation

@@ -1,16 +1,61 @@
 """Bias, pulls and coverage of a batch of fits, each with its Monte Carlo error."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest, norm
 
 from engine.result import FitResult
 
-__all__ = ["Calibration", "calibration", "known_pulls"]
+__all__ = ["ONE_SIGMA", "Calibration", "Moments", "calibration", "fraction", "known_pulls", "known_truth", "moments"]
 
 ONE_SIGMA = float(norm.cdf(1.0) - norm.cdf(-1.0))
+#: Binomial intervals by the names under which the field knows them.
+BINOMIAL = {"wilson": "wilson", "clopper-pearson": "exact"}
+
+
+class Moments(NamedTuple):
+    """Mean and standard deviation (n - 1 in the denominator) of a sample, with the errors they have if it is normal."""
+
+    mean: float
+    mean_error: float
+    width: float
+    width_error: float
+
+
+def moments(sample: np.ndarray) -> Moments:
+    """Moments of (n,) numbers, n >= 2: width / sqrt(n) and width / sqrt(2 (n - 1)) are the errors."""
+    n, width = len(sample), float(np.std(sample, ddof=1))
+    return Moments(float(sample.mean()), width / np.sqrt(n), width, width / np.sqrt(2.0 * (n - 1)))
+
+
+def fraction(k: int, n: int, interval: str = "wilson", cl: float = ONE_SIGMA) -> tuple[float, float, float]:
+    """k / n with its binomial confidence interval, as (fraction, lower, upper); NaN without any trial.
+
+    Parameters
+    ----------
+    k, n : int
+    interval : {"wilson", "clopper-pearson"}
+        Wilson's covers cl on average, Clopper and Pearson's at least cl always.
+    cl : float
+        Confidence level of the interval, by default that of one standard deviation.
+
+    Raises
+    ------
+    ValueError
+        If there is no such interval.
+
+    References
+    ----------
+    Wilson, J. Am. Stat. Assoc. 22 (1927) 209; Clopper & Pearson, Biometrika 26 (1934) 404.
+    """
+    if interval not in BINOMIAL:
+        raise ValueError(f"a binomial interval is 'wilson' or 'clopper-pearson', got {interval!r}")
+    if n == 0:
+        return np.nan, np.nan, np.nan
+    bounds = binomtest(k, n).proportion_ci(confidence_level=cl, method=BINOMIAL[interval])
+    return k / n, float(bounds.low), float(bounds.high)
 
 
 class Calibration(NamedTuple):
@@ -33,6 +78,31 @@ class Calibration(NamedTuple):
     coverage: float
     coverage_low: float
     coverage_high: float
+
+
+def known_truth(result: FitResult, truth: Mapping[str, Any]) -> np.ndarray:
+    """The true values, (n_toys, n_params), with NaN for parameters without one; other names do no harm.
+
+    Parameters
+    ----------
+    result : FitResult
+    truth : dict name -> true value, or (n_toys,) true values
+
+    Raises
+    ------
+    ValueError
+        If a value is not finite, of another shape, or there is none of any parameter of the fit.
+    """
+    theta_true = np.full(result.values.shape, np.nan)
+    named = [name for name in result.names if name in truth]
+    if not named:
+        raise ValueError(f"truth must name parameters of the fit, which are {', '.join(result.names)}")
+    for name in named:
+        values = np.asarray(truth[name], dtype=np.float64)
+        if values.shape not in [(), (len(result),)] or not np.isfinite(values).all():
+            raise ValueError(f"truth[{name!r}] must be a finite number, or ({len(result)},) of them")
+        theta_true[:, result.names.index(name)] = values
+    return theta_true
 
 
 def known_pulls(result: FitResult, truth: Mapping[str, float]) -> np.ndarray:
@@ -64,23 +134,7 @@ def calibration(result: FitResult, truth: Mapping[str, float]) -> list[Calibrati
         if n < 2:
             continue
         pull, residual = pulls[usable, i], result.values[usable, i] - truth[name]
-        width = float(np.std(pull, ddof=1))
-        inside = int((np.abs(pull) <= 1.0).sum())
-        interval = binomtest(inside, n).proportion_ci(confidence_level=ONE_SIGMA, method="wilson")
-        table.append(
-            Calibration(
-                name=name,
-                n=n,
-                truth=float(truth[name]),
-                bias=float(residual.mean()),
-                bias_error=float(np.std(residual, ddof=1) / np.sqrt(n)),
-                pull_mean=float(pull.mean()),
-                pull_mean_error=width / np.sqrt(n),
-                pull_width=width,
-                pull_width_error=width / np.sqrt(2.0 * (n - 1)),
-                coverage=inside / n,
-                coverage_low=float(interval.low),
-                coverage_high=float(interval.high),
-            )
-        )
+        bias, spread = moments(residual), moments(pull)
+        inside = fraction(int((np.abs(pull) <= 1.0).sum()), n)
+        table.append(Calibration(name, n, float(truth[name]), bias.mean, bias.mean_error, *spread, *inside))
     return table

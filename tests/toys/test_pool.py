@@ -1,0 +1,167 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine import NormalConstraint, PoissonConstraint, PoissonNLL
+from toys import PoissonCounts, Simultaneous, Study
+from toys.pool import ToyPool
+
+COUNTS = PoissonNLL(lambda mu, b: jnp.stack([mu + b, 3.0 * b]))
+COST = COUNTS + NormalConstraint("b", 10.0, 2.0)
+TRUTH = {"mu": 4.0, "b": 10.0}
+LIMITS = {"b": (0.1, None)}
+DATA = (np.array([[15.0, 39.0]]), np.array([[11.0]]))
+STUDY = Study(COST, Simultaneous(COST, (PoissonCounts.of(COUNTS), None)), TRUTH, limits=LIMITS, data=DATA)
+FIXED = Study(COST, Simultaneous(COST, (PoissonCounts.of(COUNTS), "fixed")), TRUTH, limits=LIMITS, data=DATA)
+
+
+def made(study=STUDY, poi="mu", **options):
+    return ToyPool(study, poi, backend="numba", **options)
+
+
+def profiled(mu):
+    """b that minimises the likelihood of the data, by bisection of its derivative."""
+    low, high = 5.0, 20.0
+    for _ in range(80):
+        b = 0.5 * (low + high)
+        slope = 1.0 - 15.0 / (mu + b) + 3.0 - 39.0 / b + (b - 11.0) / 4.0
+        low, high = (low, b) if slope > 0 else (b, high)
+    return b
+
+
+def thrown(pool, value, n_toys):
+    return pool._thrown(pool.theta_at(value), value, 0, n_toys)
+
+
+def test_nuisance_parameters():
+    pool = made()
+    for value in (0.0, 6.0):
+        assert pool.theta_at(value) == pytest.approx({"mu": value, "b": profiled(value)}, abs=1e-7)
+    assert made(nuisance="truth").theta_at(6.0) == {"mu": 6.0, "b": 10.0}
+    assert "nuisance parameters profiled to the data" in pool.sentence
+    assert "at the truth" in made(nuisance="truth").sentence
+    counts, _ = thrown(pool, 6.0, 4000)
+    b = profiled(6.0)
+    assert np.abs((counts.mean(axis=0) - [6.0 + b, 3.0 * b]) / np.sqrt([6.0 + b, 3.0 * b])).max() < 4.0 / np.sqrt(4000)
+
+
+def test_auxiliary_measurements():
+    for study in (STUDY, FIXED):  # the pool decides, whatever the study does
+        pool = made(study)
+        measured = thrown(pool, 6.0, 4000)[1][:, 0]
+        assert abs(measured.mean() - profiled(6.0)) < 4.0 * 2.0 / np.sqrt(4000)
+        assert abs(measured.std() - 2.0) < 4.0 * 2.0 / np.sqrt(8000)
+        assert pool.sentence.endswith("the measured value of 1 constraint redrawn for every toy.")
+        pool = made(study, auxiliary="fixed")
+        assert (thrown(pool, 6.0, 20)[1] == 11.0).all()
+        assert pool.sentence.endswith("the measured value of 1 constraint the observed ones in every toy.")
+        np.testing.assert_array_equal(thrown(pool, 6.0, 20)[0], thrown(made(), 6.0, 20)[0])
+    of_cost = made(FIXED, data=DATA[0], auxiliary="fixed")
+    assert (thrown(of_cost, 6.0, 20)[1] == 10.0).all()
+
+    def own(key, theta):
+        return jnp.array([14.0, 30.0]), None
+
+    with pytest.raises(ValueError, match="the sampler draws no measured values for the constraint on b"):
+        made(Study(COST, own, TRUTH, limits=LIMITS, data=DATA)).statistic(1.0, thrown_at=1.0, n_toys=2)
+
+
+def test_toys_are_added_and_fits_shared(monkeypatch):
+    import toys.pool
+
+    free_fits, real = [], toys.pool.test_statistic
+
+    def counted(cost, data, poi, value, **options):
+        if options["free"] is None:
+            free_fits.append(len(cost.rows(data)))
+        return real(cost, data, poi, value, **options)
+
+    monkeypatch.setattr(toys.pool, "test_statistic", counted)
+    pool = made()
+    first = pool.statistic(3.0, thrown_at=3.0, n_toys=50)
+    more = pool.statistic(3.0, thrown_at=3.0, n_toys=120)
+    other = pool.statistic(5.0, thrown_at=3.0, n_toys=100, test_stat="q")
+    assert free_fits == [50, 70]
+    np.testing.assert_array_equal(more.value[:50], first.value)
+    assert len(pool.statistic(3.0, thrown_at=3.0, n_toys=20)) == 20 and len(other) == 100
+    at_once = made()
+    np.testing.assert_array_equal(at_once.statistic(3.0, thrown_at=3.0, n_toys=120).value, more.value)
+    alone = made()
+    np.testing.assert_allclose(
+        alone.statistic(5.0, thrown_at=3.0, n_toys=100, test_stat="q").value, other.value, atol=1e-9
+    )
+    # after the unbounded statistic, the bounded one, with more toys than that had
+    again = alone.statistic(3.0, thrown_at=3.0, n_toys=120)
+    np.testing.assert_allclose(again.value, more.value, atol=1e-9)
+    assert (again.poi_hat >= 0).all() and (other.poi_hat < 0).any()
+    # in small pieces
+    alone._throw.chunk = 7
+    np.testing.assert_array_equal(
+        alone.statistic(4.0, thrown_at=4.0, n_toys=30).value, pool.statistic(4.0, thrown_at=4.0, n_toys=30).value
+    )
+
+
+def test_streams():
+    pool = made()
+    one, two = thrown(pool, 3.0, 500)[0][:, 0], thrown(pool, 3.5, 500)[0][:, 0]
+    assert abs(np.corrcoef(one, two)[0, 1]) < 0.2
+    assert not np.array_equal(thrown(made(seed=2), 3.0, 500)[0][:, 0], one)
+    zero, minus = (made().statistic(1.0, thrown_at=value, n_toys=9).value for value in (0.0, -0.0))
+    np.testing.assert_array_equal(zero, minus)
+    # a test far from where the toys were thrown
+    q = pool.statistic(3.0, thrown_at=3.5, n_toys=4, test_stat="t")
+    assert q.valid.all() and q.fixed is None and (q.tested == 3.0).all()
+
+
+def test_observation():
+    pool = made()
+    for test_stat in ("t", "qtilde", "q"):
+        seen = pool.observed(1.0, test_stat)
+        assert len(seen) == 1 and seen.fixed.values[0, 1] == pytest.approx(profiled(1.0), abs=1e-7)
+    without = made(Study(COST, STUDY.sampler, TRUTH, limits=LIMITS))
+    np.testing.assert_allclose(np.concatenate(without.data, axis=1), [[14.0, 30.0, 10.0]])
+    assert without.observed(4.0).value[0] == pytest.approx(0.0, abs=1e-9)
+    assert "Asimov data of the truth" in without.sentence
+    assert pool.asimov_statistic(4.0, poi_alt=4.0) == pytest.approx(0.0, abs=1e-9)
+    assert pool.asimov_statistic(4.0) > 0.5
+
+
+def test_poisson_constraints_and_no_nuisance_parameter():
+    counts = PoissonNLL(lambda mu: jnp.array([1.0]) * mu + 5.0)
+    study = Study(counts, PoissonCounts.of(counts), {"mu": 1.0}, data=np.array([[7.0]]))
+    pool = made(study)
+    assert pool.theta_at(2.0) == {"mu": 2.0} and "no nuisance parameters" in pool.sentence
+    cost = COUNTS + PoissonConstraint("b", 20.0, 2.0)
+    study = Study(cost, Simultaneous(cost, (PoissonCounts.of(COUNTS), None)), TRUTH, limits=LIMITS, data=DATA[0])
+    measured = thrown(made(study, nuisance="truth"), 1.0, 2000)[1]
+    assert abs(measured.mean() - 20.0) < 4.0 * np.sqrt(20.0 / 2000)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"poi": "nu"}, "poi names 'nu', but the parameters are mu, b"),
+        ({"auxiliary": "free"}, "auxiliary must be one of"),
+        ({"nuisance": "free"}, "nuisance must be one of"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"data": (np.ones((2, 2)), np.ones((2, 1)))}, "data must be one toy, got 2"),
+    ],
+)
+def test_mistakes(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        made(**options)
+
+
+def test_mistakes_in_questions():
+    pool = made(Study(COST, STUDY.sampler, TRUTH, limits={"mu": (0.0, 20.0)}, data=DATA))
+    with pytest.raises(ValueError, match=r"mu = 30 is outside of its limits \(0, 20\)"):
+        pool.theta_at(30.0)
+    with pytest.raises(ValueError, match="n_toys must be a whole number of at least 1, got 0"):
+        pool.statistic(1.0, thrown_at=1.0, n_toys=0)
+    with pytest.raises(TypeError, match="a value of the parameter of interest must be a number, got 'x'"):
+        pool.theta_at("x")
+    bad = made(data=(np.array([[np.nan, 1.0]]), DATA[1]))
+    with pytest.raises(ValueError, match="the fit of the observation at mu = 1 failed"):
+        bad.theta_at(1.0)
+    with pytest.raises(ValueError, match="the fit of the observation at mu = 1 failed"):
+        bad.observed(1.0)

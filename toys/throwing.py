@@ -1,0 +1,114 @@
+"""Toys around an observation: thrown at fitted values, with measured values of constraints that vary or do not."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from engine.cost import Cost
+from engine.fit import one_of
+from engine.sums import SumCost
+from kernels.graph import UntranslatableError
+from toys.packing import bytes_per_toy, pack
+from toys.simultaneous import Simultaneous
+from toys.study import Study, generate
+
+__all__ = ["Thrower", "costs_of", "entries_of"]
+
+CHUNK_BYTES = 32 * 2**20
+LARGEST_CHUNK = 8192
+
+
+class Thrower:
+    """Throws the toys of a study around an observation.
+
+    Parameters
+    ----------
+    study : Study
+    data
+        The observation, one toy as `fit_batch` takes it.
+    auxiliary : {"redrawn", "fixed"}
+        Whether each toy has its own measured values of the constraints, drawn around the parameters it is thrown at, or
+        the observed ones.
+    backend : str
+        As for `fit_batch`; samplers without a numba form are drawn by JAX.
+
+    Attributes
+    ----------
+    chunk : int
+        How many toys fill 32 MiB.
+    sentence : str
+        What becomes of the constraints, in words; empty if there are none.
+
+    Raises
+    ------
+    ValueError
+        If there is no such choice.
+    """
+
+    def __init__(self, study: Study, data: Any, *, auxiliary: str = "redrawn", backend: str = "auto") -> None:
+        one_of("auxiliary", auxiliary, ("redrawn", "fixed"))
+        if auxiliary == "redrawn" and isinstance(study.sampler, Simultaneous):
+            study = replace(study, sampler=Simultaneous(study.sampler.cost, study.sampler.samplers))
+        self.study, self.auxiliary = study, auxiliary
+        self.observed = entries_of(study.cost, data)
+        size = bytes_per_toy(pack(study.cost, self.observed), len(study.cost.names))
+        self.chunk = int(np.clip(CHUNK_BYTES // max(size, 1), 1, LARGEST_CHUNK))
+        n = sum(len(part.names) for part in costs_of(study.cost) if not part.takes_data)
+        how = "redrawn for every toy" if auxiliary == "redrawn" else "the observed ones in every toy"
+        of = f"the measured value{'s' if n > 1 else ''} of {n} constraint{'s' if n > 1 else ''}"
+        self.sentence = f"{of} {how}" if n else ""
+        self._generate = _generator(study, backend)
+
+    def __call__(self, theta: Mapping[str, float], n_toys: int, *, seed: int, first: int = 0) -> Any:
+        """Toys first to first + n_toys, as data for `fit_batch`; toy k depends on (seed, k) and theta alone.
+
+        Parameters
+        ----------
+        theta : dict
+            By the names of the sampler.
+
+        Raises
+        ------
+        ValueError
+            If nothing can be thrown there, or the sampler draws no measured values.
+        """
+        data = self._generate(replace(self.study, truth=theta), n_toys, seed, first)
+        if not isinstance(self.study.cost, SumCost):
+            return data
+        entries = []
+        for part, entry, observed in zip(self.study.cost.costs, data, self.observed, strict=True):
+            if not part.takes_data and self.auxiliary == "fixed":
+                own = part.value if observed is None else np.ravel(observed)  # type: ignore[attr-defined]
+                entry = np.tile(own, (n_toys, 1))
+            elif not part.takes_data and entry is None:
+                raise ValueError(
+                    f"the sampler draws no measured values for the constraint on {', '.join(part.names)}: return them, "
+                    "or pass auxiliary='fixed'"
+                )
+            entries.append(entry)
+        return tuple(entries)
+
+
+def costs_of(cost: Cost) -> tuple[Cost, ...]:
+    """The costs of a sum, or the cost itself."""
+    return cost.costs if isinstance(cost, SumCost) else (cost,)
+
+
+def entries_of(cost: Cost, data: Any) -> Any:
+    """One toy of a sum as a tuple with one entry for each cost, also where it was given bare."""
+    if not isinstance(cost, SumCost):
+        return data
+    return tuple(cost._entries(data, [k for k, part in enumerate(cost.costs) if part.takes_data]))
+
+
+def _generator(study: Study, backend: str) -> Callable[..., Any]:
+    if backend != "jax":
+        try:
+            generate(study, 1, 0, 0, "numba")
+            return partial(generate, backend="numba")
+        except UntranslatableError:
+            pass
+    return partial(generate, backend="jax")
