@@ -2,17 +2,12 @@
 """Draw one toy with its fit and the pulls of all, from a file of run_toys.py."""
 
 import argparse
+import os
 import sys
-from typing import NoReturn
 
-WRONG_INPUT = 2
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # wherever this file is loaded from
 
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(WRONG_INPUT, f"{self.prog}: {message}; --help shows all arguments\n")
+from arguments import WRONG_INPUT, Parser
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -26,25 +21,16 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments().parse_args(argv)
-    import json
-
     try:
-        from toys.command import InputError, find_study
+        from toys.command import InputError
         from toys.figures import FigureError, plot_run
         from toys.files import StorageError
-        from toys.models import STUDIES
-        from toys.storage import read_attributes
+        from toys.sample import study_of
     except ImportError as error:
         return fail(f"{error}: install the project first, with pip install -e . in its folder")
 
     try:
-        attributes = read_attributes(args.file)
-        if not {"model", "truth"} <= attributes.keys():
-            return fail(f"{args.file} does not name its model and truth: name a file that run_toys.py wrote")
-        if args.model is None and attributes["model"] not in STUDIES:
-            return fail(f"{args.file} is of the model {attributes['model']!r}: pass its file with --model")
-        study, _ = find_study(args.model or attributes["model"])
-        plot_run(study.at(json.loads(attributes["truth"])), args.file, args.out, args.toy)
+        plot_run(study_of(args.file, args.model), args.file, args.out, args.toy)
     except (InputError, FigureError, StorageError) as error:
         return fail(str(error))
     except OSError as error:

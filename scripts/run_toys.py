@@ -5,19 +5,14 @@ import argparse
 import os
 import sys
 import time
-from typing import NoReturn
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # wherever this file is loaded from
+
+from arguments import DONE, DOUBTFUL, INTERRUPTED, WRONG_INPUT, Parser, assignment, natural, positive
 
 STARTED = time.perf_counter()
-DONE, DOUBTFUL, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 # a run with more failed fits than this, or with any toy that MIGRAD contradicts, ends with exit code 1
 TOLERATED_FAILURES = 0.01
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(WRONG_INPUT, f"{self.prog}: {message}; --help shows all arguments\n")
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -75,34 +70,6 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--optimizer", choices=("newton", "lbfgs", "adam"), default="newton", help="default: newton")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
-
-
-def positive(text: str) -> int:
-    value = natural(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
-
-
-def natural(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
-    return value
-
-
-def assignment(text: str) -> tuple[str, float]:
-    name, equals, value = text.partition("=")
-    try:
-        number = float(value)
-    except ValueError:
-        number = float("nan")
-    if not equals or not name or number != number or abs(number) == float("inf"):
-        raise argparse.ArgumentTypeError(f"must be NAME=VALUE with a finite number, got {text!r}")
-    return name, number
 
 
 def main(argv: list[str] | None = None) -> int:

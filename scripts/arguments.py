@@ -1,0 +1,156 @@
+"""What the command lines share: types of arguments, exit codes, and errors in one line. Nothing heavy is imported."""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+DONE, DOUBTFUL, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+MOST_POINTS = 1000
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_INPUT, f"{self.prog}: {message}; --help shows all arguments\n")
+
+
+def positive(text: str) -> int:
+    value = natural(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def natural(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    return value
+
+
+def number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {text!r}")
+    return value
+
+
+def level(text: str) -> float:
+    value = number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be a probability between 0 and 1, got {text}")
+    return value
+
+
+def assignment(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    try:
+        found = number(value)
+    except argparse.ArgumentTypeError:
+        found = math.nan
+    if not equals or not name or math.isnan(found):
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE with a finite number, got {text!r}")
+    return name, found
+
+
+def scan(text: str) -> tuple[str, list[float]]:
+    """NAME=START:STOP:STEP with both ends, or NAME=A,B,C."""
+    name, _, values = text.partition("=")
+    wrong = argparse.ArgumentTypeError(f"must be NAME=START:STOP:STEP or NAME=A,B,C with finite numbers, got {text!r}")
+    try:
+        if ":" not in values:
+            points = [number(value) for value in values.split(",")]
+        else:
+            start, stop, step = map(number, values.split(":"))
+            n = (stop - start) / step if step else -1.0
+            if not 0 <= n < MOST_POINTS:
+                raise wrong
+            # the last point is there in spite of rounding, as 0.3 of 0:0.3:0.1
+            points = [start + k * step for k in range(math.floor(n * (1 + 1e-12) + 1e-9) + 1)]
+    except (ValueError, argparse.ArgumentTypeError):
+        raise wrong from None
+    if not name or len(set(points)) < len(points) or len(points) > MOST_POINTS:
+        raise wrong
+    return name, points
+
+
+def add_study(parser: argparse.ArgumentParser, n: int) -> None:
+    """Arguments of toys that are thrown here. Their defaults are None, so that what is given can be told."""
+    parser.add_argument(
+        "--model", help="a ready-made model, or a file my_study.py (default: peak, or that of the file)"
+    )
+    parser.add_argument("--n", type=positive, metavar="N", help=f"number of toys (default: {n})")
+    parser.add_argument("--seed", type=natural, help="toy k depends on (seed, k) alone (default: 1)")
+    for name, what in (
+        ("truth", "true values of the toys"),
+        ("start", "start values of the fits (default: the truth)"),
+    ):
+        parser.add_argument(
+            f"--{name}", nargs="+", action="extend", type=assignment, default=[], metavar="NAME=VALUE", help=what
+        )
+    add_machine(parser)
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="default: auto")
+    parser.add_argument("--backend", choices=("auto", "numba", "jax"), default="auto", help="default: auto")
+
+
+def add_output(parser: argparse.ArgumentParser, out: str) -> None:
+    parser.add_argument("--out", default=out, help=f"directory of report, tables and figures (default: {out})")
+    parser.add_argument("--overwrite", action="store_true", help="replace a report that is there")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def guarded(prog: str, args: argparse.Namespace, work: Callable[[], int], kept: Callable[[], str]) -> int:
+    """Do the work of a script: its exit code, with what the user did wrong told in one line.
+
+    Parameters
+    ----------
+    prog : str
+    args : Namespace
+        With `model`.
+    work : callable
+    kept : callable
+        Says after Ctrl-C what is there.
+    """
+
+    def fail(sentence: str) -> int:
+        print(f"{prog}: {sentence}", file=sys.stderr)
+        return WRONG_INPUT
+
+    try:
+        try:
+            import toys
+        except ImportError as error:
+            install = ": install the project first, with pip install -e . in its folder"
+            return fail(f"{error}{install if isinstance(error, ModuleNotFoundError) else ''}")
+        if getattr(toys, "BATCHFIT", None) is None:
+            place = next(iter(getattr(toys, "__path__", [toys.__file__])))
+            return fail(f"another package named 'toys' at {place} hides batchfit's: use another environment")
+        from toys.command import InputError, explain, use_compilation_cache
+        from toys.figures import FigureError
+        from toys.files import StorageError
+
+        use_compilation_cache()
+        try:
+            return work()
+        except (InputError, StorageError, FigureError) as error:
+            return fail(str(error))
+        except Exception as error:
+            sentence = explain(error, args.model or "")
+            if sentence is None and not isinstance(error, ValueError | TypeError | NotImplementedError | OSError):
+                raise
+            return fail(sentence or str(error))
+    except KeyboardInterrupt:
+        print(f"\nstopped: {kept()}", file=sys.stderr)
+        return INTERRUPTED

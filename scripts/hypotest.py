@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""Tests of hypotheses by toys: p-values and CLs, upper limits, Feldman-Cousins intervals, goodness of fit."""
+
+import argparse
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # wherever this file is loaded from
+
+from arguments import (
+    DONE,
+    DOUBTFUL,
+    Parser,
+    add_output,
+    add_study,
+    guarded,
+    level,
+    number,
+)
+
+STARTED = time.perf_counter()
+N_TOYS = 2000
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="hypotest.py",
+        description=__doc__,
+        epilog="Exit code 0: done; 1: done, but many fits failed; 2: a wrong argument or input.",
+    )
+    add_study(parser, N_TOYS)
+    parser.add_argument("--poi", metavar="NAME", help="the parameter of interest")
+    parser.add_argument("--value", type=number, nargs="+", metavar="X", help="test these values (q0: always 0)")
+    parser.add_argument(
+        "--test-stat", choices=("qtilde", "q", "q0", "t", "ttilde"), default="qtilde", help="default: qtilde"
+    )
+    parser.add_argument("--asymptotics", action="store_true", help="asymptotic formulae, no toys")
+    parser.add_argument("--upper-limit", action="store_true", help="find the upper limit, with CLs")
+    parser.add_argument("--feldman-cousins", action="store_true", help="find the Feldman-Cousins interval")
+    parser.add_argument(
+        "--goodness-of-fit",
+        nargs="?",
+        const="saturated",
+        choices=("saturated", "ks", "ad"),
+        metavar="STATISTIC",
+        help="does the fit describe the data? saturated (default), ks or ad",
+    )
+    parser.add_argument("--cl", type=level, default=0.95, help="confidence level of limit and interval (default: 0.95)")
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="observed data, as for run_toys.py (default: those of the model, else Asimov data of its truth)",
+    )
+    parser.add_argument(
+        "--column", action="append", default=[], metavar="NAME", help="column of the data, as for run_toys.py"
+    )
+    parser.add_argument(
+        "--auxiliary",
+        choices=("redrawn", "fixed"),
+        default="redrawn",
+        help="measured values of constraints: drawn for every toy, or as observed (default: redrawn)",
+    )
+    parser.add_argument(
+        "--nuisance",
+        choices=("profiled", "truth"),
+        default="profiled",
+        help="nuisance parameters of the toys: fitted to the data, or the truth (default: profiled)",
+    )
+    add_output(parser, "hypotest")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = arguments()
+    args = parser.parse_args(argv)
+    if args.test_stat == "q0" and args.value not in (None, [0.0]):
+        parser.error("q0 tests the value 0: leave out --value")
+    if args.test_stat == "q0":
+        args.value = [0.0]
+    about_poi = args.value is not None or args.upper_limit or args.feldman_cousins
+    if about_poi and not args.poi:
+        parser.error("name the parameter of interest with --poi")
+    if not about_poi and not args.goodness_of_fit:
+        parser.error("nothing to do: pass --value, --upper-limit, --feldman-cousins or --goodness-of-fit")
+    if args.column and not args.data:
+        parser.error("--column goes with --data")
+    command = " ".join([parser.prog, *(sys.argv[1:] if argv is None else argv)])
+    return guarded(parser.prog, args, lambda: test(args, command), lambda: f"{args.out} was not written")
+
+
+def test(args: argparse.Namespace, command: str) -> int:
+    import dataclasses
+
+    from toys.command import InputError, Screen, prepare
+    from toys.feldman_cousins import feldman_cousins
+    from toys.goodness_of_fit import goodness_of_fit
+    from toys.hypotest import hypotest
+    from toys.hypothesis_report import hypothesis_report
+    from toys.observed import read_data
+    from toys.pool import ToyPool
+    from toys.report import check_directory, write_report
+    from toys.study_report import made_by
+    from toys.upper_limit import upper_limit
+
+    check_directory(args.out, overwrite=args.overwrite)
+    screen = Screen(quiet=args.quiet)
+    options = {"backend": args.backend, "device": args.device}
+    seed, n = 1 if args.seed is None else args.seed, args.n or N_TOYS
+    study, _ = prepare(
+        args.model or "peak",
+        data=[],
+        columns=[],
+        truth=dict(args.truth),
+        start=dict(args.start),
+        say=screen.say,
+        **options,
+    )
+    observed = "that of the model" if study.data is not None else "the Asimov data of the model"
+    if args.data:
+        study = dataclasses.replace(study, data=read_data(study.cost, args.data, args.column, study.observable))
+        observed = f"the data of {' and '.join(args.data)}"
+    if args.goodness_of_fit and study.data is None:
+        raise InputError(f"--goodness-of-fit needs observed data, which {study.name} does not have: pass --data")
+    calctype = "asymptotics" if args.asymptotics else "toybased"
+    thrown = {"seed": seed, "auxiliary": args.auxiliary}
+    findings: list = []
+    about_poi = [*(args.value or []), *["limit"] * args.upper_limit, *["interval"] * args.feldman_cousins]
+    with screen:
+        screen.phase("fit", len(about_poi) + bool(args.goodness_of_fit))
+        pool = None
+        if about_poi:
+            pool = ToyPool(study, args.poi, **thrown, nuisance=args.nuisance, **options)
+        for value in args.value or []:
+            kind = {"poi": args.poi, "test_stat": args.test_stat, "calctype": calctype}
+            findings.append(hypotest(study, value, **kind, n_toys=n, pool=pool))
+            screen.advance(1)
+        if args.upper_limit:
+            kind = {"poi": args.poi, "test_stat": args.test_stat, "calctype": calctype}
+            findings.append(upper_limit(study, **kind, cl=args.cl, n_toys=n, pool=pool))
+            screen.advance(1)
+        if args.feldman_cousins:
+            findings.append(feldman_cousins(study, poi=args.poi, cl=args.cl, n_toys=n, pool=pool))
+            screen.advance(1)
+        if args.goodness_of_fit:
+            findings.append(goodness_of_fit(study, statistic=args.goodness_of_fit, n_toys=n, **thrown, **options))
+            screen.advance(1)
+        made = made_by(command, seed, None, time.perf_counter() - STARTED)
+        report = hypothesis_report(study, findings, observed, made)
+        files = write_report(args.out, report)
+    tables = [table for section in report.sections for table in section.tables]
+    told = [*report.sentences, *dict.fromkeys(finding.sentence for finding in findings)]
+    for text in (*told, *(table.text() for table in tables), *report.warnings, f"written: {files[0]}"):
+        print(text)
+    return DOUBTFUL if report.warnings else DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

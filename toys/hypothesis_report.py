@@ -1,0 +1,207 @@
+"""What a test of a hypothesis, a limit, an interval and a goodness of fit report."""
+
+import math
+from collections.abc import Mapping
+
+from engine.printing import Table
+from toys import hypothesis_charts as charts
+from toys.coverage import percent
+from toys.feldman_cousins import Interval
+from toys.goodness_of_fit import GoodnessOfFit
+from toys.hypotest import HypothesisTest
+from toys.report import Report, Section, plate
+from toys.study import Study
+from toys.upper_limit import UpperLimit
+
+__all__ = ["Finding", "hypothesis_report"]
+
+Finding = HypothesisTest | UpperLimit | Interval | GoodnessOfFit
+TOLERATED_FAILURES = 0.01
+
+
+def hypothesis_report(study: Study, findings: list[Finding], observed: str, made: Mapping[str, str]) -> Report:
+    """The report of all that was found of one observation.
+
+    Parameters
+    ----------
+    study : Study
+    findings : list
+        Upper limits are those found with CLs.
+    observed : str
+        What the observation is: "the data of counts.csv".
+    made : dict
+        As of `toys.study_report.made_by`.
+    """
+    sections = [_section(finding) for finding in findings]
+    failed = [(_failed(finding), section.title) for finding, section in zip(findings, sections, strict=True)]
+    return Report(
+        title=f"Tests of hypotheses with {study.name}",
+        subtitle=study.description,
+        sentences=[f"The observation is {observed}.", *(headline(finding) for finding in findings)],
+        warnings=[
+            f"{title}: {100 * share:.1f} % of the toys failed and are left out."
+            for share, title in failed
+            if share > TOLERATED_FAILURES
+        ],
+        sections=sections,
+        made=made,
+        numbers={
+            "kind": "tests of hypotheses",
+            "model": study.name,
+            "observation": observed,
+            "made": made,
+            "findings": [{"kind": type(finding).__name__, **_numbers(finding)} for finding in findings],
+        },
+    )
+
+
+def headline(finding: Finding) -> str:
+    """The result in a sentence."""
+    if isinstance(finding, HypothesisTest):
+        error = f" ± {finding.pvalue_error:.2g}" if finding.calctype == "toybased" else ""
+        told = f"{finding.poi} = {finding.value:g} has the p-value {finding.pvalue:.4g}{error}"
+        if math.isfinite(finding.CLs):
+            told += f", CLs = {finding.CLs:.4g}" + (f" ± {finding.CLs_error:.2g}" if error else "")
+        return f"{told} ({finding.test_stat} = {finding.q_observed:.5g})."
+    if isinstance(finding, UpperLimit):
+        error = f" ± {finding.error:.2g} by the number of toys" if finding.calctype == "toybased" else ""
+        return f"{finding.poi} < {finding.limit:.5g}{error} at {percent(finding.cl)} confidence level."
+    if isinstance(finding, Interval):
+        ends = f"[{finding.lower:.5g}, {finding.upper:.5g}]"
+        return f"The {percent(finding.cl)} Feldman-Cousins interval of {finding.poi} is {ends}."
+    told = f"The fit describes the data with p = {finding.p_value:.4g} ± {finding.error:.2g}"
+    return f"{told} ({finding.statistic} = {finding.observed:.5g})."
+
+
+def _section(finding: Finding) -> Section:
+    if isinstance(finding, HypothesisTest):
+        return _of_test(finding)
+    if isinstance(finding, UpperLimit):
+        return _of_limit(finding)
+    if isinstance(finding, Interval):
+        return _of_interval(finding)
+    return _of_goodness(finding)
+
+
+def _of_test(test: HypothesisTest) -> Section:
+    names = ("CLsb", "CLb", "CLs") if math.isfinite(test.CLs) else ("pvalue",)
+    beside = test.asymptotic
+    rows = [
+        [
+            name,
+            f"{getattr(test, name):.5g}",
+            f"{getattr(test, f'{name}_error'):.2g}" if test.calctype == "toybased" else "",
+            f"{getattr(beside, name):.5g}" if beside else "",
+        ]
+        for name in names
+    ]
+    if test.test_stat == "q0":
+        rows.append(["Z", f"{test.significance:.4g}", "", f"{beside.significance:.4g}" if beside else ""])
+    expected = [f"{value:.4g}" for value in test.expected]
+    formulae = [f"{value:.4g}" for value in beside.expected] if beside else [""] * 5
+    band = [["toys" if test.calctype == "toybased" else "formulae", *expected]]
+    if beside and test.calctype == "toybased":
+        band.append(["formulae", *formulae])
+    caption = (
+        f"Distribution of {test.test_stat} at {test.poi} = {test.value:g} and at {test.poi_alt:g}, with the observed "
+        "value and, dashed, the asymptotic formulae."
+    )
+    return Section(
+        f"Test of {test.poi} = {test.value:g}",
+        [headline(test), test.sentence],
+        [
+            Table([f"best fit {test.poi} = {test.poi_hat:.6g}"], ["", "toys", "error", "asymptotic"], rows),
+            Table([f"expected if {test.poi} = {test.poi_alt:g}"], ["", *(f"{n:+d} sigma" for n in range(-2, 3))], band),
+        ],
+        [plate(f"statistic_{test.value:g}", caption, charts.statistic_chart(test))] if len(test.q_null) else [],
+    )
+
+
+def _of_limit(limit: UpperLimit) -> Section:
+    band = [["toys", f"{limit.limit:.5g}", *(f"{value:.5g}" for value in limit.expected)]] if limit.points else []
+    band.append(["formulae", f"{limit.asymptotic:.5g}", *(f"{value:.5g}" for value in limit.asymptotic_expected)])
+    heading = ["", "observed", *(f"expected {n:+d} sigma" for n in range(-2, 3))]
+    tables = [Table([f"upper limit of {limit.poi} at {percent(limit.cl)}"], heading, band)]
+    plates = []
+    if limit.points:
+        rows = [
+            [f"{p.value:.5g}", f"{p.p:.4g} ± {p.error:.1g}", *map(str, (p.n_toys, p.ties, p.failed))]
+            for p in limit.points
+        ]
+        tables.append(Table(["tested values"], [limit.poi, "CLs", "toys", "ties", "failed"], rows))
+        caption = (
+            f"CLs against {limit.poi} from toys, with the band that is expected without signal. The limit is where "
+            f"CLs falls to {percent(1 - limit.cl)}."
+        )
+        plates.append(plate("upper_limit", caption, charts.limit_chart(limit)))
+    return Section(f"Upper limit of {limit.poi}", [headline(limit), limit.sentence], tables, plates)
+
+
+def _of_interval(interval: Interval) -> Section:
+    rows = [
+        [
+            *(f"{number:.5g}" for number in (p.value, p.t_observed, p.critical)),
+            f"{p.p_value:.4g} ± {p.error:.1g}",
+            *map(str, (p.n_toys, p.ties, p.failed)),
+        ]
+        for p in interval.points
+    ]
+    heading = [interval.poi, "t of the data", "critical t", "p", "toys", "ties", "failed"]
+    ends = [
+        ["lower", f"{interval.lower:.5g}", f"{interval.lower_error:.1g}", _end(interval, 0)],
+        ["upper", f"{interval.upper:.5g}", f"{interval.upper_error:.1g}", _end(interval, 1)],
+    ]
+    caption = f"p-value of each value of {interval.poi}; those above {percent(1 - interval.cl)} are in the interval."
+    return Section(
+        f"Feldman-Cousins interval of {interval.poi}",
+        [headline(interval), interval.sentence],
+        [
+            Table([f"best fit {interval.poi} = {interval.best:.6g}"], ["", "end", "error", ""], ends),
+            Table(["tested values"], heading, rows),
+        ],
+        [plate("feldman_cousins", caption, charts.interval_chart(interval))],
+    )
+
+
+def _end(interval: Interval, side: int) -> str:
+    return "at a limit" if interval.at_limit[side] else "beyond the tested values" if interval.beyond[side] else ""
+
+
+def _of_goodness(goodness: GoodnessOfFit) -> Section:
+    rows = [["toys", f"{goodness.p_value:.4g}", f"{goodness.error:.2g}"]]
+    if goodness.asymptotic is not None:
+        rows.append([f"chi-square, {goodness.ndf} degrees of freedom", f"{goodness.asymptotic:.4g}", ""])
+    caption = f"The statistic {goodness.statistic} of refitted toys of the fitted model, and that of the data."
+    return Section(
+        "Goodness of fit",
+        [headline(goodness), goodness.sentence],
+        [Table([f"{goodness.statistic} = {goodness.observed:.6g}"], ["", "p-value", "error"], rows)],
+        [plate(f"goodness_{goodness.statistic}", caption, charts.goodness_chart(goodness))],
+    )
+
+
+def _failed(finding: Finding) -> float:
+    """Fraction of toys that failed."""
+    if isinstance(finding, HypothesisTest):
+        n = len(finding.q_null) + len(finding.q_alternative)
+        return finding.failed / n if n else 0.0
+    if isinstance(finding, GoodnessOfFit):
+        return sum(finding.failed.values()) / finding.n_toys
+    failed, n = sum(point.failed for point in finding.points), sum(point.n_toys for point in finding.points)
+    return failed / n if n else 0.0
+
+
+def _numbers(finding: Finding) -> dict:
+    """All that is found, without what every toy gave."""
+    left_out = {"q_null", "q_alternative", "toys", "fit", "asymptotic", "failed"}
+    fields = {name: value for name, value in vars(finding).items() if name not in left_out}
+    if isinstance(finding, GoodnessOfFit):
+        return fields | {
+            "failed": {status.name: n for status, n in finding.failed.items()},
+            "asymptotic": finding.asymptotic,
+        }
+    if isinstance(finding, UpperLimit):
+        return fields | {"asymptotic": finding.asymptotic}
+    if isinstance(finding, HypothesisTest) and finding.asymptotic:
+        return fields | {"pvalue": finding.pvalue, "asymptotic": finding.asymptotic}
+    return fields
