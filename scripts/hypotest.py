@@ -29,6 +29,11 @@ def arguments() -> argparse.ArgumentParser:
         description=__doc__,
         epilog="Exit code 0: done; 1: done, but many fits failed; 2: a wrong argument or input.",
     )
+    parser.add_argument(
+        "file",
+        nargs="?",
+        help="HDF5 file of run_toys.py, whose toys are the first ones at its truth; without it all are thrown",
+    )
     add_study(parser, N_TOYS)
     parser.add_argument("--poi", metavar="NAME", help="the parameter of interest")
     parser.add_argument("--value", type=number, nargs="+", metavar="X", help="test these values (q0: always 0)")
@@ -66,8 +71,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--nuisance",
         choices=("profiled", "truth"),
-        default="profiled",
-        help="nuisance parameters of the toys: fitted to the data, or the truth (default: profiled)",
+        help="nuisance parameters of the toys: fitted to the data, or the truth (default: profiled; of a file: truth)",
     )
     add_output(parser, "hypotest")
     return parser
@@ -85,6 +89,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("name the parameter of interest with --poi")
     if not about_poi and not args.goodness_of_fit:
         parser.error("nothing to do: pass --value, --upper-limit, --feldman-cousins or --goodness-of-fit")
+    given = [f"--{name}" for name in ("truth", "start") if getattr(args, name)]
+    if args.file and given:
+        parser.error(f"{given[0]} goes with toys that are thrown, not with those of a file")
+    if args.file and (args.nuisance == "profiled" or args.auxiliary == "fixed"):
+        parser.error("the toys of a file have the nuisance parameters of its truth, and redrawn measured values")
     if args.column and not args.data:
         parser.error("--column goes with --data")
     command = " ".join([parser.prog, *(sys.argv[1:] if argv is None else argv)])
@@ -102,6 +111,8 @@ def test(args: argparse.Namespace, command: str) -> int:
     from toys.observed import read_data
     from toys.pool import ToyPool
     from toys.report import check_directory, write_report
+    from toys.sample import study_of
+    from toys.storage import read_attributes
     from toys.study_report import made_by
     from toys.upper_limit import upper_limit
 
@@ -109,15 +120,18 @@ def test(args: argparse.Namespace, command: str) -> int:
     screen = Screen(quiet=args.quiet)
     options = {"backend": args.backend, "device": args.device}
     seed, n = 1 if args.seed is None else args.seed, args.n or N_TOYS
-    study, _ = prepare(
-        args.model or "peak",
-        data=[],
-        columns=[],
-        truth=dict(args.truth),
-        start=dict(args.start),
-        say=screen.say,
-        **options,
-    )
+    if args.file:
+        study, n = study_of(args.file, args.model), args.n or read_attributes(args.file)["n_toys"]
+    else:
+        study, _ = prepare(
+            args.model or "peak",
+            data=[],
+            columns=[],
+            truth=dict(args.truth),
+            start=dict(args.start),
+            say=screen.say,
+            **options,
+        )
     observed = "that of the model" if study.data is not None else "the Asimov data of the model"
     if args.data:
         study = dataclasses.replace(study, data=read_data(study.cost, args.data, args.column, study.observable))
@@ -132,7 +146,8 @@ def test(args: argparse.Namespace, command: str) -> int:
         screen.phase("fit", len(about_poi) + bool(args.goodness_of_fit))
         pool = None
         if about_poi:
-            pool = ToyPool(study, args.poi, **thrown, nuisance=args.nuisance, **options)
+            nuisance = args.nuisance or ("truth" if args.file else "profiled")
+            pool = ToyPool(study, args.poi, **thrown, nuisance=nuisance, stored=args.file, **options)
         for value in args.value or []:
             kind = {"poi": args.poi, "test_stat": args.test_stat, "calctype": calctype}
             findings.append(hypotest(study, value, **kind, n_toys=n, pool=pool))

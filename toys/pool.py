@@ -3,6 +3,7 @@
 import hashlib
 import struct
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +13,7 @@ from engine.fit import fit_batch, limit_arrays, one_of
 from engine.result import FitResult
 from engine.status import Status
 from engine.test_statistic import TEST_STATISTICS, TestStatistic, checked_poi, test_statistic
+from toys import storage
 from toys.study import Study
 from toys.throwing import Thrower
 
@@ -45,6 +47,9 @@ class ToyPool:
     nuisance : {"profiled", "truth"}
         The other parameters of the toys: those of the fit to the observation with the parameter of interest held at the
         value, or the study's truth. Those that the fit does not have are the study's truth.
+    stored : path, optional
+        A file of `run_toys.py` of this study: its toys and fits are the first ones at the study's truth, so that
+        `nuisance` must be "truth" and `auxiliary` "redrawn".
     backend, device : str
         As for `fit_batch`.
 
@@ -52,6 +57,8 @@ class ToyPool:
     ------
     TypeError, ValueError
         If an argument has the wrong form, or toys cannot be thrown so.
+    StorageError
+        If the file cannot be read.
 
     References
     ----------
@@ -68,6 +75,7 @@ class ToyPool:
         seed: int = 1,
         auxiliary: str = "redrawn",
         nuisance: str = "profiled",
+        stored: str | Path | None = None,
         backend: str = "auto",
         device: str = "auto",
     ) -> None:
@@ -89,12 +97,27 @@ class ToyPool:
         n_toys = len(study.cost.rows(self.data))
         if n_toys != 1:
             raise ValueError(f"data must be one toy, got {n_toys}")
+        self._stored_path, self._stored = stored, None if stored is None else self._read(stored)
         self._throw = Thrower(study, self.data, auxiliary=auxiliary, backend=backend)
         self._conditional: dict[float, FitResult] = {}
         self._observed: dict[bool, FitResult] = {}
         self._asimov: dict[tuple[float, bool], tuple[Any, FitResult]] = {}
         self._free: dict[tuple[float, bool], FitResult] = {}
         self._values: dict[tuple[float, float, str], tuple[np.ndarray, np.ndarray]] = {}
+
+    def _read(self, path: str | Path) -> FitResult:
+        if (self.auxiliary, self.nuisance) != ("redrawn", "truth"):
+            raise ValueError("toys of a file are those of its truth: pass nuisance='truth' and auxiliary='redrawn'")
+        fits = storage.load(path)
+        if fits.names != self.study.cost.names:
+            raise ValueError(
+                f"{path} has fits of {', '.join(fits.names)}, but the study of {', '.join(self.study.cost.names)}"
+            )
+        return fits
+
+    def _n_stored(self, thrown_at: float) -> int:
+        """How many toys of a value are in the file."""
+        return len(self._stored) if self._stored is not None and thrown_at == self.study.truth[self.poi] else 0
 
     @property
     def _truth(self) -> dict[str, float]:
@@ -115,6 +138,9 @@ class ToyPool:
             parts.append("as nothing was observed, the Asimov data of the truth are the data")
         if self._throw.sentence:
             parts.append(self._throw.sentence)
+        if self._stored is not None:
+            truth = self.study.truth[self.poi]
+            parts.append(f"the first {len(self._stored)} at {self.poi} = {truth:g} are those of {self._stored_path}")
         return "Toys: " + "; ".join(parts) + "."
 
     @property
@@ -227,6 +253,8 @@ class ToyPool:
         theta = self.theta_at(thrown_at) if len(values) < n_toys else {}
         while len(values) < n_toys:
             first, stop = len(values), min(len(values) + self._throw.chunk, n_toys)
+            if first < self._n_stored(thrown_at):
+                stop = min(stop, self._n_stored(thrown_at))
             free, toys = self._known_free(thrown_at, bounded, first, stop)
             data = self._thrown(theta, thrown_at, first, toys)
             start = {**self.study.start, **{name: x for name, x in theta.items() if name in self.study.cost.names}}
@@ -240,7 +268,8 @@ class ToyPool:
 
     def _known_free(self, thrown_at: float, bounded: bool, first: int, stop: int) -> tuple[FitResult | None, int]:
         """Free fits of toys from `first` on and for how many they are; None and all up to stop where there are none."""
-        for held in (self._free.get((thrown_at, bounded)), self._free.get((thrown_at, not bounded))):
+        stored = self._stored if self._n_stored(thrown_at) else None
+        for held in (self._free.get((thrown_at, bounded)), self._free.get((thrown_at, not bounded)), stored):
             if held is not None and len(held) > first:
                 stop = min(stop, len(held))
                 return cast(FitResult, held[first:stop]), stop - first
@@ -272,6 +301,8 @@ class ToyPool:
         return {"limits": study.limits, "fixed": held, "backend": self.backend, "device": self.device}
 
     def _thrown(self, theta: dict[str, float], thrown_at: float, first: int, n_toys: int) -> Any:
+        if first < self._n_stored(thrown_at) and self._stored_path is not None:
+            return storage.load_data(self._stored_path, first, first + n_toys)
         digest = hashlib.blake2b(struct.pack("<Qd", self.seed, thrown_at), digest_size=8).digest()
         return self._throw(theta, n_toys, seed=int.from_bytes(digest, "little"), first=first)
 

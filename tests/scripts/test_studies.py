@@ -220,6 +220,15 @@ def test_two_bins():
     assert stems == {"statistic_1", "goodness_saturated"}
 
 
+def test_toys_of_a_file(toy_file):
+    out = finished(hypotest, toy_file, *POINT, "--poi", "mu", "--value", "3", "--test-stat", "t")
+    assert "the first 200 at mu = 3 are those of toys.h5" in out
+    test = numbers("hypotest")["findings"][0]
+    assert test["null"]["n"] == 200
+    # the observation is the Asimov data of mu = 3: no toy is less extreme
+    assert test["CLsb"] == 1.0 and test["q_observed"] == pytest.approx(0, abs=1e-9)
+
+
 def test_limit_and_interval_of_no_event():
     """Of 0 counts: with CLs mu < -log(0.05) = 2.996; Feldman and Cousins at 90 % [0, 2.44], their table IV."""
     np.savetxt("none.csv", [0.0])
@@ -260,6 +269,8 @@ WRONG = [
     (hypotest, [*POINT, "--poi", "nu", "--value", "1"], "nu"),
     (hypotest, [*POINT, "--poi", "mu", "--test-stat", "q0", "--value", "1"], "q0 tests the value 0: leave out --value"),
     (hypotest, [*POINT, "--poi", "mu", "--value", "0"], "qtilde tests a value above its alternative"),
+    (hypotest, ["toys.h5", *POINT, "--poi", "mu", "--value", "1", "--nuisance", "profiled"], "the toys of a file have"),
+    (hypotest, ["toys.h5", *POINT, "--goodness-of-fit", "--truth", "mu=1"], "--truth goes with toys that are thrown"),
     (hypotest, [*POINT, "--column", "x", "--goodness-of-fit"], "--column goes with --data"),
     (hypotest, [*POINT, "--goodness-of-fit"], "needs observed data, which counting does not have: pass --data"),
 ]

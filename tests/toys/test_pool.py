@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 
 from engine import NormalConstraint, PoissonConstraint, PoissonNLL
-from toys import PoissonCounts, Simultaneous, Study
+from engine import test_statistic as statistic_of
+from toys import PoissonCounts, Simultaneous, Study, load_data
 from toys.pool import ToyPool
+from toys.run import Options, run
 
 COUNTS = PoissonNLL(lambda mu, b: jnp.stack([mu + b, 3.0 * b]))
 COST = COUNTS + NormalConstraint("b", 10.0, 2.0)
@@ -99,6 +101,23 @@ def test_toys_are_added_and_fits_shared(monkeypatch):
     np.testing.assert_array_equal(
         alone.statistic(4.0, thrown_at=4.0, n_toys=30).value, pool.statistic(4.0, thrown_at=4.0, n_toys=30).value
     )
+
+
+def test_toys_of_a_file_come_first(tmp_path, monkeypatch):
+    path = tmp_path / "toys.h5"
+    run(STUDY, path, Options(n_toys=30, seed=8, backend="numba", validate=0))
+    pool = made(nuisance="truth", stored=path)
+    monkeypatch.setattr(pool._throw, "chunk", 16)
+    expected = statistic_of(COST, load_data(path), "mu", 6.0, test_stat="q", start=TRUTH, limits=LIMITS)
+    found = pool.statistic(6.0, thrown_at=4.0, n_toys=50, test_stat="q")
+    np.testing.assert_array_equal(found.value[:30], expected.value)
+    np.testing.assert_array_equal(found.poi_hat[:30], expected.poi_hat)
+    assert found.valid.all() and len(np.unique(found.poi_hat)) > 45
+    other = pool.statistic(6.0, thrown_at=5.0, n_toys=30, test_stat="q")
+    assert not np.isin(other.poi_hat, expected.poi_hat).any()
+    assert f"the first 30 at mu = 4 are those of {path}" in pool.sentence
+    with pytest.raises(ValueError, match="pass nuisance='truth' and auxiliary='redrawn'"):
+        made(stored=path)
 
 
 def test_streams():
