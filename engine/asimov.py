@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from engine.arguments import start_points
 from engine.binned import BinnedNLL, ExtendedBinnedNLL
 from engine.constraints import NormalConstraint, PoissonConstraint
 from engine.cost import Cost, called
 from engine.data import Weighted, as_float64, ragged_events
-from engine.fit import start_points
 from engine.leastsquares import LeastSquares
 from engine.poisson import PoissonNLL
 from engine.ranges import NumericalIntegral

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from engine.fit import one_of
+from engine.arguments import one_of
 from engine.test_statistic import TEST_STATISTICS
 
 __all__ = ["BAND", "Asymptotic"]

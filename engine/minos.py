@@ -11,9 +11,10 @@ from typing import Any, cast
 import numpy as np
 from scipy import stats
 
+from engine.arguments import known
 from engine.crossing import AT_LIMIT, FAILED, FOUND, LOWER, Crossings, Rays, crossings
 from engine.drivers import Problem
-from engine.fit import known, needed_problem, problem_of, refit
+from engine.fit import needed_problem, problem_of, refit
 from engine.result import FitResult
 from kernels.program import GRADIENT, VALUE
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from engine.arguments import known
 from engine.crossing import AT_LIMIT, FOUND, NEW_MINIMUM, Rays, crossings
 from engine.data import as_float64
-from engine.fit import is_valid, known, needed_problem, problem_of
+from engine.fit import is_valid, needed_problem, problem_of
 from engine.minos import at_minimum, level
 from engine.result import FitResult
 from kernels.derivatives import unpacked_hessian

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from engine.arguments import held, known, limit_arrays, one_of, per_toy, start_points
 from engine.cost import Cost
-from engine.fit import fit_batch, held, known, limit_arrays, one_of, per_toy, refit, start_points
+from engine.fit import fit_batch, refit
 from engine.result import FitResult
 
 __all__ = ["TEST_STATISTICS", "TestStatistic", "checked_poi", "lower_bounded", "test_statistic"]

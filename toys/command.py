@@ -26,7 +26,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from engine.fit import find_devices, fit_batch, known
+from engine.arguments import known
+from engine.fit import find_devices, fit_batch
 from engine.minos import MinosResult
 from kernels.translate import cache_directory
 from toys.coverage import coverage

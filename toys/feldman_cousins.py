@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import chi2
 
+from engine.arguments import limit_arrays
 from engine.data import as_float64
-from engine.fit import limit_arrays
 from engine.test_statistic import checked_poi
 from toys.hypotest import tail
 from toys.pool import ToyPool

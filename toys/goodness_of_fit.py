@@ -17,10 +17,11 @@ from typing import Any, cast
 import numpy as np
 from scipy.stats import chi2
 
+from engine.arguments import one_of
 from engine.binned import BinnedNLL
 from engine.cost import Cost
 from engine.data import Rows
-from engine.fit import fit_batch, one_of
+from engine.fit import fit_batch
 from engine.result import FitResult
 from engine.status import Status
 from engine.sums import SumCost

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import norm
 
+from engine.arguments import one_of
 from engine.asimov import NoAsimovError
 from engine.asymptotic import BAND, Asymptotic
-from engine.fit import one_of
 from toys.pool import TIE, ToyPool, pool_for
 from toys.study import Study
 

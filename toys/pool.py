@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from engine.arguments import limit_arrays, one_of
 from engine.asimov import NoAsimovError, asimov
-from engine.fit import fit_batch, limit_arrays, one_of
+from engine.fit import fit_batch
 from engine.result import FitResult
 from engine.status import Status
 from engine.test_statistic import TEST_STATISTICS, TestStatistic, checked_poi, test_statistic

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from engine.arguments import known
 from engine.cost import Cost
-from engine.fit import known
 from toys.drawing import draw_toys
 
 __all__ = ["Study", "generate"]

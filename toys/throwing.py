@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from engine.arguments import one_of
 from engine.cost import Cost
-from engine.fit import one_of
 from engine.sums import SumCost
 from kernels.graph import UntranslatableError
 from toys.packing import bytes_per_toy, pack

@@ -9,9 +9,9 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from engine.arguments import one_of
 from engine.asimov import NoAsimovError
 from engine.asymptotic import BAND
-from engine.fit import one_of
 from toys.hypotest import CALCTYPES, HypothesisTest, asymptotic_test, hypotest, quantiles
 from toys.pool import TIE, ToyPool, pool_for
 from toys.study import Study

@@ -17,7 +17,7 @@ from engine import (
     fit_batch,
 )
 from engine.drivers import Settings
-from engine.fit import limit_arrays
+from engine.arguments import limit_arrays
 from engine.reference import independent_cost, migrad
 from kernels import expon, norm, truncexpon, truncnorm
 

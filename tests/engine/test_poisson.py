@@ -10,7 +10,7 @@ from iminuit import cost as minuit_cost
 from engine import NormalConstraint, PoissonNLL, Status, fit_batch
 from engine.cpu import NumbaDriver
 from engine.drivers import Settings
-from engine.fit import limit_arrays
+from engine.arguments import limit_arrays
 from engine.reference import migrad
 from engine.xla import XlaDriver
 

@@ -13,7 +13,7 @@ from engine import (
     fit_batch,
 )
 from engine.drivers import Settings
-from engine.fit import limit_arrays
+from engine.arguments import limit_arrays
 from engine.reference import migrad
 from kernels import expon, norm
 

@@ -1,0 +1,115 @@
+"""Arguments of fits: names, points, limits and held parameters, checked and as arrays."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["check_start", "held", "known", "limit_arrays", "one_of", "per_toy", "start_points"]
+
+
+def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def known(names: tuple[str, ...], given: Any, what: str) -> None:
+    """Raise ValueError for a name that is no parameter, with the one that was probably meant."""
+    for name in given:
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, n=1)
+            hint = f": did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{what} names {name!r}, but the parameters are {', '.join(names)}{hint}")
+
+
+def start_points(names: tuple[str, ...], start: Any, n_toys: int) -> np.ndarray:
+    """Start values as an (n_toys, n_params) array."""
+    if isinstance(start, Mapping):
+        known(names, start, "start")
+        missing = [name for name in names if name not in start]
+        if missing:
+            raise ValueError(f"start has no value for {', '.join(missing)}")
+        points = np.empty((n_toys, len(names)))
+        for i, name in enumerate(names):
+            points[:, i] = per_toy(f"start[{name!r}]", start[name], n_toys)
+    else:
+        try:
+            array = np.asarray(start, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise TypeError(f"start must be a dict or an array of numbers, got {type(start).__name__}") from None
+        if array.shape not in ((len(names),), (n_toys, len(names))):
+            raise ValueError(
+                f"start must have shape ({len(names)},) or (n_toys, {len(names)}) = ({n_toys}, {len(names)}), "
+                f"got {array.shape}"
+            )
+        points = np.array(np.broadcast_to(array, (n_toys, len(names))), order="C")
+    if not np.isfinite(points).all():
+        toy, i = np.argwhere(~np.isfinite(points))[0]
+        raise ValueError(f"start values must be finite, but {names[i]} is {points[toy, i]} for toy {toy}")
+    return points
+
+
+def per_toy(what: str, value: Any, n_toys: int) -> np.ndarray:
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{what} must be a number or an array of {n_toys}, got {value!r}") from None
+    if array.shape not in ((), (n_toys,)):
+        raise ValueError(f"{what} must be a number or have shape (n_toys,) = ({n_toys},), got {array.shape}")
+    return array
+
+
+def held(names: tuple[str, ...], fixed: Any, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(free, start with the fixed values in place)."""
+    free = np.ones(len(names), dtype=bool)
+    if fixed is None:
+        return free, start
+    if isinstance(fixed, str):
+        fixed = [fixed]
+    if not isinstance(fixed, Mapping | Sequence | set | frozenset):
+        raise TypeError(f"fixed must be names, or a dict name -> value, got {type(fixed).__name__}")
+    known(names, fixed, "fixed")
+    start = start.copy()
+    for name in fixed:
+        free[names.index(name)] = False
+        if isinstance(fixed, Mapping):
+            start[:, names.index(name)] = per_toy(f"fixed[{name!r}]", fixed[name], len(start))
+    if not np.isfinite(start).all():
+        raise ValueError("values of fixed parameters must be finite")
+    return free, start
+
+
+def limit_arrays(names: tuple[str, ...], limits: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(lower, upper), each (n_params,), open sides infinite."""
+    lower, upper = np.full(len(names), -np.inf), np.full(len(names), np.inf)
+    if limits is None:
+        return lower, upper
+    if not isinstance(limits, Mapping):
+        raise TypeError(f"limits must be a dict name -> (lower, upper), got {type(limits).__name__}")
+    known(names, limits, "limits")
+    for name, pair in limits.items():
+        if pair is None:
+            continue
+        try:
+            low, high = (edge if end is None else float(end) for end, edge in zip(pair, (-np.inf, np.inf), strict=True))
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"limits[{name!r}] must be (lower, upper) with None for an open side, got {pair!r}"
+            ) from None
+        if not low < high:
+            raise ValueError(f"limits[{name!r}]: the lower limit {low:g} must be below the upper limit {high:g}")
+        lower[names.index(name)], upper[names.index(name)] = low, high
+    return lower, upper
+
+
+def check_start(
+    names: tuple[str, ...], start: np.ndarray, lower: np.ndarray, upper: np.ndarray, free: np.ndarray
+) -> None:
+    outside = (start < lower) | (start > upper)
+    if outside.any():
+        toy, i = np.argwhere(outside)[0]
+        raise ValueError(
+            f"the {'start' if free[i] else 'fixed'} {names[i]} = {start[toy, i]:g} of toy {toy} is outside of "
+            f"its limits ({lower[i]:g}, {upper[i]:g})"
+        )
