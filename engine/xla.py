@@ -190,7 +190,8 @@ class XlaDriver:
         self.optimizer, self.scaled, self.optimizer_steps = optimizer, scaled, optimizer_steps
         n_rows = [int(np.max(np.diff(leaf.offsets), initial=1)) for leaf in rows.leaves]
         n_columns = sum(max(leaf.columns.shape[0], 1) for leaf in rows.leaves)
-        self.tile, padded, self.lanes = plan(self.device, max(n_rows), n_columns, len(devices), batch_size)
+        memory = free_memory(devices)
+        self.tile, padded, self.lanes = plan(self.device, max(n_rows), n_columns, len(devices), batch_size, memory)
         self.padded = [padded if n == max(n_rows) else pad(n, self.tile) for n in n_rows]
         self.fewest = FEW_ROWS["cpu" if self.device == "cpu" else "accelerator"] // sum(self.padded)
 
@@ -329,20 +330,44 @@ def bucket(n: int, multiple: int) -> int:
     return size
 
 
-def plan(platform: str, n_rows: int, n_columns: int, n_devices: int, batch_size: int | None) -> tuple[int, int, int]:
+def free_memory(devices: Sequence[jax.Device]) -> int | None:
+    """Bytes that are free on each of some accelerators; None where they do not tell, as CPUs do not."""
+    told = [device.memory_stats() or {} for device in devices if device.platform != "cpu"]
+    if not told or not all("bytes_limit" in stats for stats in told):
+        return None
+    return min(stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in told)
+
+
+def plan(
+    platform: str, n_rows: int, n_columns: int, n_devices: int, batch_size: int | None, memory: int | None = None
+) -> tuple[int, int, int]:
     """(rows per pass, rows with padding, lanes) for toys of up to `n_rows` rows.
 
     Rows are padded to one of eight sizes between powers of two, so that chunks of toys whose largest toys differ a
-    little share a compiled program.
+    little share a compiled program. Data and temporaries take up to a quarter each of an accelerator's free memory.
+
+    Raises
+    ------
+    ValueError
+        If a toy, or as many as `batch_size` says, take more than half of that memory; with the number that would not.
     """
     padded = pad(n_rows, TILE)
+    bytes_each = 8 * max(n_columns, 1) * padded
+    most = np.iinfo(np.int64).max if memory is None else memory // 2 // bytes_each * n_devices
+    if most < (wanted := n_devices if batch_size is None else batch_size):
+        raise ValueError(
+            f"{wanted} toys of {n_rows} rows need {wanted * bytes_each / 1e9:.3g} GB, and half of the memory of the "
+            f"{platform} is {n_devices * memory / 2e9:.3g} GB: "  # type: ignore[operator]
+            + (f"pass a batch_size of at most {most}" if most else "fit them on the CPU")
+        )
     if platform == "cpu":
         tile = min(TILE, padded)
         lanes = max(CPU_VALUES // tile, 1)
     else:
+        budget = DEVICE_BYTES if memory is None else min(DEVICE_BYTES, memory // 4)
         tile = padded
-        lanes = min(max(DEVICE_BYTES // (8 * n_columns * padded), 1), 16384)
-        while tile % 2 == 0 and tile > TILE and 8 * TEMPORARIES * tile * lanes > DEVICE_BYTES:
+        lanes = min(max(budget // bytes_each, 1), 16384)
+        while tile % 2 == 0 and tile > TILE and 8 * TEMPORARIES * tile * lanes > budget:
             tile //= 2
     power_of_two = bucket(lanes + 1, 1) // 2
     return tile, padded, bucket(batch_size, n_devices) if batch_size is not None else power_of_two * n_devices

@@ -16,8 +16,8 @@ from engine import (
     UnbinnedNLL,
     fit_batch,
 )
-from engine.drivers import Settings
 from engine.arguments import limit_arrays
+from engine.drivers import Settings
 from engine.reference import independent_cost, migrad
 from kernels import expon, norm, truncexpon, truncnorm
 

@@ -8,9 +8,9 @@ from iminuit import Minuit
 from iminuit import cost as minuit_cost
 
 from engine import NormalConstraint, PoissonNLL, Status, fit_batch
+from engine.arguments import limit_arrays
 from engine.cpu import NumbaDriver
 from engine.drivers import Settings
-from engine.arguments import limit_arrays
 from engine.reference import migrad
 from engine.xla import XlaDriver
 

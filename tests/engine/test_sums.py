@@ -12,8 +12,8 @@ from engine import (
     UnbinnedNLL,
     fit_batch,
 )
-from engine.drivers import Settings
 from engine.arguments import limit_arrays
+from engine.drivers import Settings
 from engine.reference import migrad
 from kernels import expon, norm
 
