@@ -12,7 +12,7 @@ from engine.drivers import Fits, Settings
 
 __all__ = ["NumbaDriver"]
 
-BLOCK_ROWS = 2**18  # of all toys that are fitted at once, at least: some ms
+BLOCK_ROWS = 2**20  # of all toys that are handed to numba at once
 
 # numba's default threading layer aborts the process when two Python threads enter it at once.
 _ONE_AT_A_TIME = threading.Lock()
@@ -36,22 +36,27 @@ class NumbaDriver:
         self.rows = rows
         self.batch_size = batch_size
         self.n_params = len(cost.names)
-        self.kernel, self.shared = compiled(cost, rows), cost.kernel_shared(rows)
+        self.kernel = compiled(cost, rows)
+        # numba's types are of writable arrays
+        arrays = (rows.columns, cost.kernel_shared(rows), rows.aux, rows.offsets)
+        self._arrays = tuple(
+            a if a.flags.writeable and a.flags.c_contiguous else np.array(a, order="C") for a in arrays
+        )
 
     def fit(self, toys: np.ndarray, start: np.ndarray, settings: Settings, progress: Callable | None = None) -> Fits:
         """Fit the toys with these numbers, each from its row of `start`."""
         n_toys, n_params = start.shape
         fits = Fits.empty(n_toys, n_params)
         # in blocks, so that a progress bar moves and Ctrl-C is heard
-        rows_per_toy = max(1, int(self.rows.offsets[-1]) // max(1, len(self.rows)))
-        block = self.batch_size or max(64, n_toys // 20, BLOCK_ROWS // rows_per_toy)
+        block = self.batch_size or max(64, n_toys // 20, self._per_block)
         for first in range(0, n_toys, block):
             part = slice(first, min(first + block, n_toys))
             raw = np.empty((part.stop - part.start, 5))
             with _ONE_AT_A_TIME:
                 newton_numba.fit_toys()(
                     self.kernel,
-                    *self._data(toys[part]),
+                    *self._arrays,
+                    toys[part].astype(np.int64),
                     np.ascontiguousarray(start[part]),
                     settings.lower,
                     settings.upper,
@@ -73,15 +78,22 @@ class NumbaDriver:
     def evaluate(self, toys: np.ndarray, theta: np.ndarray) -> np.ndarray:
         """Outputs of the cost (see `kernels.program`) of these toys, each at its row of `theta`."""
         out = np.empty((len(toys), 2 + self.n_params + self.n_params * (self.n_params + 1) // 2))
-        with _ONE_AT_A_TIME:
-            newton_numba.evaluate_toys()(
-                self.kernel, *self._data(toys), np.array(theta, dtype=np.float64, order="C"), out
-            )
+        for first in range(0, len(toys), max(64, self._per_block)):
+            part = slice(first, first + max(64, self._per_block))
+            with _ONE_AT_A_TIME:
+                newton_numba.evaluate_toys()(
+                    self.kernel,
+                    *self._arrays,
+                    toys[part].astype(np.int64),
+                    np.array(theta[part], dtype=np.float64, order="C"),
+                    out[part],
+                )
         return out
 
-    def _data(self, toys: np.ndarray) -> tuple:
-        writable = (self.rows.columns, self.shared, self.rows.aux, self.rows.offsets, toys.astype(np.int64))
-        return tuple(a if a.flags.writeable and a.flags.c_contiguous else np.array(a, order="C") for a in writable)
+    @property
+    def _per_block(self) -> int:
+        """Toys whose rows take some ms together."""
+        return BLOCK_ROWS // max(1, int(self.rows.offsets[-1]) // max(1, len(self.rows)))
 
 
 def compiled(cost: Cost, rows: Rows) -> Callable:

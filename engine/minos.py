@@ -22,7 +22,6 @@ __all__ = ["MinosResult", "at_minimum", "level", "minos", "minos_of"]
 
 ROUNDS = 3  # so often a toy is fitted again from a lower minimum
 MATRICES = 2**21  # numbers of all Hessians that are held at once
-FEWEST_TOYS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,9 +176,9 @@ def minos_of(result: FitResult, names: Sequence[str], cl: float | None) -> Minos
         renewed[rows] = True
         return rows
 
-    block = max(FEWEST_TOYS, min(len(result) // 20, MATRICES // max(1, 2 * len(names) * len(result.names) ** 2)))
+    block = max(1, MATRICES // max(1, 2 * len(names) * len(result.names) ** 2))
     valid = np.flatnonzero(result.valid) if names else np.zeros(0, np.int64)
-    for first in range(0, len(valid), block):  # so that memory is bounded, and Ctrl-C heard
+    for first in range(0, len(valid), block):
         rows = valid[first : first + block]
         for _ in range(ROUNDS):
             rows = search(rows)
