@@ -6,21 +6,25 @@ from typing import Any
 
 import numpy as np
 
+from engine.data import as_float64, shown
+
 __all__ = ["check_start", "held", "known", "limit_arrays", "one_of", "per_toy", "start_points"]
 
 
 def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
 
 
 def known(names: tuple[str, ...], given: Any, what: str) -> None:
     """Raise ValueError for a name that is no parameter, with the one that was probably meant."""
+    if not isinstance(given, Mapping | Sequence | set | frozenset):
+        raise TypeError(f"{what} must name parameters, got {shown(given)}")
     for name in given:
-        if name not in names:
+        if not isinstance(name, str) or name not in names:
             close = difflib.get_close_matches(str(name), names, n=1)
             hint = f": did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{what} names {name!r}, but the parameters are {', '.join(names)}{hint}")
+            raise ValueError(f"{what} names {shown(name)}, but the parameters are {', '.join(names)}{hint}")
 
 
 def start_points(names: tuple[str, ...], start: Any, n_toys: int) -> np.ndarray:
@@ -35,8 +39,8 @@ def start_points(names: tuple[str, ...], start: Any, n_toys: int) -> np.ndarray:
             points[:, i] = per_toy(f"start[{name!r}]", start[name], n_toys)
     else:
         try:
-            array = np.asarray(start, dtype=np.float64)
-        except (TypeError, ValueError):
+            array = as_float64(start, "start")
+        except TypeError:
             raise TypeError(f"start must be a dict or an array of numbers, got {type(start).__name__}") from None
         if array.shape not in ((len(names),), (n_toys, len(names))):
             raise ValueError(
@@ -52,9 +56,9 @@ def start_points(names: tuple[str, ...], start: Any, n_toys: int) -> np.ndarray:
 
 def per_toy(what: str, value: Any, n_toys: int) -> np.ndarray:
     try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"{what} must be a number or an array of {n_toys}, got {value!r}") from None
+        array = as_float64(value, what)
+    except TypeError:
+        raise TypeError(f"{what} must be a number or an array of {n_toys}, got {shown(value)}") from None
     if array.shape not in ((), (n_toys,)):
         raise ValueError(f"{what} must be a number or have shape (n_toys,) = ({n_toys},), got {array.shape}")
     return array
@@ -92,11 +96,15 @@ def limit_arrays(names: tuple[str, ...], limits: Any) -> tuple[np.ndarray, np.nd
         if pair is None:
             continue
         try:
+            if isinstance(pair, str):  # "01" is a pair, too
+                raise TypeError
             low, high = (edge if end is None else float(end) for end, edge in zip(pair, (-np.inf, np.inf), strict=True))
         except (TypeError, ValueError):
             raise ValueError(
-                f"limits[{name!r}] must be (lower, upper) with None for an open side, got {pair!r}"
+                f"limits[{name!r}] must be (lower, upper) with None for an open side, got {shown(pair)}"
             ) from None
+        if low == high:
+            raise ValueError(f"limits[{name!r}] leave {low:g} alone: use fixed={{{name!r}: {low:g}}}")
         if not low < high:
             raise ValueError(f"limits[{name!r}]: the lower limit {low:g} must be below the upper limit {high:g}")
         lower[names.index(name)], upper[names.index(name)] = low, high

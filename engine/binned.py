@@ -8,6 +8,7 @@ References
 Baker & Cousins, NIM 221 (1984) 437-442.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from engine.cost import Cost, call_model, parameter_names, scalar_result
+from engine.cost import Cost, call_model, called, parameter_names, scalar_result
 from engine.data import Rows, as_float64, counts_of
 
 __all__ = ["BinnedNLL", "ExtendedBinnedNLL", "checked_mask", "saturated_poisson"]
@@ -119,6 +120,22 @@ class _Binned(Cost):
             return weighted_score_covariance(n, scale, mu, jacobian, fixed_total=self.fixed_total)
 
         return of_toy
+
+    def check(self, theta: np.ndarray) -> None:
+        """Warn, once, where the model falls and rises between the edges, as a density does and a cdf cannot."""
+        if vars(self).get("_checked"):
+            return
+        self._checked = True
+        with jax.enable_x64(True):
+            at = jax.vmap(lambda edge: jnp.asarray(call_model(self.model, edge, list(theta)), float))
+            step = np.diff(np.asarray(at(jnp.asarray(self.edges))))
+        if step.ndim == 1 and (step < 0).any() and (step > 0).any():
+            k = int(np.argmax(step < 0))
+            warnings.warn(
+                f"{called(self.model)} falls from the edge {self.edges[k]:g} to {self.edges[k + 1]:g}, so that a bin "
+                "expects less than nothing: it must be a cdf, not a density",
+                stacklevel=3,
+            )
 
     def totals(self, counts: np.ndarray) -> np.ndarray:
         """Measured values of each toy that every bin needs, (n_toys, n_aux)."""

@@ -9,7 +9,7 @@ from jax import Array
 
 from engine.binned import saturated_poisson
 from engine.cost import Cost
-from engine.data import Rows, as_float64
+from engine.data import Rows, as_float64, shown
 from engine.leastsquares import covariance_factor
 from kernels.expectation import saturated, term_derivatives
 from kernels.translate import compile_source
@@ -24,24 +24,25 @@ class _Constraint(Cost):
     nonnegative = False  # whether a negative measurement is none
 
     def __init__(self, names: str | Sequence[str], value: Any) -> None:
-        self.names = (names,) if isinstance(names, str) else tuple(names)
+        several = [names] if isinstance(names, str) else names
+        if not isinstance(several, Sequence) or not all(isinstance(name, str) for name in several):
+            raise TypeError(f"names must be a parameter or a sequence of parameters, got {shown(names)}")
+        self.names = tuple(several)
         k = len(self.names)
-        if not all(isinstance(name, str) for name in self.names):
-            raise TypeError(f"names must be a parameter or a sequence of parameters, got {names!r}")
         if len(set(self.names)) != k or not k:
             raise ValueError(f"names must be different parameters, got {self.names}")
         self.value = np.atleast_1d(as_float64(value, "value"))
         if self.value.shape != (k,) or not np.isfinite(self.value).all():
-            raise ValueError(f"value must be {k} finite numbers for {', '.join(self.names)}, got {value}")
+            raise ValueError(f"value must be {k} finite numbers for {', '.join(self.names)}, got {shown(value)}")
         if self.nonnegative and not (self.value >= 0).all():
-            raise ValueError(f"value must not be negative, got {value}")
+            raise ValueError(f"value must not be negative, got {shown(value)}")
 
     def _positive(self, name: str, given: Any) -> np.ndarray:
         """A positive number for each parameter."""
         k = len(self.names)
         array = as_float64(given, name)
         if array.shape not in ((), (k,)) or not (np.isfinite(array) & (array > 0)).all():
-            raise ValueError(f"{name} must be {k} positive numbers, got {given}")
+            raise ValueError(f"{name} must be {k} positive numbers, got {shown(given)}")
         return np.array(np.broadcast_to(array, k))
 
     def rows(self, data: Any) -> Rows:
@@ -230,7 +231,10 @@ class GammaConstraint(PoissonConstraint):
         super().__init__(names, value)
         if not (self.value > 0).all():
             raise ValueError(f"value must be positive, got {value}")
-        self.scale = self._unit = self.value / self._positive("error", error) ** 2
+        with np.errstate(over="ignore", divide="ignore"):
+            self.scale = self._unit = self.value / self._positive("error", error) ** 2
+        if not (np.isfinite(self.scale) & (self.scale > 0)).all():
+            raise ValueError(f"value / error^2 must be finite and positive, got {shown(self.scale)}")
 
 
 _NORMAL = """

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from jax import errors as jax_errors
 
-from engine.data import Rows
+from engine.data import Rows, shown
 from kernels.graph import UntranslatableError
 from kernels.program import Program, build_program
 from kernels.translate import compile_kernel
@@ -116,6 +116,8 @@ class Cost:
             except UntranslatableError as reason:
                 programs[form] = reason
                 raise
+            except IndexError as error:  # the index of an observable
+                raise ValueError(f"{error}: data of d observables have the shape (d, n) of each toy") from None
             # of two threads the first wins, so that both use one program
             if programs.setdefault(form, program).graph.holds_float32:
                 warnings.warn(
@@ -185,8 +187,8 @@ def parameter_names(model: Callable, name: Sequence[str] | None, skip: int = 1) 
     if not callable(model):
         raise TypeError(f"the model must be a function, got {type(model).__name__}")
     if name is not None:
-        if isinstance(name, str) or not all(isinstance(each, str) for each in name):
-            raise TypeError(f"name must be a sequence of names, got {name!r}")
+        if isinstance(name, str) or not isinstance(name, Sequence) or not all(isinstance(each, str) for each in name):
+            raise TypeError(f"name must be a sequence of names, got {shown(name)}")
         names = tuple(name)
     else:
         try:

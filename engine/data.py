@@ -6,7 +6,21 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Ragged", "Rows", "Weighted", "as_float64", "counts_of", "lane_data", "ragged_events", "shared_columns"]
+__all__ = [
+    "Ragged",
+    "Rows",
+    "Weighted",
+    "as_float64",
+    "counts_of",
+    "lane_data",
+    "ragged_events",
+    "shared_columns",
+    "shown",
+]
+
+# more observables of fewer events are events and observables in the wrong order
+MOST_OBSERVABLES = 16
+LONGEST_SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -171,6 +185,8 @@ def ragged_events(data: Any) -> Ragged:
             )
         if array.ndim not in (2, 3):
             raise ValueError(f"data must have shape (n_toys, n_events) or (n_toys, d, n_events), got {array.shape}")
+        if array.ndim == 3 and array.shape[1] > MOST_OBSERVABLES >= array.shape[2]:
+            raise _swapped("data", array.shape, "(n_toys, d, n)")
         n_toys, n_events = array.shape[0], array.shape[-1]
         values = (
             array.reshape(-1)
@@ -194,7 +210,16 @@ def ragged_events(data: Any) -> Ragged:
                 "every toy must be (n,), or (d, n) with the same d"
             )
     lengths = [toy.shape[-1] for toy in toys]
+    if toys[0].ndim == 2 and toys[0].shape[0] > MOST_OBSERVABLES and max(lengths) <= MOST_OBSERVABLES:
+        raise _swapped("data[0]", toys[0].shape, "(d, n)")
     return Ragged(np.concatenate(toys, axis=-1), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
+
+def _swapped(name: str, shape: tuple[int, ...], form: str) -> ValueError:
+    return ValueError(
+        f"{name} of shape {shape} would be {shape[-1]} events of {shape[-2]} observables: the form is {form} for d "
+        "observables of n events, so transpose the last two axes"
+    )
 
 
 def as_float64(array: Any, name: str) -> np.ndarray:
@@ -205,8 +230,14 @@ def as_float64(array: Any, name: str) -> np.ndarray:
         if given.dtype.kind not in "fiub":
             raise TypeError
         return given.astype(np.float64, copy=False)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, np.ma.MaskError):
         raise TypeError(f"{name} must hold real numbers, got {_kind(array)}") from None
+
+
+def shown(value: Any) -> str:
+    """A value in one short line, for a sentence about it."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _kind(array: Any) -> str:

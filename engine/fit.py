@@ -12,7 +12,7 @@ import optax
 from engine.arguments import check_start, held, limit_arrays, one_of, start_points
 from engine.cost import Cost
 from engine.cpu import NumbaDriver
-from engine.data import Rows
+from engine.data import Rows, shown
 from engine.determined import mark_undetermined
 from engine.drivers import Fits, Problem, Settings
 from engine.newton_numba import EDM_GOAL
@@ -102,11 +102,13 @@ def fit_batch(
     lower, upper = limit_arrays(cost.names, limits)
     check_start(cost.names, start_values, lower, upper, free)
     if tol is not None and not (isinstance(tol, float | int | np.floating) and 0.0 < tol <= VALID_EDM):
-        raise ValueError(f"tol must be above 0 and at most {VALID_EDM:g} (in units of errordef), got {tol!r}")
+        raise ValueError(f"tol must be above 0 and at most {VALID_EDM:g} (in units of errordef), got {shown(tol)}")
     for name, value, least in (("max_steps", max_steps, 1), ("batch_size", batch_size, 1), ("retries", retries, 0)):
         unset = value is None and name != "retries"
         if not unset and (not isinstance(value, int | np.integer) or value < least):
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {shown(value)}")
+    if not (callable(progress) or isinstance(progress, bool | np.bool_)):
+        raise TypeError(f"progress must be True, False or a function, got {shown(progress)}")
 
     if len(rows):
         cost.check(start_values[0])

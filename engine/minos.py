@@ -13,6 +13,7 @@ from scipy import stats
 
 from engine.arguments import known
 from engine.crossing import AT_LIMIT, FAILED, FOUND, LOWER, Crossings, Rays, crossings
+from engine.data import shown
 from engine.drivers import Problem
 from engine.fit import needed_problem, problem_of, refit
 from engine.result import FitResult
@@ -20,6 +21,7 @@ from kernels.program import GRADIENT, VALUE
 
 __all__ = ["MinosResult", "at_minimum", "level", "minos", "minos_of"]
 
+MOST_SIGMAS = 37  # beyond, the probability outside is no float
 ROUNDS = 3  # so often a toy is fitted again from a lower minimum
 MATRICES = 2**21  # numbers of all Hessians that are held at once
 
@@ -79,9 +81,10 @@ def level(cl: float | None, n_params: int = 1) -> float:
         If it is none of these.
     """
     cl = 1.0 if cl is None else cl
-    if not isinstance(cl, float | int | np.floating) or not 0 < cl < np.inf:
+    if not isinstance(cl, float | int | np.floating) or not 0 < cl <= MOST_SIGMAS:
         raise ValueError(
-            f"cl must be a probability between 0 and 1, or a number of standard deviations from 1 on, got {cl!r}"
+            f"cl must be a probability between 0 and 1, or a number of standard deviations from 1 to {MOST_SIGMAS}, "
+            f"got {shown(cl)}"
         )
     if cl < 1:
         return float(stats.chi2.ppf(cl, n_params))

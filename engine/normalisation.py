@@ -88,7 +88,7 @@ def excess(cost: Cost, rows: Rows, theta: np.ndarray) -> list[str]:
 def _windows(x: np.ndarray) -> np.ndarray:
     """Ranges without a large gap, (n, 2): the density may be one for the sidebands alone."""
     x = np.sort(x)
-    if len(x) < 2:
+    if len(x) < 2 or max(-x[0], x[-1]) > np.finfo(float).max / 2:  # no range that a float could hold
         return np.empty((0, 2))
     gaps = np.flatnonzero(np.diff(x) > GAP * (x[-1] - x[0]))
     windows = np.stack([x[np.r_[0, gaps + 1]], x[np.r_[gaps, len(x) - 1]]], axis=1)

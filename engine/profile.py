@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.arguments import known
 from engine.crossing import AT_LIMIT, FOUND, NEW_MINIMUM, Rays, crossings
-from engine.data import as_float64
+from engine.data import as_float64, shown
 from engine.fit import is_valid, needed_problem, problem_of
 from engine.minos import at_minimum, level
 from engine.result import FitResult
@@ -219,9 +219,9 @@ def contour(
 def contour_of(result: FitResult, x: str, y: str, *, cl: float | None = None, size: int = 100) -> Contour:
     """As `contour`, for a result that knows its cost and data."""
     problem = needed_problem(result, "contour")
+    pair = [_free(result, problem.settings.free, name) for name in (x, y)]
     if x == y:
         raise ValueError(f"a contour is of two parameters, got {x!r} twice")
-    pair = [_free(result, problem.settings.free, name) for name in (x, y)]
     _whole("size", size, 3)
     k = level(CONTOUR_CL if cl is None else cl, 2)
     toys = np.flatnonzero(result.valid)
@@ -283,7 +283,7 @@ def _free(result: FitResult, free: np.ndarray, name: str) -> int:
 
 def _whole(what: str, value: Any, least: int) -> None:
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{what} must be a whole number of at least {least}, got {value!r}")
+        raise ValueError(f"{what} must be a whole number of at least {least}, got {shown(value)}")
 
 
 def _points(result: FitResult, i: int, size: Any, bound: Any, grid: Any) -> np.ndarray:
@@ -302,7 +302,7 @@ def _points(result: FitResult, i: int, size: Any, bound: Any, grid: Any) -> np.n
     if not np.isfinite(ends).all() or not (
         (ends.shape == () and ends > 0) or (ends.shape == (2,) and ends[0] < ends[1])
     ):
-        raise ValueError(f"bound must be a positive number of errors or (lower, upper), got {bound!r}")
+        raise ValueError(f"bound must be a positive number of errors or (lower, upper), got {shown(bound)}")
     if ends.shape == (2,):
         x = np.tile(np.linspace(ends[0], ends[1], size), (n_toys, 1))
     else:

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from engine.cost import Cost
-from engine.data import Rows, as_float64
+from engine.data import Rows, as_float64, shown
 from kernels.logsum import compile_log, log_outputs
 
 __all__ = ["N_NODES", "NumericalIntegral"]
@@ -47,15 +47,17 @@ class NumericalIntegral(Cost):
         ranges = as_float64(fit_range, "fit_range")
         ranges = ranges[None] if ranges.ndim == 1 else ranges
         if ranges.ndim != 2 or ranges.shape[1] != 2 or not len(ranges):
-            raise ValueError(f"fit_range must be (lower, upper) or a list of such pairs, got {fit_range!r}")
+            raise ValueError(f"fit_range must be (lower, upper) or a list of such pairs, got {shown(fit_range)}")
         ranges = ranges[np.argsort(ranges[:, 0], kind="stable")]
         flat = ranges.ravel()
         if not np.isfinite(flat).all() or not (np.diff(ranges, axis=1) > 0).all() or not (np.diff(flat) >= 0).all():
-            raise ValueError(f"fit_range must be finite windows, lower < upper, that do not overlap, got {fit_range!r}")
+            raise ValueError(
+                f"fit_range must be finite windows, lower < upper, that do not overlap, got {shown(fit_range)}"
+            )
         if not isinstance(n_nodes, int | np.integer) or n_nodes < PER_PANEL * len(ranges):
             raise ValueError(
                 f"n_nodes must be a whole number of at least {PER_PANEL * len(ranges)} for {len(ranges)} window(s), "
-                f"got {n_nodes!r}"
+                f"got {shown(n_nodes)}"
             )
         self.ranges = ranges
         self.n_nodes = int(n_nodes)

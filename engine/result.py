@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from engine.data import as_float64
 from engine.printing import fit_tables, result_line, summary_table
 from engine.status import Status
 
@@ -344,15 +345,18 @@ class FitResult:
             missing = [name for name in self.names if name not in truth]
             unknown = [name for name in truth if name not in self.names]
             if missing or unknown:
-                raise ValueError(f"truth must name the parameters {self.names}: missing {missing}, unknown {unknown}")
+                told = [f"has no value for {', '.join(missing)}"] if missing else []
+                told += [f"names {', '.join(map(str, unknown))}, which the fit has not"] if unknown else []
+                raise ValueError(f"truth must name the parameters {', '.join(self.names)}, but it {' and '.join(told)}")
             theta_true = np.empty(self.values.shape)
             for column, name in enumerate(self.names):
-                shape = np.shape(truth[name])
+                given = as_float64(truth[name], f"truth[{name!r}]")
+                shape = given.shape
                 if shape not in [(), (len(self),)]:
                     raise ValueError(f"truth[{name!r}] must be a number or of shape ({len(self)},), got {shape}")
-                theta_true[:, column] = truth[name]
+                theta_true[:, column] = given
         else:
-            theta_true = np.asarray(truth, dtype=np.float64)
+            theta_true = as_float64(truth, "truth")
             one, each = self.values.shape[1:], self.values.shape
             if theta_true.shape not in [one, each]:
                 raise ValueError(f"truth must have shape {one} or {each}, got {theta_true.shape}")

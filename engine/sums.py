@@ -78,10 +78,12 @@ class SumCost(Cost):
                 if missing:
                     raise ValueError(f"cost {missing[0]} of the sum needs data, got None")
                 return list(data)
-        if len(taking) == 1:
+        # (events,) may be a tuple without the constraint, or a list of toys; of these, one is (n,)
+        torn = isinstance(data, tuple) and (any(e is None for e in data) or (len(data) == 1 and _nested(data[0])))
+        if len(taking) == 1 and not torn:
             return [data if i == taking[0] else None for i in range(n)]
         raise TypeError(
-            f"data of a sum of {n} costs must be a tuple with one entry for each, got "
+            f"data of a sum of {n} costs must be a tuple with one entry for each, None for a constraint, got "
             f"{f'a tuple of {len(data)}' if isinstance(data, tuple) else type(data).__name__}"
         )
 
@@ -159,6 +161,13 @@ class SumCost(Cost):
             return result
 
         return total
+
+
+def _nested(entry: Any) -> bool:
+    """Whether the data are those of several toys, or of several observables."""
+    if isinstance(entry, list | tuple):
+        return bool(entry) and isinstance(entry[0], list | tuple | np.ndarray)
+    return getattr(entry, "ndim", 0) > 1
 
 
 def pack(parts: tuple[Rows, ...]) -> Rows:

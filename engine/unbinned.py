@@ -1,5 +1,6 @@
 """Cost functions of unbinned data, named and called as those of `iminuit.cost`, but without the data."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from engine.cost import Cost, call_model, called, parameter_names, scalar_result
 from engine.data import Rows, Weighted, ragged_events
 from engine.ranges import N_NODES, NumericalIntegral
 from engine.sums import SumCost, pack
+from kernels.program import Program
 
 __all__ = ["ExtendedUnbinnedNLL", "UnbinnedNLL"]
 
@@ -85,6 +87,21 @@ class _Unbinned(Cost):
         density = self.density(theta, row)
         minus_log = -density if self.log else -jnp.log(density)
         return row[WEIGHT] * minus_log if WEIGHT in row else minus_log
+
+    def program(self, rows: Rows) -> Program:
+        """As of any cost; warns, once, of observables that the model does not use."""
+        known = rows.form in self.__dict__.get("_programs", {})
+        program = super().program(rows)
+        n = sum(name != WEIGHT for name in rows.names)
+        used = {node.args[0] for node in (program.graph.nodes[k] for k in program.live) if node.op == "row"}
+        if not known and n > 1 and (unused := [k for k in range(n) if k not in used]):
+            told = ", ".join(f"x[{k}]" for k in unused[:3]) + (", ..." if len(unused) > 3 else "")
+            warnings.warn(
+                f"{called(self.model)} does not use {told} of {n} observables: the data of each toy have the shape "
+                "(d, n) for d observables of n events",
+                stacklevel=2,
+            )
+        return program
 
     def check(self, theta: np.ndarray) -> None:
         if self.integral is not None:

@@ -6,12 +6,15 @@ rows at a time. It is written to a file named by the hash of everything that it 
 so that numba's cache on disk finds the machine code of an earlier process and never that of another model.
 """
 
+import functools
 import hashlib
 import importlib.util
 import os
+import stat
 import sys
 import tempfile
 import types
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,16 +88,32 @@ def _indented(lines: Iterable[str], depth: int = 1) -> list[str]:
 
 
 def cache_directory() -> Path:
-    """Where compiled kernels are kept; private to the user, `BATCHFIT_CACHE` overrides it."""
+    """Where compiled kernels are kept; private to the user, `BATCHFIT_CACHE` overrides it.
+
+    They are code, so that a directory which somebody else owns or may write to is not used.
+    """
     root = os.environ.get("BATCHFIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "batchfit"
     directory = Path(root).expanduser()
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK):
             raise PermissionError
+        found = directory.stat()
     except OSError:  # a read-only home: compile once per process
-        directory = Path(tempfile.mkdtemp(prefix="batchfit-"))
+        return _directory_of_this_process()
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        warnings.warn(
+            f"{directory} is not used, because others may write the code that is kept there: chmod 700 it, or name "
+            "another directory with BATCHFIT_CACHE",
+            stacklevel=2,
+        )
+        return _directory_of_this_process()
     return directory
+
+
+@functools.cache
+def _directory_of_this_process() -> Path:
+    return Path(tempfile.mkdtemp(prefix="batchfit-"))
 
 
 _HEADER = """import math

@@ -2,11 +2,14 @@
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-DONE, DOUBTFUL, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+from stopping import Terminated, stoppable
+
+DONE, DOUBTFUL, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 MOST_POINTS = 1000
 
 
@@ -14,7 +17,12 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(WRONG_INPUT, f"{self.prog}: {message}; --help shows all arguments\n")
+        self.exit(WRONG_INPUT, f"{self.prog}: {one_line(message)}; --help shows all arguments\n")
+
+
+def one_line(text: str) -> str:
+    """A sentence as it is told, whatever a name or a path in it holds."""
+    return " ".join(text.splitlines())
 
 
 def positive(text: str) -> int:
@@ -121,36 +129,56 @@ def guarded(prog: str, args: argparse.Namespace, work: Callable[[], int], kept: 
         With `model`.
     work : callable
     kept : callable
-        Says after Ctrl-C what is there.
+        Says after Ctrl-C and SIGTERM what is there.
     """
 
+    def stopped() -> str:
+        return f"stopped: {kept()}"
+
+    with stoppable(stopped):
+        try:
+            return _worked(prog, args, work)
+        except KeyboardInterrupt as error:
+            print(f"\n{stopped()}", file=sys.stderr)
+            return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+
+
+def _worked(prog: str, args: argparse.Namespace, work: Callable[[], int]) -> int:
     def fail(sentence: str) -> int:
-        print(f"{prog}: {sentence}", file=sys.stderr)
+        print(f"{prog}: {one_line(sentence)}", file=sys.stderr)
         return WRONG_INPUT
 
     try:
-        try:
-            import toys
-        except ImportError as error:
-            install = ": install the project first, with pip install -e . in its folder"
-            return fail(f"{error}{install if isinstance(error, ModuleNotFoundError) else ''}")
-        if getattr(toys, "BATCHFIT", None) is None:
-            place = next(iter(getattr(toys, "__path__", [toys.__file__])))
-            return fail(f"another package named 'toys' at {place} hides batchfit's: use another environment")
-        from toys.command import InputError, explain, use_compilation_cache
-        from toys.figures import FigureError
-        from toys.files import StorageError
+        import toys
+    except ImportError as error:
+        install = ": install the project first, with pip install -e . in its folder"
+        return fail(f"{error}{install if isinstance(error, ModuleNotFoundError) else ''}")
+    if getattr(toys, "BATCHFIT", None) is None:
+        place = next(iter(getattr(toys, "__path__", [toys.__file__])))
+        return fail(f"another package named 'toys' at {place} hides batchfit's: use another environment")
+    from toys.command import InputError, explain, use_compilation_cache
+    from toys.figures import FigureError
+    from toys.files import StorageError
 
-        use_compilation_cache()
-        try:
-            return work()
-        except (InputError, StorageError, FigureError) as error:
-            return fail(str(error))
-        except Exception as error:
-            sentence = explain(error, args.model or "")
-            if sentence is None and not isinstance(error, ValueError | TypeError | NotImplementedError | OSError):
-                raise
-            return fail(sentence or str(error))
-    except KeyboardInterrupt:
-        print(f"\nstopped: {kept()}", file=sys.stderr)
-        return INTERRUPTED
+    use_compilation_cache()
+    try:
+        return work()
+    except (InputError, StorageError, FigureError) as error:
+        return fail(str(error))
+    except MemoryError:
+        return fail("there is no more memory: free some, or pass a smaller --chunk or --n; what is complete is kept")
+    except Exception as error:
+        sentence = explain(error, args.model or "")
+        if sentence is None and not isinstance(error, ValueError | TypeError | NotImplementedError | OSError):
+            raise
+        return fail(sentence or str(error))
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End the process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if exit_code in (INTERRUPTED, TERMINATED):
+        # what XLA was doing in its threads can bring the interpreter down on its way out
+        os._exit(exit_code)
+    sys.exit(exit_code)

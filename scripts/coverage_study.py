@@ -8,7 +8,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # wherever this file is loaded from
 
-from arguments import DONE, DOUBTFUL, Parser, add_output, add_study, guarded, level, scan
+from arguments import DONE, DOUBTFUL, Parser, add_output, add_study, guarded, leave, level, scan
 
 STARTED = time.perf_counter()
 N_TOYS = 1000
@@ -139,4 +139,4 @@ def study(args: argparse.Namespace, command: str, done: list) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -15,6 +15,7 @@ from arguments import (
     add_output,
     add_study,
     guarded,
+    leave,
     level,
     number,
 )
@@ -173,4 +174,4 @@ def test(args: argparse.Namespace, command: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -7,7 +7,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # wherever this file is loaded from
 
-from arguments import WRONG_INPUT, Parser
+from arguments import WRONG_INPUT, Parser, one_line
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def fail(sentence: str) -> int:
-    print(f"plot_toys.py: {sentence}", file=sys.stderr)
+    print(f"plot_toys.py: {one_line(sentence)}", file=sys.stderr)
     return WRONG_INPUT
 
 

@@ -8,7 +8,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # wherever this file is loaded from
 
-from arguments import DONE, DOUBTFUL, Parser, add_output, add_study, guarded
+from arguments import DONE, DOUBTFUL, Parser, add_output, add_study, guarded, leave
 
 STARTED = time.perf_counter()
 N_TOYS = 2000
@@ -86,4 +86,4 @@ def study(args: argparse.Namespace, command: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

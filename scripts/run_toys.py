@@ -2,24 +2,33 @@
 """Throw toys from a model, fit them all, validate some with MIGRAD, store everything, print what came out."""
 
 import argparse
+import contextlib
 import os
 import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # wherever this file is loaded from
 
-from arguments import DONE, DOUBTFUL, INTERRUPTED, WRONG_INPUT, Parser, assignment, natural, positive
+from arguments import DONE, DOUBTFUL, Parser, assignment, guarded, leave, natural, positive
 
 STARTED = time.perf_counter()
 # a run with more failed fits than this, or with any toy that MIGRAD contradicts, ends with exit code 1
 TOLERATED_FAILURES = 0.01
 
 
+def shard(text: str) -> tuple[int, int]:
+    i, slash, n = text.partition("/")
+    if slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n):
+        return int(i), int(n)
+    raise argparse.ArgumentTypeError(f"must be I/N with 1 <= I <= N, got {text!r}")
+
+
 def arguments() -> argparse.ArgumentParser:
     parser = Parser(
         prog="run_toys.py",
         description=__doc__,
-        epilog="Exit code 0: done; 1: done, but MIGRAD disagrees or many fits failed; 2: a wrong argument or input.",
+        epilog="Exit code 0: done; 1: done, but MIGRAD disagrees or many fits failed; 2: a wrong argument or input, or "
+        "a disk that cannot be written; 130, 143: ended by Ctrl-C, SIGTERM. --resume continues whatever ended a run.",
     )
     parser.add_argument("--n", type=positive, default=1000, metavar="N", help="number of toys (default: 1000)")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="default: auto")
@@ -63,6 +72,26 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--out", default="toys.h5", help="output file (default: toys.h5)")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
     parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
+    parser.add_argument("--extend", action="store_true", help="add toys to a finished run, until it has N of them")
+    parser.add_argument(
+        "--no-save-toys",
+        action="store_true",
+        help="keep checksums of the toys alone: toys.regenerate throws any of them again",
+    )
+    parser.add_argument(
+        "--chunk", type=positive, metavar="N", help="toys in memory at once, and in a part (default: 32 MiB of them)"
+    )
+    parser.add_argument(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="do the I-th of N equal shares alone, in a file toys.shard-I-of-N.h5; merge_toys.py joins them",
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="WHERE",
+        help="let a Dask cluster do it: local:4 for 4 processes here, or tcp://host:8786 of a scheduler",
+    )
     parser.add_argument(
         "--validate", type=natural, default=100, metavar="N", help="toys that MIGRAD refits (default: 100)"
     )
@@ -73,81 +102,71 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = arguments().parse_args(argv)
-    try:
-        return study_toys(args, " ".join([os.path.basename(sys.argv[0]), *(sys.argv[1:] if argv is None else argv)]))
-    except KeyboardInterrupt:
-        print(
-            f"\nstopped: {args.out} is not complete; run the same command with --resume"
-            f"{' instead of --overwrite' if args.overwrite else ''} to continue",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
+    parser = arguments()
+    args = parser.parse_args(argv)
+    command_line = " ".join([os.path.basename(sys.argv[0]), *(sys.argv[1:] if argv is None else argv)])
+    if args.shard:
+        stem, suffix = os.path.splitext(args.out)
+        args.out = "{}.shard-{}-of-{}{}".format(stem, *args.shard, suffix)
+    if args.cluster:  # this process must not hold the memory of its workers' GPUs
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    how = " instead of --overwrite" if args.overwrite else ""
+    kept = f"{args.out} is not complete; run the same command with --resume{how} to continue"
+    if args.extend:
+        kept = f"{args.out} is as it was; run the same command again to continue"
+    return guarded(parser.prog, args, lambda: study_toys(args, command_line), lambda: kept)
 
 
 def study_toys(args: argparse.Namespace, command_line: str) -> int:
-    try:
-        import toys
-    except ImportError as error:
-        install = ": install the project first, with pip install -e . in its folder"
-        return fail(f"{error}{install if isinstance(error, ModuleNotFoundError) else ''}")
-    if getattr(toys, "BATCHFIT", None) is None:
-        place = next(iter(getattr(toys, "__path__", [toys.__file__])))
-        return fail(f"another package named 'toys' at {place} hides batchfit's: use another environment")
-
-    from toys.command import InputError, Screen, explain, list_studies, prepare, summary, use_compilation_cache
-    from toys.files import StorageError
+    from toys.command import Screen, list_studies, prepare
+    from toys.final import summary
     from toys.run import Options, run
 
     if args.list:
         print(list_studies())
         return DONE
-    use_compilation_cache()
     screen = Screen(quiet=args.quiet)
-    try:
-        study, source = prepare(
-            args.model,
-            data=args.data,
-            columns=args.column,
-            truth=dict(args.truth),
-            start=dict(args.start),
-            device=args.device,
-            backend=args.backend,
-            say=screen.say,
-        )
-        options = Options(
-            n_toys=args.n,
-            seed=args.seed,
-            device=args.device,
-            backend=args.backend,
-            optimizer=args.optimizer,
-            validate=args.validate,
-            minos=args.minos,
-            overwrite=args.overwrite,
-            resume=args.resume,
-            source=source,
-            command_line=command_line,
-        )
-        start_seconds = time.perf_counter() - STARTED
-        with screen:
-            report = run(study, args.out, options, phase=screen.phase, advance=screen.advance)
-    except (InputError, StorageError) as error:
-        return fail(str(error))
-    except Exception as error:
-        sentence = explain(error, args.model)
-        if sentence is None and not isinstance(error, ValueError | TypeError | NotImplementedError | OSError):
-            raise
-        return fail(sentence or str(error))
+    study, source = prepare(
+        args.model,
+        data=args.data,
+        columns=args.column,
+        truth=dict(args.truth),
+        start=dict(args.start),
+        device="auto" if args.cluster else args.device,  # the device of the workers need not be here
+        backend=args.backend,
+        say=screen.say,
+    )
+    options = Options(
+        n_toys=args.n,
+        seed=args.seed,
+        device=args.device,
+        backend=args.backend,
+        optimizer=args.optimizer,
+        validate=args.validate,
+        minos=args.minos,
+        overwrite=args.overwrite,
+        resume=args.resume,
+        extend=args.extend,
+        save_toys=not args.no_save_toys,
+        chunk=args.chunk,
+        shard=args.shard,
+        source=source,
+        command_line=command_line,
+    )
+    start_seconds = time.perf_counter() - STARTED
+    with contextlib.ExitStack() as stack:
+        workers = None
+        if args.cluster:
+            from toys.cluster import connect
+
+            workers = stack.enter_context(connect(args.cluster, args.model, source, study, device=args.device))
+        stack.enter_context(screen)
+        report = run(study, args.out, options, phase=screen.phase, advance=screen.advance, workers=workers)
     report.times = {"start": start_seconds, **report.times, "total": time.perf_counter() - STARTED}
     text, doubtful = summary(study, report, args.out, TOLERATED_FAILURES)
     print(text)
     return DOUBTFUL if doubtful else DONE
 
 
-def fail(sentence: str) -> int:
-    print(f"run_toys.py: {sentence}", file=sys.stderr)
-    return WRONG_INPUT
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

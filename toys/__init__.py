@@ -19,6 +19,7 @@ from toys.points import ConstraintValues, NormalPoints
 from toys.poisson_intervals import poisson_interval
 from toys.pool import ToyPool
 from toys.pulls import pulls
+from toys.regenerate import regenerate
 from toys.sampling import Component, ExtendedMixture, Mixture, numerical_ppf
 from toys.simultaneous import Simultaneous
 from toys.storage import load, load_data, load_minos, load_toys
@@ -52,5 +53,6 @@ __all__ = [
     "numerical_ppf",
     "poisson_interval",
     "pulls",
+    "regenerate",
     "upper_limit",
 ]

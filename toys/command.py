@@ -10,8 +10,6 @@ from types import TracebackType
 from typing import Self
 
 import jax
-import numpy as np
-from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,19 +21,14 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from engine.arguments import known
 from engine.fit import find_devices, fit_batch
-from engine.minos import MinosResult
 from kernels.translate import cache_directory
-from toys.coverage import coverage
 from toys.models import STUDIES
 from toys.observed import InputError, read_data
 from toys.packing import describe, pack
-from toys.run import Report
-from toys.statistics import ONE_SIGMA, calibration
 from toys.study import Study
 
 __all__ = [
@@ -45,7 +38,6 @@ __all__ = [
     "find_study",
     "list_studies",
     "prepare",
-    "summary",
     "use_compilation_cache",
 ]
 
@@ -213,82 +205,3 @@ class Screen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
-
-
-def _coverage(fraction: float, low: float, high: float) -> str:
-    return f"{100 * fraction:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _intervals(minos: MinosResult) -> str:
-    """How many toys have all MINOS intervals, and what is special about them."""
-    valid = minos.result.valid
-    told = f"MINOS: all intervals of {int(minos.valid.all(axis=1).sum())} toys"
-    for what, toys in (
-        ("on a limit", (minos.at_lower_limit | minos.at_upper_limit).any(axis=1)),
-        ("fitted again from a lower minimum", minos.new_minimum.any(axis=1)),
-        ("without one of them", valid & ~minos.valid.all(axis=1)),
-    ):
-        told += f", {int(toys.sum())} {what}" if toys.any() else ""
-    return told
-
-
-def summary(study: Study, report: Report, out: str, tolerated: float) -> tuple[str, bool]:
-    """The final tables, and whether the run must be doubted: MIGRAD disagrees, or too many fits failed."""
-    result = report.result
-    counts = result.summary()
-    n_failed = counts.n_toys - counts.n_valid
-    doubts = []
-    console = Console(width=125 if report.minos else 110, highlight=False)
-    with console.capture() as capture:
-        table = Table(box=box.SIMPLE_HEAD, title=f"{study.name}: {counts.n_toys} toys", title_justify="left")
-        rows = coverage(result, study.truth, report.minos, (ONE_SIGMA,)).rows if report.minos else []
-        by_minos = {row.name: row for row in rows if row.method == "minos"}
-        headings = ["parameter", "truth", "bias", "pull mean", "pull width", "coverage of 68.3 %"]
-        for heading in [*headings, *(["of MINOS"] if by_minos else [])]:
-            table.add_column(heading, justify="left" if heading == "parameter" else "right")
-        for row in calibration(result, study.truth):
-            if np.isnan(row.truth):  # the toys have no such parameter
-                table.add_row(row.name, "not in toys")
-                continue
-            table.add_row(
-                row.name,
-                f"{row.truth:.6g}",
-                f"{row.bias:+.2g} ± {row.bias_error:.1g}",
-                f"{row.pull_mean:+.3f} ± {row.pull_mean_error:.3f}",
-                f"{row.pull_width:.3f} ± {row.pull_width_error:.3f}",
-                _coverage(row.coverage, row.coverage_low, row.coverage_high),
-                *[_coverage(found.coverage, found.low, found.high) for found in [by_minos.get(row.name)] if found],
-            )
-        console.print(table)
-        held = f", {', '.join(study.fixed)} held" if study.fixed else ""
-        console.print(f"fitted (toy 0): {report.fitted}; {len(study.cost.names)} parameters{held}")
-        console.print(
-            f"{counts.n_valid} valid, {counts.n_at_limit} at a limit, {counts.n_rescued} rescued, {n_failed} failed"
-        )
-        for status, n in counts.failed.items():
-            console.print(f"  {n} {status.name}: {status.sentence}")
-        if report.minos is not None:
-            console.print(_intervals(report.minos))
-        if n_failed > tolerated * counts.n_toys:
-            doubts.append(f"{n_failed} of {counts.n_toys} fits failed")
-        checked = report.validation
-        if checked is not None:
-            n_bad = int((~checked.agrees).sum())
-            console.print(
-                f"MIGRAD on {len(checked.toy)} toys: {int(checked.valid.sum())} valid, worst difference "
-                f"{checked.worst:.1e} sigma, {n_bad} disagree"
-            )
-            if n_bad:
-                doubts.append(
-                    f"MIGRAD disagrees on {n_bad} toys ({', '.join(map(str, checked.toy[~checked.agrees][:5]))})"
-                )
-            if not checked.valid.any():
-                doubts.append("MIGRAD has no valid fit of the toys that it refitted: nothing was validated")
-        if report.n_resumed:
-            console.print(f"{report.n_resumed} toys were there from an earlier run")
-        times = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.times.items())
-        console.print(f"{result.backend} on {result.device}; seconds: {times}")
-        console.print(f"written: {out}")
-        for doubt in doubts:
-            console.print(f"WARNING: {doubt}")
-    return capture.get(), bool(doubts)

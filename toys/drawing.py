@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 
 from engine import ExtendedUnbinnedNLL, UnbinnedNLL
 from engine.cost import Cost
-from engine.data import Ragged
+from engine.data import Ragged, shown
 from engine.leastsquares import LeastSquares
 from engine.sums import SumCost
 from kernels import randombits
@@ -342,6 +342,9 @@ def _draw_chunk(draw: Callable, form: Form, argument: Any, words: Array) -> Any:
 
 def _keys(*, n_toys: int, seed: int, first: int) -> np.ndarray:
     """Words of the keys of toys, (n_toys, 2)."""
+    for name, value in (("n_toys", n_toys), ("seed", seed), ("first", first)):
+        if not isinstance(value, int | np.integer):
+            raise TypeError(f"{name} must be a whole number, got {shown(value)}")
     if n_toys < 0 or first < 0 or first + n_toys > 2**32:
         raise ValueError(f"toys must have indices 0 <= k < 2^32, got n_toys = {n_toys} from first = {first} on")
     keys = np.empty((n_toys, 2), np.uint32)

@@ -18,8 +18,9 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = [
     "advice",
     "alive",
     "check_output",
+    "identity",
     "lock",
     "new_file",
     "parts_directory",
@@ -57,20 +59,20 @@ def parts_directory(path: str | Path) -> Path:
     return _beside(path, ".parts")
 
 
-def check_output(path: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
+def check_output(path: str | Path, *, overwrite: bool = False, resume: bool = False, extend: bool = False) -> None:
     """Raise StorageError now if `path` could not be written at the end of a run; nothing is changed.
 
-    Without `overwrite` and `resume`, neither the file nor parts of it may exist.
+    Without `overwrite`, `resume` and `extend`, neither the file nor parts of it may exist; with `extend`, it must.
 
     Raises
     ------
     StorageError
     ValueError
-        If both `overwrite` and `resume` are given.
+        If `overwrite` is given with one of the others.
     """
     path, parts = Path(path), parts_directory(path)
-    if overwrite and resume:
-        raise ValueError("overwrite and resume exclude each other")
+    if overwrite and (resume or extend):
+        raise ValueError(f"overwrite and {'resume' if resume else 'extend'} exclude each other")
     with writing(path):
         refuse_directory(path)
         # permission bits say nothing to root, or of a full or read-only disk: really try
@@ -78,15 +80,31 @@ def check_output(path: str | Path, *, overwrite: bool = False, resume: bool = Fa
             file.write(b"0")
     if parts.exists() and not parts.is_dir():
         raise StorageError(f"{parts} is in the way: move it, or name another output")
-    if overwrite or resume:
+    if extend and not path.exists():
+        begun = (
+            "is not complete: pass --resume to continue it" if parts.exists() else "does not exist: leave out --extend"
+        )
+        raise StorageError(f"{path} {begun}")
+    if overwrite or resume or extend:
         return
     if path.exists():
-        raise StorageError(f"{path} exists: pass --overwrite to replace it, or name another output")
+        raise StorageError(
+            f"{path} exists: pass --overwrite to replace it, --extend to add toys to it, or name another output"
+        )
     if parts.exists():
         raise StorageError(
             f"{parts} holds an unfinished run: pass --resume to continue it, --overwrite to start anew, "
             "or name another output"
         )
+
+
+def identity(path: Path) -> tuple:
+    """What changes when another program replaces or writes a file; empty if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 # --- two writers -------------------------------------------------------------------------------------------
@@ -109,8 +127,10 @@ def lock(path: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # removed before it is given back: whoever opened it meanwhile sees that it has no name any more
-        lock_file.unlink(missing_ok=True)
+        # removed before it is given back: whoever opened it meanwhile sees that it has no name any more;
+        # where that fails, as on a disk that became read-only, the next run takes it
+        with contextlib.suppress(OSError):
+            lock_file.unlink()
         os.close(descriptor)
 
 
@@ -141,12 +161,12 @@ def _acquire(lock_file: Path, path: str | Path) -> int:
 
 
 class Disk(io.FileIO):
-    """A file for HDF5 to write, which keeps the first failure, or Ctrl-C, to itself until `check`.
+    """A file for HDF5 to write, which keeps the first failure, or signal, to itself until `check`.
 
     After a failed write HDF5 can neither close its file nor forget it, and brings the process down later.
     """
 
-    failure: OSError | KeyboardInterrupt | None = None
+    failure: BaseException | None = None
 
     def write(self, data: Buffer, /) -> int:
         left = whole = memoryview(data)
@@ -199,26 +219,34 @@ def new_file(path: Path, *, aside: Path | None = None) -> Iterator[Disk]:
 
 @contextlib.contextmanager
 def _interrupts_kept(disk: Disk) -> Iterator[None]:
-    """Make Ctrl-C a failure of the disk: Python would raise it inside of HDF5's calls of `Disk`."""
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    """Make Ctrl-C and SIGTERM a failure of the disk: Python would raise them inside of HDF5's calls of `Disk`."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours: dict[int, Callable] = {number: handler for number, handler in handlers.items() if callable(handler)}
 
-    def keep(*_: object) -> None:
-        disk.failure = disk.failure or KeyboardInterrupt()
+    def keep(number: int, frame: FrameType | None) -> None:
+        try:
+            ours[number](number, frame)
+        except BaseException as error:
+            disk.failure = disk.failure or error
 
-    signal.signal(signal.SIGINT, keep)
+    for number in ours:
+        signal.signal(number, keep)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in ours.items():
+            signal.signal(number, handler)
 
 
 def refuse_directory(path: Path) -> None:
-    """Raise IsADirectoryError for a directory, of which HDF5 would say something else."""
+    """Raise OSError for a directory, of which HDF5 would say something else, and a pipe, for which it would wait."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a directory")
+    if path.exists() and not path.is_file():
+        raise OSError(errno.ENODEV, "is a pipe or device")
 
 
 def synchronise(directory: Path) -> None:
@@ -251,6 +279,7 @@ _SENTENCES = {
     errno.ENOENT: "does not exist: check the path",
     errno.ENOTDIR: "cannot exist, because what should be its directory is a file: check the path",
     errno.EISDIR: "is a directory: name a file in it",
+    errno.ENODEV: "is a pipe or device: name a file",
     errno.ENAMETOOLONG: "is too long a name: name another file",
     errno.EACCES: "cannot be {done}, permission denied: change its permissions, or name another file",
     errno.EPERM: "cannot be {done}, permission denied: change its permissions, or name another file",
@@ -262,6 +291,10 @@ _SENTENCES = {
 }
 
 
+# what is read may not fit together, or be more than there is memory
+UNFIT = (LookupError, ValueError, TypeError, AttributeError, MemoryError)
+
+
 @contextlib.contextmanager
 def _clear_errors(path: str | Path, remedy: str | None = None, *, done: str) -> Iterator[None]:
     """Turn what the system and HDF5 say of a file that is "read" or "written" into a StorageError.
@@ -269,7 +302,7 @@ def _clear_errors(path: str | Path, remedy: str | None = None, *, done: str) -> 
     `remedy` is what to do about a damaged file, where that is not one of ours.
     """
     # HDF5 also raises KeyError, for a missing group, and what is read may not fit together: ValueError
-    caught = (OSError, RuntimeError) + ((KeyError, ValueError, TypeError) if done == "read" else ())
+    caught = (OSError, RuntimeError) + (UNFIT if done == "read" else ())
     try:
         yield
     except caught as error:

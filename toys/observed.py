@@ -1,6 +1,9 @@
 """Observed data from a file: csv, npy, HDF5, parquet or ROOT."""
 
 import csv
+import math
+import re
+import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,12 @@ from toys.files import StorageError
 from toys.packing import POINTS
 
 __all__ = ["InputError", "read_data", "read_observed"]
+
+
+# what is shown of names and cells
+_LONGEST, _MOST = 40, 20
+# the header of an array file is a Python literal, which may be damaged in any way
+_BAD_HEADERS = (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError)
 
 
 class InputError(Exception):
@@ -135,6 +144,8 @@ def read_observed(
             raise InputError(f"{path}: no such file")
         if path.is_dir():
             raise InputError(f"{path} is a directory, not a data file")
+        if not path.is_file():  # a pipe would be waited for, a device may have no end
+            raise InputError(f"{path} is a pipe or device, not a data file: copy the data to a file")
         reader = readers.get(path.suffix.lower())
         if reader is None:
             raise InputError(f"{path}: unknown kind of file {path.suffix!r}, known are {', '.join(readers)}")
@@ -142,12 +153,14 @@ def read_observed(
             raise InputError(f"{path} is empty")
         values = reader(path, column)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        told = error.strerror or str(error).strip().split("\n")[0]
+        raise InputError(f"{path} cannot be read: {told}") from None
     if values.ndim != 1:
         raise InputError(f"{path}: expected one column of numbers, got an array of shape {values.shape}")
     if values.dtype.kind not in "fiu":
         raise InputError(f"{path}: expected numbers, got {values.dtype}")
-    values = values.astype(np.float64)
+    with np.errstate(over="ignore"):  # of a long double: infinite, which is refused below
+        values = values.astype(np.float64)
     if not len(values):
         raise InputError(f"{path} holds no events")
     wrong = np.flatnonzero(~np.isfinite(values))
@@ -173,24 +186,36 @@ def _choose(path: Path, names: list[str], column: str | None, what: str) -> str:
         return names[0]
     if column is None:
         several = f"{what}es" if what.endswith("h") else f"{what}s"
-        raise InputError(f"{path} has the {several} {', '.join(names)}: choose one with --column")
+        raise InputError(f"{path} has the {several} {_listed(names)}: choose one with --column")
     if column not in names:
-        raise InputError(f"{path} has no {what} {column!r}, only {', '.join(names)}")
+        raise InputError(f"{path} has no {what} {_short(column)!r}, only {_listed(names)}")
     if names.count(column) > 1:
         raise InputError(f"{path} has {names.count(column)} {what}s called {column!r}: rename them")
     return column
 
 
+def _listed(names: list[str]) -> str:
+    """Names in one line, whatever they hold and however many there are."""
+    shown = [name if name.isprintable() and len(name) <= _LONGEST else repr(_short(name)) for name in names[:_MOST]]
+    more = [f"and {len(names) - _MOST} more"] if len(names) > _MOST else []
+    return ", ".join(shown + more)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
 def _csv(path: Path, column: str | None) -> np.ndarray:
     def number(text: str) -> float | None:
         try:
-            return float(text)
+            # Python takes 1_5 for 15
+            return None if "_" in text else float(text)
         except ValueError:
             return None
 
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file)
+            lines = csv.reader(file, strict=True)
             rows = [(lines.line_num, row) for row in lines if any(cell.strip() for cell in row)]
     except (UnicodeDecodeError, csv.Error):
         raise InputError(f"{path} is no comma-separated text in UTF-8") from None
@@ -199,13 +224,30 @@ def _csv(path: Path, column: str | None) -> np.ndarray:
     first = [cell.strip() for cell in rows[0][1]]
     has_header = all(number(cell) is None for cell in first)
     names = first if has_header else [str(k + 1) for k in range(len(first))]
+    if has_header and (almost := [cell for cell in first if re.match(r"[-+]?\.?\d", cell)]):
+        raise InputError(
+            f"{path}, line {rows[0][0]}: {_short(almost[0])!r} is neither a number nor the name of a column, which "
+            "starts with a letter"
+        )
+    if not has_header and column is not None and column not in names:
+        raise InputError(
+            f"{path} has no header: its columns are called {_listed(names)}, not {_short(column)!r}; choose one of "
+            "these with --column, or write the names into the first line"
+        )
     chosen = names.index(_choose(path, names, column, "column"))
     values = []
     for line, row in rows[has_header:]:
         value = number(row[chosen]) if chosen < len(row) else None
         if value is None:
-            text = repr(row[chosen]) if chosen < len(row) else "nothing"
-            raise InputError(f"{path}, line {line}: expected a number in column {names[chosen]!r}, got {text}")
+            text = repr(_short(row[chosen])) if chosen < len(row) else "nothing"
+            name = _short(names[chosen])
+            raise InputError(f"{path}, line {line}: expected a number in column {name!r}, got {text}")
+        if any(cell.strip() for cell in row[len(names) :]):
+            # a decimal comma makes two cells of one number
+            raise InputError(
+                f"{path}, line {line}: has {len(row)} cells, line {rows[0][0]} has {len(names)}: cells are separated "
+                "by commas, and decimals written with a point"
+            )
         values.append(value)
     return np.array(values)
 
@@ -213,11 +255,18 @@ def _csv(path: Path, column: str | None) -> np.ndarray:
 def _npy(path: Path, column: str | None) -> np.ndarray:
     if column is not None:
         raise InputError(f"{path} is a single array: leave out --column")
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         with path.open("rb") as file:
+            shape, _, dtype = read_header[np.lib.format.read_magic(file)](file)
+            # a damaged header may ask for more memory than there is
+            whole = math.prod(shape) * dtype.itemsize == path.stat().st_size - file.tell()
+            if dtype.hasobject or not whole:
+                raise ValueError
+            file.seek(0)
             return np.lib.format.read_array(file, allow_pickle=False)
-    except ValueError:
-        raise InputError(f"{path} is no NumPy array file, or one of Python objects") from None
+    except _BAD_HEADERS:
+        raise InputError(f"{path} is no NumPy array file, or a damaged one, or one of Python objects") from None
 
 
 def _hdf5(path: Path, column: str | None) -> np.ndarray:
@@ -237,8 +286,9 @@ def _parquet(path: Path, column: str | None) -> np.ndarray:
         raise InputError(f"{path}: parquet files need pyarrow: pip install 'batchfit[data]'") from None
     try:
         chosen = _choose(path, parquet.read_schema(path).names, column, "column")
-        return np.asarray(parquet.read_table(path, columns=[chosen]).column(0).to_numpy())
-    except pyarrow.ArrowException:
+        table = parquet.read_table(path, columns=[chosen], page_checksum_verification=True)
+        return np.asarray(table.column(0).to_numpy())
+    except (pyarrow.ArrowException, OSError, KeyError, IndexError, OverflowError):  # it has no class for damage
         raise InputError(f"{path} is no parquet file that can be read") from None
 
 

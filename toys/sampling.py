@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from engine.data import Ragged
+from engine.data import Ragged, shown
 from kernels import randombits
 from kernels.inversion import NumericalPpf, map_quantiles, numerical_ppf, quantiles
 from kernels.translate import compile_map
@@ -82,14 +82,16 @@ class Component:
 
     def __post_init__(self) -> None:
         if callable(self.ppf):
+            if not isinstance(self.args, tuple | list) or not all(isinstance(a, str | float | int) for a in self.args):
+                raise TypeError(f"args must be a tuple of numbers and names of parameters, got {shown(self.args)}")
             object.__setattr__(self, "args", tuple(self.args))
-        elif self.args:
+        elif not isinstance(self.args, tuple) or self.args:
             raise TypeError("a component of several observables takes its arguments with each: ((ppf, args), ...)")
         else:
             try:
                 pairs = tuple((ppf, tuple(args)) for ppf, args in self.ppf)
             except (TypeError, ValueError):
-                raise TypeError(f"ppf must be a function, or ((ppf, args), ...), got {self.ppf!r}") from None
+                raise TypeError(f"ppf must be a function, or ((ppf, args), ...), got {shown(self.ppf)}") from None
             object.__setattr__(self, "ppf", pairs)
 
     @property
@@ -131,10 +133,12 @@ class _Mixture(Sampler):
 
     def _check(self, extra: tuple) -> None:
         """Raise ValueError where components do not fit together or a name is none of the parameters."""
+        if not isinstance(self.names, tuple | list) or not all(isinstance(name, str) for name in self.names):
+            raise TypeError(f"names must be a sequence of parameters, got {shown(self.names)}")
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "components", tuple(self.components))
-        if not self.components:
-            raise ValueError("a mixture needs at least one component")
+        if not self.components or not all(isinstance(each, Component) for each in self.components):
+            raise ValueError(f"a mixture needs components, and at least one, got {shown(self.components)}")
         used = [a for c in self.components for o in c.observables for a in o.args]
         for name in (*used, *extra):
             if isinstance(name, str) and name not in self.names:
@@ -231,6 +235,7 @@ class ExtendedMixture(_Mixture):
     components: tuple[Component, ...]
 
     def __post_init__(self) -> None:
+        self._check(())
         self._check(tuple(component.yield_name for component in self.components))
         if any(component.yield_name is None for component in self.components):
             raise ValueError("a component of an extended mixture must name its yield")

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.arguments import known
+from engine.arguments import known, limit_arrays
 from engine.cost import Cost
+from engine.data import shown
 from toys.drawing import draw_toys
 
 __all__ = ["Study", "generate"]
@@ -64,9 +65,11 @@ class Study:
             raise TypeError(f"cost must be a cost such as ExtendedUnbinnedNLL(model), got {type(self.cost).__name__}")
         if not callable(self.sampler):
             raise TypeError(f"sampler must be a function sampler(key, theta), got {type(self.sampler).__name__}")
-        object.__setattr__(self, "fixed", (self.fixed,) if isinstance(self.fixed, str) else tuple(self.fixed))
+        if isinstance(self.fixed, str):
+            object.__setattr__(self, "fixed", (self.fixed,))
         known(self.cost.names, self.fixed, "fixed")
-        known(self.cost.names, self.limits, "limits")
+        object.__setattr__(self, "fixed", tuple(self.fixed))
+        limit_arrays(self.cost.names, self.limits)
         object.__setattr__(self, "truth", _values("truth", self.truth, self.names))
         if not self.start:
             missing = [name for name in self.cost.names if name not in self.truth]
@@ -97,11 +100,11 @@ class Study:
 
 def _values(what: str, given: Any, names: tuple[str, ...]) -> dict[str, float]:
     if not isinstance(given, Mapping) or set(given) != set(names):
-        raise ValueError(f"{what} must have a value for each of {', '.join(names)}, got {given}")
+        raise ValueError(f"{what} must have a value for each of {', '.join(names)}, got {shown(given)}")
     try:
         return {name: float(value) for name, value in given.items()}
     except (TypeError, ValueError):
-        raise ValueError(f"{what} must hold numbers, got {given}") from None
+        raise ValueError(f"{what} must hold numbers, got {shown(given)}") from None
 
 
 def generate(study: Study, n_toys: int, seed: int, first: int = 0, backend: str = "numba") -> Any:

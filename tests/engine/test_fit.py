@@ -420,7 +420,7 @@ def test_no_signal_ends_at_zero(study, toys):
         ),
         ({"start": [1.0, 2.0]}, ValueError, "start must have shape (3,) or (n_toys, 3) = (2, 3), got (2,)"),
         ({"start": np.zeros((3, 2))}, ValueError, "start must have shape (3,) or (n_toys, 3) = (2, 3), got (3, 2)"),
-        ({"start": None}, ValueError, "start must have shape (3,) or (n_toys, 3) = (2, 3), got ()"),
+        ({"start": None}, TypeError, "start must be a dict or an array of numbers, got NoneType"),
         ({"start": "here"}, TypeError, "start must be a dict or an array of numbers, got str"),
         (
             {"limits": {"sigam": (0, 1)}},
@@ -429,7 +429,7 @@ def test_no_signal_ends_at_zero(study, toys):
         ),
         ({"limits": [(0, 1)]}, TypeError, "limits must be a dict name -> (lower, upper), got list"),
         ({"limits": {"mu": (1, 0)}}, ValueError, "limits['mu']: the lower limit 1 must be below the upper limit 0"),
-        ({"limits": {"mu": (1, 1)}}, ValueError, "limits['mu']: the lower limit 1 must be below the upper limit 1"),
+        ({"limits": {"mu": (1, 1)}}, ValueError, "limits['mu'] leave 1 alone: use fixed={'mu': 1}"),
         (
             {"limits": {"mu": (np.nan, 1)}},
             ValueError,

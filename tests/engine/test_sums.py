@@ -110,7 +110,9 @@ def test_bad_part_is_the_toys_own_fate():
 
 def test_wrong_sums():
     cost = MEAN + UnbinnedNLL(lambda x, s: norm.pdf(x, 0.0, s))
-    with pytest.raises(TypeError, match=r"a sum of 2 costs must be a tuple with one entry for each, got list"):
+    with pytest.raises(
+        TypeError, match=r"a sum of 2 costs must be a tuple with one entry for each, None for a constraint, got list"
+    ):
         fit_batch(cost, EVENTS, {"mu": 0, "s": 1})
     with pytest.raises(ValueError, match="the same number of toys, got 20 for cost 0, 3 for cost 1"):
         fit_batch(cost, (EVENTS, EVENTS[:3]), {"mu": 0, "s": 1})

@@ -23,8 +23,9 @@ from iminuit.cost import ExtendedUnbinnedNLL
 import toys
 from engine import fit_batch
 from toys import storage
-from toys.files import StorageError, parts_directory
+from toys.files import StorageError, lock, parts_directory
 from toys.models import STUDIES, peak
+from toys.regenerate import regenerate
 from toys.study import generate
 
 SCRIPTS = Path(__file__).absolute().parents[2] / "scripts"
@@ -504,7 +505,7 @@ def test_data_that_cannot_be_used(tmp_path, text, told):
 def test_output_is_kept(finished_run):
     path, contents = finished_run
     told = refused(*SMALL, "--seed", "9", "--out", path)
-    assert told == f"{path} exists: pass --overwrite to replace it, or name another output"
+    assert told == f"{path} exists: pass --overwrite to replace it, --extend to add toys to it, or name another output"
     told = refused(*SMALL, "--seed", "9", "--resume", "--out", path)
     assert told == f"{path} belongs to another run: seed was 1 and is now 9. Name another output, or pass --overwrite"
     assert "20 toys were there from an earlier run" in finished(*SMALL, "--resume", "--out", path)
@@ -543,13 +544,93 @@ def test_interrupt_anywhere(monkeypatch, overwrite):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    for place in ("toys.command.prepare", "toys.run._compile", "toys.run.generate", "toys.command.summary"):
+    for place in ("toys.command.prepare", "toys.run.compile_study", "toys.run.generate", "toys.final.summary"):
         with monkeypatch.context() as patch:
             patch.setattr(place, interrupt)
             code, _, err = call(run_toys.main, *SMALL, "--n", "2", *(["--overwrite"] if overwrite else ["--resume"]))
         assert code == 130
         instead = " instead of --overwrite" if overwrite else ""
         assert err == f"\nstopped: toys.h5 is not complete; run the same command with --resume{instead} to continue\n"
+
+
+def test_output_that_another_process_writes():
+    with lock("toys.h5"):
+        told = refused(*SMALL)
+    assert told.startswith(f"toys.h5 is being written by process {os.getpid()} on ") and "wait for its end" in told
+    finished(*SMALL, "--resume")
+
+
+def test_disk_that_fills_up_during_a_run(tmp_path, finished_run):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a disk of its own cannot be mounted: {mounted.stderr.strip()}")
+    try:
+        (disk / "ballast").write_bytes(bytes(400_000))
+        small = [*SMALL, "--chunk", "5", "--out", disk / "toys.h5"]
+        told = refused(*small)
+        assert "cannot be written, its disk is full: free space, then continue with --resume" in told
+        done = storage.complete_parts(disk / "toys.h5")
+        assert 1 <= len(done) <= 4 and not (disk / "toys.h5").exists()
+        (disk / "ballast").unlink()
+        assert f"{5 * len(done)} toys were there from an earlier run" in finished(*small, "--resume")
+        mine, whole = toys.load(disk / "toys.h5"), toys.load(finished_run[0])
+        np.testing.assert_array_equal(mine.covariance, whole.covariance)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+# --- more toys, fewer bytes --------------------------------------------------------------------------------
+
+
+def test_extend(finished_run):
+    Path("more.h5").write_bytes(finished_run[1])
+    more = [*SMALL, "--n", "25", "--out", "more.h5"]
+    assert refused(*more).startswith("more.h5 exists: pass --overwrite to replace it, --extend to add toys to it")
+    assert "20 toys were there from an earlier run" in finished(*more, "--extend")
+    finished(*SMALL, "--n", "25", "--out", "whole.h5")
+    np.testing.assert_array_equal(toys.load("more.h5").values, toys.load("whole.h5").values)
+    np.testing.assert_array_equal(
+        toys.load_toys("more.h5")["values"].values, toys.load_toys("whole.h5")["values"].values
+    )
+    before = Path("more.h5").read_bytes()
+    assert "nothing to add: more.h5 is complete" in finished(*more, "--extend")
+    assert Path("more.h5").read_bytes() == before
+    told = refused(*SMALL, "--n", "30", "--seed", "2", "--out", "more.h5", "--extend")
+    assert told.startswith("more.h5 belongs to another run: seed was 1 and is now 2. Name")
+    assert refused(*more, "--extend", "--overwrite") == "overwrite and extend exclude each other"
+    assert refused(*SMALL, "--extend") == "toys.h5 does not exist: leave out --extend"
+
+
+def test_run_that_does_not_save_its_toys(finished_run):
+    path, contents = finished_run
+    finished(*SMALL, "--no-save-toys", "--validate", "2")
+    np.testing.assert_array_equal(toys.load("toys.h5").values, toys.load(path).values)
+    assert Path("toys.h5").stat().st_size < len(contents) - 20 * 300 * 8
+    assert refused("toys.h5", main=plot_toys.main).startswith("toys.h5 holds the checksums of its toys alone: throw")
+    np.testing.assert_array_equal(regenerate("toys.h5", 3).values, toys.load_toys(path, 3, 4)["values"].values)
+
+
+def test_chunk(finished_run, monkeypatch):
+    finished(*SMALL, "--chunk", "7", "--out", "sevens.h5")
+    np.testing.assert_array_equal(toys.load("sevens.h5").values, toys.load(finished_run[0]).values)
+    assert storage.read_attributes("sevens.h5")["chunk"] == 7
+    monkeypatch.setattr("toys.memory.free_bytes", lambda: 100_000)
+    told = refused(*SMALL)
+    assert "20 toys at once need" in told and "100 kB are free: pass --chunk 4" in told
+    finished(*SMALL, "--chunk", "4")
+
+
+def test_memory_that_ends(monkeypatch):
+    def hungry(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("toys.run.generate", hungry)
+    assert (
+        refused(*SMALL)
+        == "there is no more memory: free some, or pass a smaller --chunk or --n; what is complete is kept"
+    )
 
 
 # --- as a process ------------------------------------------------------------------------------------------
@@ -613,7 +694,9 @@ sys.exit(run_toys.main())
 """
 
 
-def test_ctrl_c_and_resume(tmp_path, finished_run):
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_and_resume(tmp_path, finished_run, number, code):
+    """Ctrl-C, and the end of a job in a queue."""
     command = [sys.executable, "-c", SLOW.format(scripts=str(SCRIPTS), slow=True), *SMALL]
     environment = os.environ | {"PYTHONPATH": SEARCH}
     with subprocess.Popen(
@@ -624,11 +707,11 @@ def test_ctrl_c_and_resume(tmp_path, finished_run):
             while not list(parts_directory(tmp_path / "toys.h5").glob("toys_*.h5")):
                 assert running.poll() is None and time.monotonic() < deadline
                 time.sleep(0.01)
-            running.send_signal(signal.SIGINT)
+            running.send_signal(number)
             _, err = running.communicate(timeout=60)
         finally:
             running.kill()
-    assert running.returncode == 130
+    assert running.returncode == code
     assert err == "\nstopped: toys.h5 is not complete; run the same command with --resume to continue\n"
     done = storage.complete_parts(tmp_path / "toys.h5")
     assert 1 <= len(done) <= 2 and sorted(f.name for f in tmp_path.iterdir()) == ["toys.h5.parts"]
@@ -641,6 +724,76 @@ def test_ctrl_c_and_resume(tmp_path, finished_run):
         assert {"toys/values", "results/values"} <= set(names)
         for name in names:
             np.testing.assert_array_equal(mine[name][...], whole[name][...], err_msg=name)
+
+
+# work that goes on whatever is raised, as a compilation does
+DEAF = """
+import os, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+import stopping
+stopping.GRACE = float(sys.argv[2])
+numbers = [getattr(signal, name) for name in sys.argv[3:]]
+with stopping.stoppable(lambda: "last words"):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            while numbers:
+                os.kill(os.getpid(), numbers.pop(0))
+            time.sleep(0.01)
+        except KeyboardInterrupt:
+            pass
+"""
+
+
+@pytest.mark.parametrize(
+    "grace, signals, code",
+    [
+        ("0.05", ["SIGINT"], 130),
+        ("0.05", ["SIGTERM"], 143),
+        ("60", ["SIGTERM", "SIGINT"], 143),
+        ("60", ["SIGINT", "SIGINT"], 130),
+    ],
+)
+def test_work_that_does_not_hear_of_a_signal_is_ended(tmp_path, grace, signals, code):
+    """After the time of grace, or at once by a second signal."""
+    ended = process("-c", DEAF, SCRIPTS, grace, *signals, cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (code, "\nlast words\n")
+
+
+# the exception of a signal is lost where C calls Python, such as in a finalizer
+LOST = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import stopping
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+with stopping.stoppable(lambda: "last words"):
+    Finalized()
+    print("not reached")
+"""
+
+
+def test_signal_that_is_lost(tmp_path):
+    ended = process("-c", LOST, SCRIPTS, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "", "\nlast words\n")
+
+
+def test_time_of_grace():
+    """Whatever a process is doing, it ends within 5 s."""
+    stopping = script("stopping")
+    assert stopping.GRACE <= 4.0
+    before = signal.getsignal(signal.SIGTERM)
+    with stopping.stoppable(lambda: "never said", end=lambda code: None):
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_runs_that_are_killed(tmp_path):
+    """Three of the random kills of the script; more of them take minutes."""
+    ended = process(SCRIPTS / "kill_test.py", "--kills", "3", "--n", "600", "--seed", "5", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.startswith("3 kills of ") and "none lost or changed, every resumed file equals" in ended.stdout
 
 
 # the signal arrives while HDF5 calls back into Python

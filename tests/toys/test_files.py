@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 
@@ -191,3 +192,58 @@ def test_lock_in_a_missing_directory(tmp_path):
     ):
         pass
     assert_clear(raised, tmp_path / "missing")
+
+
+def test_lock_on_a_disk_that_became_read_only(path, monkeypatch):
+    """What cannot be removed any more hides no error, and holds nobody up."""
+
+    def read_only(self, missing_ok=False):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.unlink", read_only)
+        with pytest.raises(ZeroDivisionError), lock(path):
+            raise ZeroDivisionError
+    with lock(path):
+        pass
+    assert list(path.parent.iterdir()) == []
+
+
+# --- signals -----------------------------------------------------------------------------------------------
+
+
+class Terminated(KeyboardInterrupt):
+    pass
+
+
+@pytest.mark.parametrize("number, error", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_signal_waits_until_hdf5_has_returned(path, number, error):
+    """Raised inside of a callback of HDF5 it would bring the process down."""
+
+    def stop(number, frame):
+        raise Terminated
+
+    before = {signal.SIGINT: signal.getsignal(signal.SIGINT), signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
+    try:
+        with pytest.raises(error) as raised, new_file(path) as disk:
+            os.kill(os.getpid(), number)
+            assert disk.write(b"lost") == 4
+            assert type(disk.failure) is error
+            os.kill(os.getpid(), number)
+        assert type(raised.value) is error
+        assert signal.getsignal(signal.SIGTERM) is stop
+        assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGTERM, before[signal.SIGTERM])
+    assert list(path.parent.iterdir()) == []
+
+
+def test_identity_of_a_file(path):
+    assert files.identity(path) == ()
+    path.write_text("a")
+    first = files.identity(path)
+    assert files.identity(path) == first != ()
+    other = path.with_name("other")
+    other.write_text("a")
+    os.replace(other, path)
+    assert files.identity(path) != first

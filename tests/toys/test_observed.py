@@ -156,7 +156,7 @@ def test_npy_that_is_none(tmp_path):
             return os.mkdir, (str(tmp_path / "executed"),)
 
     np.save(path, np.array([Danger(), 1], dtype=object))
-    assert rejected(path) == " is no NumPy array file, or one of Python objects"
+    assert rejected(path) == " is no NumPy array file, or a damaged one, or one of Python objects"
     assert not (tmp_path / "executed").exists()
     for array, told in [
         (np.ones((3, 2)), ": expected one column of numbers, got an array of shape (3, 2)"),
@@ -171,10 +171,10 @@ def test_npy_that_is_none(tmp_path):
     np.save(path, np.ones(100))
     for contents in (path.read_bytes()[:-8], path.read_bytes()[:20], b"\x93NUMPY", b"text\n" * 9):
         path.write_bytes(contents)
-        assert rejected(path) == " is no NumPy array file, or one of Python objects"
+        assert rejected(path) == " is no NumPy array file, or a damaged one, or one of Python objects"
     with path.open("wb") as file:
         np.savez(file, np.ones(3))
-    assert rejected(path) == " is no NumPy array file, or one of Python objects"
+    assert rejected(path) == " is no NumPy array file, or a damaged one, or one of Python objects"
 
 
 # --- HDF5 --------------------------------------------------------------------------------------------------

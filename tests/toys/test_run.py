@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,13 @@ from engine.data import Ragged
 from engine.fit import fit_batch
 from engine.result import FitResult
 from kernels import expon, norm
+from toys import memory, storage
 from toys import run as run_module
-from toys import storage
 from toys.files import StorageError, parts_directory
 from toys.models import peak
-from toys.run import Options, run
+from toys.run import Options, run, shard_range
 from toys.sampling import Component, ExtendedMixture
+from toys.statistics import calibration
 from toys.study import Study, generate
 
 N_TOYS = 22
@@ -252,8 +254,8 @@ def test_interrupted_and_resumed_run_equals_the_whole(study, whole, chunks_of_8,
     )
     report = run(study, out, dataclasses.replace(OPTIONS, resume=True, validate=5))
     assert len(before) == 2 and report.n_resumed == 2 * CHUNK
-    # one toy to compile, and the toys that were missing
-    assert fitted == [(1, 3, 0), (6, 3, 16)]
+    # the toys that were missing, and no others
+    assert fitted == [(6, 3, 16)]
     assert_same_contents(out, whole[0])
     for name, array in report.validation._asdict().items():
         np.testing.assert_array_equal(array, getattr(whole[1].validation, name), err_msg=name)
@@ -263,7 +265,7 @@ def test_interrupted_and_resumed_run_equals_the_whole(study, whole, chunks_of_8,
 def test_resume_fills_a_gap_in_the_middle(study, whole, chunks_of_8, tmp_path, monkeypatch):
     out = tmp_path / "toys.h5"
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "join", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(storage, "join", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             run(study, out, OPTIONS)
     storage.complete_parts(out)[1][2].unlink()
@@ -352,6 +354,219 @@ def test_disk_that_fills_up_loses_nothing(study, whole, chunks_of_8, tmp_path, m
     assert not out.exists() and not out.with_name("toys.h5.lock").exists()
     run(study, out, dataclasses.replace(OPTIONS, resume=True))
     assert_same_contents(out, whole[0])
+
+
+def test_final_file_that_another_program_wrote_meanwhile_is_kept(study, whole, chunks_of_8, tmp_path):
+    out = tmp_path / "toys.h5"
+    with pytest.raises(StorageError, match="was changed by another program meanwhile: move it, then continue"):
+        run(study, out, OPTIONS, phase=lambda name, total: out.write_bytes(b"mine") if name == "join" else None)
+    assert out.read_bytes() == b"mine" and len(storage.complete_parts(out)) == 3
+    out.unlink()
+    assert run(study, out, dataclasses.replace(OPTIONS, resume=True)).n_resumed == N_TOYS
+    assert_same_contents(out, whole[0])
+
+
+@pytest.mark.parametrize("what", ["directory", "parts"])
+def test_directory_that_is_removed_meanwhile(study, whole, chunks_of_8, tmp_path, what):
+    out = tmp_path / "here" / "toys.h5"
+    out.parent.mkdir()
+
+    def remove(name, total):
+        if name == "join":
+            shutil.rmtree(out.parent if what == "directory" else parts_directory(out))
+
+    with pytest.raises(StorageError, match=r"toys 0 to 21 of .* are missing: continue with --resume"):
+        run(study, out, OPTIONS, phase=remove)
+    out.parent.mkdir(exist_ok=True)
+    run(study, out, dataclasses.replace(OPTIONS, resume=True))
+    assert_same_contents(out, whole[0])
+
+
+# --- extending ---------------------------------------------------------------------------------------------
+
+EXTEND = dataclasses.replace(OPTIONS, extend=True, validate=5)
+
+
+def never(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("n_before", [3, 8, 19])
+def test_extended_run_equals_the_whole(study, whole, chunks_of_8, tmp_path, monkeypatch, n_before):
+    out = tmp_path / "toys.h5"
+    run(study, out, dataclasses.replace(OPTIONS, n_toys=n_before))
+    before = out.read_bytes()
+    with monkeypatch.context() as patch:  # stopped while it throws
+        stop_after(patch, 1, KeyboardInterrupt())
+        patch.setattr(storage, "join", never)
+        with pytest.raises(KeyboardInterrupt):
+            run(study, out, EXTEND)
+    with monkeypatch.context() as patch:  # and while it joins
+        patch.setattr(storage, "join", never)
+        with pytest.raises(KeyboardInterrupt):
+            run(study, out, EXTEND)
+    assert out.read_bytes() == before
+    report = run(study, out, EXTEND)
+    assert report.n_resumed == N_TOYS and report.tally.n_toys == N_TOYS
+    assert_same_contents(out, whole[0])
+    for name, array in report.validation._asdict().items():
+        np.testing.assert_array_equal(array, getattr(whole[1].validation, name), err_msg=name)
+    assert storage.read_attributes(out)["n_toys"] == N_TOYS
+    assert [file.name for file in tmp_path.iterdir()] == ["toys.h5"]
+
+
+def test_extension_may_be_resumed_as_any_run(study, whole, chunks_of_8, tmp_path, monkeypatch):
+    out = tmp_path / "toys.h5"
+    run(study, out, dataclasses.replace(OPTIONS, n_toys=10))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            run(study, out, EXTEND)
+    assert [part[:2] for part in storage.complete_parts(out)] == [(10, 16)]
+    assert run(study, out, dataclasses.replace(OPTIONS, resume=True)).n_resumed == 16
+    assert_same_contents(out, whole[0])
+
+
+def test_nothing_to_add(study, whole):
+    path, _ = whole
+    before = path.read_bytes()
+    for n_toys in (N_TOYS, 5):
+        report = run(study, path, dataclasses.replace(EXTEND, n_toys=n_toys))
+        assert report.nothing_to_add and report.tally.n_toys == N_TOYS and report.validation.agrees.all()
+    assert path.read_bytes() == before
+
+
+def test_what_cannot_be_extended(study, whole, tmp_path):
+    path, _ = whole
+    before = path.read_bytes()
+    more = dataclasses.replace(EXTEND, n_toys=30)
+    with pytest.raises(StorageError, match=r"another run: seed was 3 and is now 4\. Name"):
+        run(study, path, dataclasses.replace(more, seed=4))
+    with pytest.raises(StorageError, match=r"another run: minos was None and is now True\. Name"):
+        run(study, path, dataclasses.replace(more, minos=True))
+    with pytest.raises(StorageError, match="does not exist: leave out --extend"):
+        run(study, tmp_path / "toys.h5", more)
+    with pytest.raises(ValueError, match="overwrite and extend exclude each other"):
+        run(study, path, dataclasses.replace(more, overwrite=True))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == []
+
+
+# --- shards ------------------------------------------------------------------------------------------------
+
+
+def test_shards_are_whole_chunks_of_the_run(study, whole, chunks_of_8, tmp_path):
+    assert [shard_range(N_TOYS, CHUNK, i, 2) for i in (1, 2)] == [(0, 8), (8, 22)]
+    assert [shard_range(100, 8, i, 5) for i in range(1, 6)] == [(0, 16), (16, 40), (40, 56), (56, 80), (80, 100)]
+    with pytest.raises(ValueError, match="22 toys are 3 chunks of 8: ask for at most 3 shards, not 4"):
+        shard_range(N_TOYS, CHUNK, 1, 4)
+    with pytest.raises(ValueError, match="1 <= i <= n, got 3 of 2"):
+        dataclasses.replace(OPTIONS, shard=(3, 2))
+    files = []
+    for i in (1, 2):
+        out = tmp_path / f"{i}.h5"
+        report = run(study, out, dataclasses.replace(OPTIONS, shard=(i, 2), validate=5))
+        files.append((*shard_range(N_TOYS, CHUNK, i, 2), out))
+        attributes = storage.read_attributes(out)
+        assert (attributes["first"], attributes["stop"], attributes["shard"]) == (*files[-1][:2], f"{i}/2")
+        assert report.tally.n_toys == files[-1][1] - files[-1][0]
+        np.testing.assert_array_equal(report.validation.toy, [[0, 5], [10, 15, 21]][i - 1])
+        again = run(study, out, dataclasses.replace(OPTIONS, shard=(i, 2), resume=True))
+        assert again.n_resumed == report.tally.n_toys
+    storage.join_files(tmp_path / "toys.h5", files, {})
+    assert_same_contents(tmp_path / "toys.h5", whole[0])
+
+
+# --- memory ------------------------------------------------------------------------------------------------
+
+
+def out_of_memory(kind):
+    return MemoryError() if kind == "host" else jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+
+@pytest.mark.parametrize("kind, minos", [("host", False), ("device", True)])
+def test_smaller_batches_once_memory_has_run_out(study, whole, tmp_path, monkeypatch, kind, minos):
+    sizes, done = [], []
+
+    def hungry(cost, data, *arguments, **options):
+        sizes.append(len(data))
+        if len(data) > 6:
+            options["progress"](len(data) // 2)
+            raise out_of_memory(kind)
+        return fit_batch(cost, data, *arguments, **options)
+
+    monkeypatch.setattr("toys.fitting.fit_batch", hungry)
+    options = dataclasses.replace(OPTIONS, chunk=16, minos=minos)
+    with pytest.warns(UserWarning, match="memory ran out with 16 toys fitted together: the run goes on") as told:
+        report = run(study, tmp_path / "toys.h5", options, advance=done.append)
+    # the first toy, attempts with 16, 8 and 4 toys, and the last 6 toys in such pieces
+    assert sizes == [1, 16, 8, *[4] * 4, 4, 2] and len(told) == 1
+    # of the phases before and after, one each
+    assert sum(done) == N_TOYS + 2
+    assert_same_contents(tmp_path / "toys.h5", whole[0])
+    if minos:
+        data = generate(study, N_TOYS, seed=3)
+        expected = fit_batch(study.cost, data, study.start, limits=study.limits, backend="numba").minos()
+        np.testing.assert_array_equal(report.minos.lower, expected.lower)
+
+
+def test_no_memory_for_a_single_toy(study, tmp_path, monkeypatch):
+    def hungry(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr("toys.fitting.fit_batch", hungry)
+    with pytest.raises(ValueError, match="no memory for the fit of a single toy"):
+        run(study, tmp_path / "toys.h5", OPTIONS)
+
+
+def test_memory_is_planned(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda: 200_000)
+    with pytest.raises(ValueError, match=r"22 toys at once need .* kB of memory and 200 kB are free: pass --chunk 8"):
+        run(study, tmp_path / "toys.h5", OPTIONS)
+    assert list(tmp_path.iterdir()) == []
+    run(study, tmp_path / "toys.h5", dataclasses.replace(OPTIONS, chunk=8))
+    with pytest.raises(ValueError, match="not even one toy fits"):
+        memory.check(4, 10**6, "cpu")
+    monkeypatch.setattr(memory, "free_bytes", lambda: None)
+    memory.check(10**6, 10**12, "cpu")
+
+
+def test_limits_of_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemTotal:       1000 kB\nMemAvailable:    600 kB\n")
+    assert memory.free_bytes() == 600 * 1024
+    for name, text in (("max", "500000"), ("current", "450000"), ("stat", "anon 1\ninactive_file 20000\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert memory.free_bytes() == 70_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_bytes() == 600 * 1024
+    (tmp_path / "meminfo").unlink()
+    assert memory.free_bytes() > 2**20
+
+
+class Device:
+    """An accelerator, of which the memory alone is known."""
+
+    def memory_stats(self):
+        return {"bytes_limit": 3000, "bytes_in_use": 1000}
+
+
+def test_memory_of_an_accelerator(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda platform: [Device()])
+    memory.check(8, 2000, "gpu")
+    with pytest.raises(ValueError, match=r"1 toys at once need 2.5 kB of memory of the gpu and 2 kB are free"):
+        memory.check(8, 2500, "gpu")
+
+
+def test_tally_of_blocks_is_that_of_all_toys(study, whole, monkeypatch):
+    path, report = whole
+    monkeypatch.setattr(storage, "BLOCK_TOYS", 5)
+    tally = run(study, path, dataclasses.replace(OPTIONS, resume=True)).tally
+    counts = report.result.summary()
+    assert (tally.n_toys, tally.n_valid, tally.n_at_limit) == (N_TOYS, counts.n_valid, counts.n_at_limit)
+    for mine, theirs in zip(tally.calibration, calibration(report.result, study.truth), strict=True):
+        assert mine[:2] == theirs[:2]
+        np.testing.assert_allclose(mine[2:], theirs[2:], rtol=1e-11)
 
 
 @pytest.mark.parametrize("n_toys", [0, -1, 2**32 + 1])
@@ -487,7 +702,7 @@ def test_toys_that_the_cost_cannot_take(tmp_path, bad):
 
 def test_a_chunk_follows_the_bytes_of_a_toy(everything):
     """Counts, points, events and covariances alike, as far as they differ between toys."""
-    compiled = run_module._compile(everything, OPTIONS)
+    compiled = run_module.compile_study(everything, OPTIONS)
     first = take(everything.sampler.data, 0, 1)
     n_numbers = sum(len(first[k][0]) for k in (0, 2)) + 8 + 6 + 5 + 1
     assert compiled.bytes_per_toy == 8 * (n_numbers + 3 * 3)

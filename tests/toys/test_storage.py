@@ -14,7 +14,7 @@ import pytest
 from engine.data import Ragged
 from engine.minos import MinosResult
 from engine.result import FitResult
-from toys import storage
+from toys import hdf5, joining, layout, storage
 from toys.files import StorageError, parts_directory
 
 N_TOYS = 11
@@ -241,7 +241,7 @@ def write_whole(path, result, minos):
     toys = {"counts": np.ones((N_TOYS, 2))}
     for first, stop in BOUNDS:
         part = dataclasses.replace(minos, result=result[first:stop])
-        part = dataclasses.replace(part, **{f: getattr(minos, f)[first:stop] for f in storage._MINOS_ARRAYS})
+        part = dataclasses.replace(part, **{f: getattr(minos, f)[first:stop] for f in layout.MINOS_ARRAYS})
         counts = {name: array[first:stop] for name, array in toys.items()}
         storage.write_part(path, first, counts, result[first:stop], ATTRIBUTES, minos=part)
     storage.join(path, ATTRIBUTES, N_TOYS)
@@ -266,9 +266,9 @@ def test_part_has_the_layout_of_the_file(path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_and_chunks_are_irrelevant(path, kind, monkeypatch):
     toys, result = make_toys(kind), make_result()
-    monkeypatch.setattr(storage, "_CHUNK_BYTES", 48)
-    monkeypatch.setattr(storage, "_BLOCK_BYTES", 40)
-    monkeypatch.setattr(storage, "_CACHE_BYTES", 96)
+    monkeypatch.setattr(hdf5, "CHUNK_BYTES", 48)
+    monkeypatch.setattr(joining, "BLOCK_BYTES", 40)
+    monkeypatch.setattr(hdf5, "CACHE_BYTES", 96)
     write_parts(path, toys, result)
     storage.join(path, {}, N_TOYS)
     assert_equal_results(storage.load(path), result)
@@ -276,15 +276,15 @@ def test_blocks_and_chunks_are_irrelevant(path, kind, monkeypatch):
 
 
 def test_join_holds_blocks_only(path, monkeypatch):
-    n_toys, n_events = 8, 500_000
+    n_toys, n_events = 80, 50_000
     toys = {"values": make_ragged([n_events] * n_toys)}
-    write_parts(path, toys, make_result(n_toys), [(0, 3), (3, 8)])
-    monkeypatch.setattr(storage, "_BLOCK_BYTES", 2**20)
+    write_parts(path, toys, make_result(n_toys), [(0, 30), (30, 80)])
+    monkeypatch.setattr(joining, "BLOCK_BYTES", 2**20)
     tracemalloc.start()
     storage.join(path, {}, n_toys)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # 32 MB of events, of which two blocks may live at once
+    # 32 MB of events, of which two blocks of whole toys may live at once
     assert peak < 3 * 2**20
     np.testing.assert_array_equal(storage.load_toys(path, 5, 6)["values"][0], toys["values"][5])
 
@@ -390,6 +390,110 @@ def test_flipped_bits_never_give_other_numbers(path):
             assert_equal_toys(read_toys, toys)
             assert_equal_toys(read_shared, SHARED)
     assert n_noticed > 30
+
+
+def wiped(path, name, value=0):
+    """Overwrite the first chunk of an array, and HDF5's own checksum of it, as a dying disk does."""
+    with h5py.File(path) as file:
+        chunk = file[name].id.get_chunk_info(0)
+    with path.open("r+b") as file:
+        file.seek(chunk.byte_offset)
+        file.write(bytes([value]) * chunk.size)
+
+
+READ_BY = {
+    "toys/values": (storage.load_toys, "the data of toy 1 in it"),
+    "toys/offsets": (storage.load_toys, ""),
+    "toys/measured": (storage.load_toys, "the data of toy 0 in it"),
+    "toys/checksum": (storage.load_toys, "the data of toy 0 in it"),
+    "results/values": (storage.load, "the fit of toy 0 in it"),
+    "results/covariance": (storage.load, "the fit of toy 0 in it"),
+    "results/status": (storage.load, "the fit of toy . in it"),
+    "results/checksum": (storage.load, "the fit of toy 0 in it"),
+    "results/minos/lower": (storage.load_minos, "the interval of toy 0 in it"),
+    "shared/part3/x": (storage.load_shared, "shared in it"),
+    "validation/fval": (storage.read_validation, "validation in it"),
+}
+
+
+@pytest.fixture
+def full(path):
+    """A complete file with everything in it."""
+    result = make_result()
+    flags = dict.fromkeys(("valid", "at_lower_limit", "at_upper_limit", "new_minimum"), result.at_limit)
+    rows = np.arange(22.0).reshape(N_TOYS, 2) + 1.0
+    minos = MinosResult(result.names, -rows, rows, **flags, nfev=rows.astype(np.int64), result=result)
+    storage.write_part(path, 0, make_toys("ragged"), result, ATTRIBUTES, SHARED, minos)
+    storage.join(path, ATTRIBUTES, N_TOYS, {"fval": np.array([1.0, 2.0])})
+    return path
+
+
+@pytest.mark.parametrize("name", READ_BY)
+def test_block_that_the_disk_left_empty_is_noticed(full, name):
+    """The fletcher32 sum of zeros is zero: HDF5 reads such a block without an error."""
+    read, words = READ_BY[name]
+    read(full)
+    wiped(full, name)
+    with h5py.File(full) as file:
+        assert not file[name][...].any()
+    with pytest.raises(StorageError, match=f"toys.h5 is damaged.*{words}: name another file, restore a copy") as raised:
+        read(full)
+    assert_clear(raised, full)
+
+
+@pytest.mark.parametrize("name", ["toys/measured", "results/fval", "results/minos/upper"])
+def test_chunk_that_was_never_written_is_noticed(full, name):
+    """HDF5 reads zeros where there is no chunk."""
+    with h5py.File(full, "r+") as file:
+        shape, dtype = file[name].shape, file[name].dtype
+        del file[name]
+        file.create_dataset(name, shape, dtype, chunks=shape, fletcher32=True)
+    with pytest.raises(StorageError, match=r"is damaged"):
+        {"toys": storage.load_toys, "results": storage.load_minos}[name.split("/")[0]](full)
+
+
+def test_rows_that_are_missing_are_noticed(full):
+    with h5py.File(full, "r+") as file:
+        for group in ("toys", "results", "results/minos"):
+            for name, array in list(file[group].items()):
+                if isinstance(array, h5py.Dataset) and name != "values":
+                    kept = array[:-1]
+                    del file[group][name]
+                    file[group][name] = kept
+    with pytest.raises(StorageError, match="is damaged"):
+        storage.load_toys(full)
+
+
+def test_damage_is_noticed_when_parts_are_joined(path):
+    toys, result = make_toys("ragged"), make_result()
+    write_parts(path, toys, result)
+    part = storage.complete_parts(path)[1][2]
+    wiped(part, "results/fval", 0)
+    with pytest.raises(
+        StorageError, match="is damaged, the fit of toy 4 in it: delete it, then continue with"
+    ) as raised:
+        storage.join(path, {}, N_TOYS)
+    assert_clear(raised, part)
+    assert not path.exists() and len(storage.complete_parts(path)) == 3
+
+
+def test_damage_elsewhere_does_not_hide_a_toy(full):
+    """Only what is read is compared."""
+    wiped(full, "results/values")
+    assert_equal_toys(storage.load_toys(full), make_toys("ragged"))
+
+
+@pytest.mark.parametrize("first, stop", [(0, None), (3, 9), (9, 11), (5, 5)])
+def test_slice_of_fits(full, monkeypatch, first, stop):
+    assert_equal_results(storage.load(full, first, stop), make_result()[first:stop])
+    whole, some = storage.load_minos(full), storage.load_minos(full, first, stop)
+    for name in some.names:
+        column, mine = whole.names.index(name), some.names.index(name)
+        np.testing.assert_array_equal(some.lower[:, mine], whole.lower[first:stop, column])
+    monkeypatch.setattr(storage, "BLOCK_TOYS", 4)
+    blocks = list(storage.load_blocks(full, minos=True))
+    assert [len(result) for result, _ in blocks] == [4, 4, 3]
+    assert_equal_results(FitResult.concatenate([result for result, _ in blocks]), make_result())
 
 
 def test_damaged_part_is_named_and_can_be_made_again(path):
@@ -631,6 +735,46 @@ def test_full_disk(path, monkeypatch, place):
             storage.join(path, {}, N_TOYS)
         assert_clear(raised, path)
     assert len(storage.complete_parts(path)) == 3 and not path.exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 2 MiB."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", directory]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        pytest.skip(f"a disk of its own cannot be mounted: {error}")
+    if mounted.returncode:
+        pytest.skip(f"a disk of its own cannot be mounted: {mounted.stderr.strip()}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True)
+
+
+def test_disk_that_is_really_full(small_disk):
+    """It fills up while a part is written, and while the parts are joined; space is freed, and all is there."""
+    path, toys, result = small_disk / "toys.h5", {"y": np.random.default_rng(1).random((N_TOYS, 8000))}, make_result()
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(1_200_000))
+    write_parts(path, toys, result, BOUNDS[:1])
+    with pytest.raises(StorageError, match="its disk is full: free space, then continue with --resume") as raised:
+        write_parts(path, toys, result, BOUNDS[1:])
+    assert_clear(raised, "toys_0000000004-0000000009.h5")
+    assert [part[:2] for part in storage.complete_parts(path)] == BOUNDS[:1]
+    ballast.write_bytes(bytes(500_000))
+    write_parts(path, toys, result, BOUNDS[1:])
+    with pytest.raises(StorageError, match="cannot be written, its disk is full") as raised:
+        storage.join(path, {}, N_TOYS)
+    assert_clear(raised, path)
+    assert len(storage.complete_parts(path)) == 3 and not path.exists()
+    ballast.unlink()
+    storage.join(path, {}, N_TOYS)
+    assert_equal_toys(storage.load_toys(path), toys)
+    assert_equal_results(storage.load(path), result)
 
 
 # HDF5 itself runs into a wall, early or when it closes its file: no file of this process may exceed a size

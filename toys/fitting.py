@@ -1,0 +1,155 @@
+"""The fits of one chunk of toys, and what the first toy tells of all."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from engine.fit import fit_batch
+from engine.minos import MinosResult
+from engine.normalisation import check_integral
+from engine.result import FitResult
+from engine.status import Status
+from kernels.graph import UntranslatableError
+from toys.memory import is_used_up
+from toys.options import Options
+from toys.packing import Arrays, bytes_per_toy, describe, pack, unpack
+from toys.study import Study, generate
+
+__all__ = ["Compiled", "Fitter", "compile_study"]
+
+
+class Compiled(NamedTuple):
+    """What the first toy told: the backends of sampler and fit, the device, the bytes of a toy, and what is fitted."""
+
+    sampled: str
+    backend: str
+    device: str
+    bytes_per_toy: int
+    fitted: str
+
+
+def compile_study(study: Study, options: Options) -> Compiled:
+    """Throw and fit one toy, so that everything is compiled.
+
+    Raises
+    ------
+    ValueError
+        If the cost cannot take what the sampler throws, or the density of the model does not have its integral.
+    """
+    if study.observable is not None:
+        for point in (study.truth, study.start):
+            values = {**study.start, **{name: point[name] for name in study.cost.names if name in point}}
+            check_integral(study.cost, [values[name] for name in study.cost.names], study.observable)
+    sampled = "jax" if options.backend == "jax" else "numba"
+    try:
+        data = generate(study, 1, options.seed, 0, sampled)
+    except UntranslatableError:
+        sampled = "jax"
+        data = generate(study, 1, options.seed, 0, sampled)
+    result, _ = Fitter(study, options, options.backend).fit(data, 1)
+    if result.status[0] == Status.BAD_DATA:
+        raise ValueError(
+            "the sampler throws what the cost cannot take, such as NaN, negative counts or an error of zero: toy 0 "
+            "is one of these; correct the sampler"
+        )
+    toys = pack(study.cost, data)
+    return Compiled(
+        # on an accelerator the toys are thrown where they are fitted
+        "jax" if result.backend == "jax" else sampled,
+        result.backend,
+        result.device,
+        bytes_per_toy(toys, len(study.cost.names)),
+        describe(study.cost, toys),
+    )
+
+
+class Fitter:
+    """Fits chunks of a study; once memory has run out, in pieces of half as many toys.
+
+    Attributes
+    ----------
+    at_once : int or None
+        How many toys are fitted together; None is a whole chunk.
+    """
+
+    def __init__(self, study: Study, options: Options, backend: str) -> None:
+        self.study, self.options, self.backend = study, options, backend
+        self.at_once: int | None = None
+
+    def fit(
+        self, data: Any, n_toys: int, advance: Callable[[int], None] = lambda n: None
+    ) -> tuple[FitResult, MinosResult | None]:
+        """The fits of a chunk, and the intervals if they are asked for.
+
+        Raises
+        ------
+        ValueError
+            If there is no memory for a single toy.
+        """
+        while True:
+            done = 0
+
+            def told(n: int) -> None:
+                nonlocal done
+                done += n
+                advance(n)
+
+            try:
+                return self._fit(data, n_toys, told)
+            except Exception as error:
+                if not is_used_up(error):
+                    raise
+            # not inside of the except clause, where the traceback keeps what was allocated
+            advance(-done)
+            self._halve(min(self.at_once or n_toys, n_toys))
+
+    def _halve(self, at_once: int) -> None:
+        if at_once == 1:
+            raise ValueError("there is no memory for the fit of a single toy: free some, or use another device")
+        if self.at_once is None:
+            warnings.warn(
+                f"memory ran out with {at_once} toys fitted together: the run goes on with fewer at once", stacklevel=3
+            )
+        self.at_once = (at_once + 1) // 2
+
+    def _fit(self, data: Any, n_toys: int, advance: Callable[[int], None]) -> tuple[FitResult, MinosResult | None]:
+        if self.at_once is None or self.at_once >= n_toys:
+            return self._fit_together(data, advance)
+        toys, shared = pack(self.study.cost, data)
+        fits, intervals = [], []
+        for first in range(0, n_toys, self.at_once):
+            piece = slice(first, min(first + self.at_once, n_toys))
+            some = Arrays({name: cast(Any, array)[piece] for name, array in toys.items()}, shared)
+            result, minos = self._fit_together(unpack(some, piece.stop - piece.start), advance)
+            fits.append(dataclasses.replace(result, problem=None))
+            intervals.append(minos)
+        result = FitResult.concatenate(fits)
+        return result, _joined([minos for minos in intervals if minos is not None], result)
+
+    def _fit_together(self, data: Any, advance: Callable[[int], None]) -> tuple[FitResult, MinosResult | None]:
+        study, options = self.study, self.options
+        result = fit_batch(
+            study.cost,
+            data,
+            study.start,
+            limits=study.limits,
+            fixed=study.fixed,
+            optimizer=options.optimizer,
+            backend=self.backend,
+            device=options.device,
+            batch_size=self.at_once,
+            progress=advance,
+        )
+        minos = result.minos() if options.minos else None
+        return (minos.result if minos else result), minos
+
+
+def _joined(parts: list[MinosResult], result: FitResult) -> MinosResult | None:
+    if not parts:
+        return None
+    arrays = [f.name for f in dataclasses.fields(MinosResult) if f.name not in ("names", "result")]
+    joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays}
+    return dataclasses.replace(parts[0], **joined, result=result)

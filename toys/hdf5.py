@@ -1,0 +1,174 @@
+"""The one door to HDF5: arrays and attributes are written so that whatever is damaged is noticed when it is read.
+
+Real numbers are float64, integers and booleans keep their dtype. Every array carries a fletcher32 checksum and lies in
+chunks of about 1 MiB. Nothing is compressed: random mantissas do not get smaller. Text is UTF-8 of fixed length, which
+h5py returns as bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from toys.files import Disk, StorageError, new_file, reading, refuse_directory
+
+__all__ = [
+    "Dataset",
+    "File",
+    "Group",
+    "create",
+    "dataset_names",
+    "new_hdf5",
+    "open_hdf5",
+    "per_block",
+    "plain",
+    "read_dataset",
+    "refuse_hollow",
+    "walk",
+    "write_array",
+    "write_attributes",
+]
+
+File, Group, Dataset = h5py.File, h5py.Group, h5py.Dataset
+
+# unlike the oldest format, this one has checksums in its headers too; HDF5 1.10 (2016) and later read it
+LIBVER = ("v110", "v110")
+CHUNK_BYTES = 2**20
+# parts seldom end with a chunk: it stays here until the next part fills it
+CACHE_BYTES = 4 * 2**20
+# deflate makes at most so little of zeros
+MOST_COMPRESSED = 1100
+# what to do about a damaged file that is none of ours
+ANOTHER = "name another file, or restore a copy"
+
+
+# --- writing -----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def new_hdf5(path: Path, aside: Path | None = None) -> Iterator[tuple[h5py.File, Disk]]:
+    """A file that appears under `path` complete or not at all; meanwhile it lies in `aside`."""
+    with (
+        new_file(path, aside=aside) as disk,
+        h5py.File(disk, "w", libver=LIBVER, rdcc_nbytes=CACHE_BYTES) as file,
+    ):
+        yield file, disk
+
+
+def per_block(n_bytes: int, shape: tuple[int, ...], dtype: np.dtype, axis: int) -> int:
+    """How many entries of an axis, at least one, fit into `n_bytes`."""
+    return max(1, n_bytes // max(1, dtype.itemsize * math.prod(shape[:axis] + shape[axis + 1 :])))
+
+
+def create(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype, *, axis: int = 0) -> h5py.Dataset:
+    """A dataset that is cut into chunks along one axis."""
+    if 0 in shape:
+        # HDF5 has no chunks of nothing
+        return group.create_dataset(name, shape, dtype)
+    n = min(shape[axis], per_block(CHUNK_BYTES, shape, dtype, axis))
+    chunks = (*shape[:axis], n, *shape[axis + 1 :])
+    return group.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=True)
+
+
+def write_array(group: h5py.Group, name: str, array: np.ndarray, *, axis: int = 0) -> None:
+    """Write an array; TypeError if it does not hold real numbers or booleans."""
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers or booleans, got {array.dtype}")
+    dtype = np.dtype(np.float64) if array.dtype.kind == "f" else array.dtype
+    create(group, name, array.shape, dtype, axis=axis)[...] = array
+
+
+def write_attributes(group: h5py.Group, attributes: Mapping[str, Any]) -> None:
+    """Write text, numbers, booleans, and arrays and lists of them; TypeError for anything else."""
+    for name, value in attributes.items():
+        try:
+            array = np.asarray(value)
+            if array.dtype.kind == "U":
+                # of fixed length: HDF5 keeps other text without a checksum, and a flipped bit there can hang it
+                array = np.char.encode(array, "utf-8")
+                array = array.astype(h5py.string_dtype("utf-8", max(1, array.dtype.itemsize)))
+            group.attrs[name] = array
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"attribute {name!r} must be text, a number, a boolean or an array of these, got {value!r}"
+            ) from None
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+def open_hdf5(path: str | Path, remedy: str | None = ANOTHER) -> h5py.File:
+    """Any HDF5 file, opened for reading; StorageError if it is missing, damaged or none of HDF5."""
+    with reading(path, remedy):
+        refuse_directory(Path(path))
+        return h5py.File(path, "r")
+
+
+def plain(group: h5py.Group) -> dict[str, Any]:
+    """Attributes as Python's own text, numbers and lists."""
+    attributes = {}
+    for name, value in group.attrs.items():
+        array = np.asarray(value)
+        attributes[name] = (np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array).tolist()
+    return attributes
+
+
+def walk(group: h5py.Group, depth: int = 1) -> Iterator[tuple[str, h5py.Dataset]]:
+    """All datasets in a group and the groups in it, by name; ValueError if it is none, or deeper, as one in itself."""
+    if not isinstance(group, h5py.Group) or depth < 0:
+        raise ValueError(f"{group.name} is no group of arrays")
+    for name, item in group.items():
+        if isinstance(item, h5py.Group):
+            yield from ((f"{name}/{inner}", dataset) for inner, dataset in walk(item, depth - 1))
+        else:
+            yield name, item
+
+
+def refuse_hollow(dataset: h5py.Dataset) -> None:
+    """Raise ValueError for an array of which more is declared than the file holds: it would be read as zeros."""
+    stored = dataset.id.get_storage_size()
+    most = stored if dataset.compression is None else MOST_COMPRESSED * stored
+    if dataset.external or dataset.is_virtual or dataset.size * dataset.dtype.itemsize > most:
+        raise ValueError(f"{dataset.name} is not in the file")
+
+
+def dataset_names(path: str | Path) -> list[str]:
+    """Full names, without the leading slash, of all one-dimensional arrays of real numbers in any HDF5 file.
+
+    Raises
+    ------
+    StorageError
+        If the file is missing, damaged or none of HDF5.
+    """
+    names: list[str] = []
+
+    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset) and item.ndim == 1 and item.dtype.kind in "fiu":
+            names.append(name)
+
+    with open_hdf5(path) as file, reading(path, ANOTHER):
+        file.visititems(visit)
+    return names
+
+
+def read_dataset(path: str | Path, name: str) -> np.ndarray:
+    """One of the arrays that `dataset_names` lists.
+
+    Raises
+    ------
+    StorageError
+        As `dataset_names`, or if there is no array of that name.
+    """
+    with open_hdf5(path) as file, reading(path, ANOTHER):
+        dataset = file.get(name)
+        if not isinstance(dataset, h5py.Dataset):
+            raise StorageError(f"{path} has no dataset {name!r}")
+        refuse_hollow(dataset)
+        return dataset[...]

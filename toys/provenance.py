@@ -1,0 +1,93 @@
+"""What a file says of how it was made, and whether two of them are of one run."""
+
+import datetime
+import json
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from toys import storage
+from toys.files import StorageError
+from toys.options import Options
+from toys.study import Study
+
+__all__ = ["DECISIVE", "PACKAGES", "attributes_of", "check_same", "versions"]
+
+PACKAGES = ("batchfit", "jax", "jaxlib", "optax", "numpy", "iminuit", "numba", "h5py", "scipy")
+# What decides about the numbers: a run is continued only if all of these are the same.
+DECISIVE = (
+    "model", "source", "seed", "n_toys", "truth", "start", "limits", "fixed", "optimizer", "backend", "minos", "chunk",
+    "save_toys", "shard", "batchfit_version",
+)  # fmt: skip
+
+
+def attributes_of(
+    study: Study, options: Options, *, backend: str, device: str, sampled: str, chunk: int
+) -> dict[str, Any]:
+    """The attributes of the file of a run. `sampled` is the backend that throws the toys."""
+    packages = versions()
+    optional = {
+        "fixed": list(study.fixed) if study.fixed else None,
+        "minos": True if options.minos else None,
+        "save_toys": None if options.save_toys else False,
+        "shard": "{}/{}".format(*options.shard) if options.shard else None,
+    }
+    return {name: value for name, value in optional.items() if value is not None} | {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": study.name,
+        "source": options.source,
+        "names": list(study.cost.names),
+        "errordef": study.cost.errordef,
+        "n_toys": options.n_toys,
+        "seed": options.seed if options.seed < 2**63 else str(options.seed),
+        "truth": json.dumps(dict(study.truth)),
+        "start": json.dumps(dict(study.start)),
+        "limits": json.dumps({name: _numbers(pair) for name, pair in study.limits.items()}),
+        "optimizer": options.optimizer,
+        "backend": backend,
+        "sampled": sampled,
+        "device": device,
+        "precision": "float64",
+        "random": "threefry2x32",
+        "chunk": chunk,
+        "batchfit_version": packages["batchfit"],
+        "versions": json.dumps(packages),
+        "jax_devices": ", ".join(sorted({d.device_kind for d in jax.devices()})),
+        "command_line": options.command_line,
+    }
+
+
+def _numbers(pair: tuple[float | None, float | None] | None) -> list[float | None] | None:
+    return None if pair is None else [None if end is None else float(end) for end in pair]
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages on which numbers depend, as they are installed."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        from toys import BATCHFIT
+
+        return BATCHFIT if package == "batchfit" else "not installed"
+
+
+def check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, but: str = "") -> None:
+    """Raise StorageError, with each difference, unless two sets of attributes are of one run; `but` may differ."""
+    different = storage.same_run(found, wanted, [key for key in DECISIVE if key != but])
+    if different:
+        told = "; ".join(
+            f"{key} was {_short(found.get(key))} and is now {_short(wanted.get(key))}" for key in different
+        )
+        raise StorageError(f"{path} belongs to another run: {told}. Name another output, or pass --overwrite")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else "another text"

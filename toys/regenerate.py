@@ -1,0 +1,100 @@
+"""Toys of a file thrown again: of a run that kept nothing but their seed and checksums, or as a proof of any other."""
+
+import json
+import operator
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from toys import storage
+from toys.checksums import checksums
+from toys.command import InputError, find_study
+from toys.files import StorageError
+from toys.models import STUDIES
+from toys.packing import unpack
+from toys.provenance import versions
+from toys.redrawing import redraw
+from toys.study import Study
+
+__all__ = ["regenerate"]
+
+
+def regenerate(path: str | Path, index: int | slice | Sequence[int], study: Study | str | Path | None = None) -> Any:
+    """Throw toys of a file again, from its truth and seed, each verified by its checksum.
+
+    Parameters
+    ----------
+    path : path
+        A file of `run_toys.py`, with or without its toys.
+    index : int, slice or sequence of int
+        Numbers of toys: one toy is a batch of one. Negative ones count from the end.
+    study : Study, name of a ready-made one, or file that defines `study`; optional
+        By default the ready-made study that the file names. The source text in the file is never run.
+
+    Returns
+    -------
+    The toys in the form that `fit_batch` takes.
+
+    Raises
+    ------
+    StorageError
+        If the file cannot be read or has no checksums, or what is thrown is not what was fitted; says why, as far as
+        the file tells.
+    InputError
+        If the study must be given, or cannot be had.
+    ValueError, IndexError
+        If the parameters of the study are not those of the file, or it has no such toys.
+
+    Examples
+    --------
+    >>> fit_batch(study.cost, regenerate("toys.h5", 17), study.start)
+    """
+    attributes = storage.read_attributes(path)
+    if not {"model", "truth", "seed", "sampled"} <= attributes.keys():
+        raise StorageError(f"{path} does not tell how its toys were thrown: read them with toys.load_data(file)")
+    if study is None and attributes["model"] not in STUDIES:
+        raise InputError(f"{path} is of the model {attributes['model']!r}: pass its study, or the file that defines it")
+    source = None
+    if not isinstance(study, Study):
+        study, source = find_study(str(study or attributes["model"]))
+    study = study.at(json.loads(attributes["truth"]))
+    first, stop = attributes["first"], attributes["stop"]
+    toys = _numbers(path, index, first, stop)
+    arrays = redraw(
+        study,
+        toys,
+        seed=int(attributes["seed"]),
+        sampled=attributes["sampled"],
+        chunk=attributes["chunk"],
+        n_toys=attributes["n_toys"],
+    )
+    stored = cast(np.ndarray, storage.read_checksums(path))  # as old as the attribute `sampled`
+    different = np.flatnonzero(checksums(arrays.toys, len(toys)) != stored[toys - first])
+    if len(different):
+        raise StorageError(f"toy {toys[different[0]]} of {path} is thrown otherwise here: {_cause(attributes, source)}")
+    return unpack(arrays, len(toys))
+
+
+def _numbers(path: str | Path, index: Any, first: int, stop: int) -> np.ndarray:
+    """Numbers of toys, (n,) int64, n >= 1."""
+    if isinstance(index, slice):
+        numbers = np.arange(*index.indices(stop), dtype=np.int64)
+    else:
+        given = [operator.index(k) for k in (index if np.ndim(index) else [index])]  # type: ignore[union-attr,list-item]
+        numbers = np.array([k + stop if k < 0 else k for k in given], dtype=np.int64)
+    if not len(numbers) or numbers.min() < first or numbers.max() >= stop:
+        raise IndexError(f"{path} has the toys {first} to {stop - 1}, got {index}")
+    return numbers
+
+
+def _cause(attributes: Mapping[str, Any], source: str | None) -> str:
+    """Why toys differ, as far as can be told."""
+    if source is not None and source != attributes["source"]:
+        return "the source of its model has changed since; the file holds the former text in its attribute 'source'"
+    then, now = json.loads(attributes["versions"]), versions()
+    changed = [f"{name} {then[name]} (here {now[name]})" for name in now if then.get(name, now[name]) != now[name]]
+    if changed:
+        return f"it was made with {', '.join(changed)}: install these versions"
+    return "the study is another one, or it was made on another kind of machine or backend"

@@ -1,0 +1,107 @@
+"""MIGRAD on some toys of a run, spread evenly over it, whether the run keeps its toys or not."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from engine.drivers import Settings
+from engine.fit import EDM_GOAL, MAX_STEPS, limit_arrays
+from engine.reference import Validation, validate
+from engine.result import FitResult
+from toys import storage
+from toys.checksums import checksums
+from toys.files import StorageError
+from toys.packing import Arrays, concatenate, unpack
+from toys.redrawing import redraw
+from toys.study import Study
+
+__all__ = ["validate_run"]
+
+
+def validate_run(
+    study: Study,
+    files: Sequence[tuple[int, int, Path]],
+    attributes: Mapping[str, Any],
+    n_validated: int,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Validation | None:
+    """Refit toys from the same start; no more of them are held than a chunk.
+
+    Parameters
+    ----------
+    study : Study
+    files : sequence of (first, stop, path)
+        Where toys first to stop - 1 lie, as rows from the first one on; in order.
+    attributes : dict
+        Of the run.
+    n_validated : int
+        Of all toys of the run; only those that are in the files are refitted.
+    advance : callable
+        Told of each toy.
+
+    Returns
+    -------
+    Validation, or None if none of these toys is in the files.
+
+    Raises
+    ------
+    StorageError
+        If a file is damaged, or a toy that was not kept is thrown otherwise.
+    """
+    toys = np.unique(np.linspace(0, attributes["n_toys"] - 1, n_validated).astype(np.int64))
+    toys = toys[(toys >= files[0][0]) & (toys < files[-1][1])]
+    chunk = attributes["chunk"]
+    parts = [_validate(study, files, attributes, toys[k : k + chunk], advance) for k in range(0, len(toys), chunk)]
+    return Validation(*map(np.concatenate, zip(*parts, strict=True))) if parts else None
+
+
+def _validate(
+    study: Study,
+    files: Sequence[tuple[int, int, Path]],
+    attributes: Mapping[str, Any],
+    toys: np.ndarray,
+    advance: Callable[[int], None],
+) -> Validation:
+    names = study.cost.names
+    fits, thrown, shared = [], [], dict[str, np.ndarray]()
+    for first, stop, path in files:
+        inside = toys[(toys >= first) & (toys < stop)]
+        if not len(inside):
+            continue
+        rows = inside - first
+        fits += [storage.load(path, row, row + 1) for row in rows.tolist()]
+        if attributes.get("save_toys", True):
+            thrown += [storage.load_toys(path, row, row + 1) for row in rows.tolist()]
+            shared = storage.load_shared(path)
+        else:
+            arrays = _thrown_again(study, attributes, inside, cast(np.ndarray, storage.read_checksums(path))[rows])
+            thrown.append(arrays.toys)
+            shared = arrays.shared
+    lower, upper = limit_arrays(names, study.limits)
+    free = np.array([name not in study.fixed for name in names])
+    settings = Settings(lower, upper, free, study.cost.errordef, EDM_GOAL, MAX_STEPS["newton"])
+    start = np.array([study.start[name] for name in names], dtype=np.float64)
+    data = study.cost.rows(unpack(Arrays(concatenate(thrown), shared), len(toys)))
+    fitted = FitResult.concatenate(fits)
+    checked = validate(study.cost, data, fitted, np.arange(len(toys)), start, settings, advance)
+    return checked._replace(toy=toys)
+
+
+def _thrown_again(study: Study, attributes: Mapping[str, Any], toys: np.ndarray, stored: np.ndarray) -> Arrays:
+    arrays = redraw(
+        study,
+        toys,
+        seed=int(attributes["seed"]),
+        sampled=attributes["sampled"],
+        chunk=attributes["chunk"],
+        n_toys=attributes["n_toys"],
+    )
+    different = toys[checksums(arrays.toys, len(toys)) != stored]
+    if len(different):
+        raise StorageError(
+            f"toy {different[0]} is thrown otherwise than it was fitted: the sampler does not depend on its key alone, "
+            "or the run began on another machine; start anew with --overwrite, without --no-save-toys"
+        )
+    return arrays
