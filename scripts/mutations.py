@@ -77,10 +77,16 @@ def run_small(path: Path, model: str = MODEL, *, stop: bool = False, **options: 
         if stop and len(list(path.parent.glob("*.parts/toys_*.h5"))):
             raise KeyboardInterrupt
 
-    toys.run.LARGEST_CHUNK = 8
     source = path.parent / model
     study, text = find_study(str(source if source.exists() else path.parent.parent / "originals" / model))
-    arguments = {"n_toys": N_TOYS, "device": "cpu", "backend": "numba", "validate": 2, "minos": model == MODEL}
+    arguments = {
+        "n_toys": N_TOYS,
+        "chunk": 8,
+        "device": "cpu",
+        "backend": "numba",
+        "validate": 2,
+        "minos": model == MODEL,
+    }
     with contextlib.suppress(KeyboardInterrupt):
         toys.run.run(study, path, toys.run.Options(**arguments, source=text, **options), advance=advance)
 
