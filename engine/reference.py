@@ -4,9 +4,7 @@ The cost that MIGRAD sees is the sum of the model's own terms, differentiated by
 with the drivers' translated kernels, so that a run carries its own proof.
 """
 
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -150,22 +148,13 @@ def validate(
     progress : callable, optional
         Called with 1 after each toy.
     """
+    evaluate = independent_cost(cost, rows)
     starts = np.broadcast_to(start, (len(rows), len(cost.names)))
     toys = np.asarray(toys, dtype=np.int64)
-
-    def refit(k: int) -> tuple[ReferenceFit, float]:
-        evaluate = independent_cost(cost, rows)  # which remembers a toy: one for each thread
-        return migrad(cost, rows, k, starts[k], settings, evaluate), evaluate(k, result.values[k])[0]
-
-    def refits() -> Iterator[tuple[ReferenceFit, float]]:
-        yield from map(refit, toys[:1].tolist())  # the first compiles for all
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            yield from pool.map(refit, toys[1:].tolist())
-
     fits, ours = [], np.empty(len(toys))
-    for i, (fit, value) in enumerate(refits()):
-        fits.append(fit)
-        ours[i] = value
+    for i, k in enumerate(toys.tolist()):
+        fits.append(migrad(cost, rows, k, starts[k], settings, evaluate))
+        ours[i] = evaluate(k, result.values[k])[0]
         if progress is not None:
             progress(1)
     n_params = len(cost.names)
