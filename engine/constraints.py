@@ -102,7 +102,11 @@ class NormalConstraint(_Constraint):
         k = len(self.names)
         given = as_float64(error, "error")
         if given.ndim < 2:
-            self.covariance = np.diag(self._positive("error", error) ** 2)
+            with np.errstate(over="ignore", under="ignore"):
+                variance = self._positive("error", error) ** 2
+            if not (np.isfinite(variance) & (variance > 0)).all():
+                raise ValueError(f"the squares of error must be numbers that float64 can hold, got {shown(error)}")
+            self.covariance = np.diag(variance)
         elif given.shape != (k, k):
             raise ValueError(f"error must be {k} positive numbers or a ({k}, {k}) covariance matrix, got {given.shape}")
         else:

@@ -196,3 +196,10 @@ def test_wrong_measured_values():
     cost = PoissonConstraint(["a", "b"], [1.0, 2.0])
     with pytest.raises(ValueError, match=r"measured values must have shape \(n_toys, 2\), got \(3,\)"):
         fit_batch(cost, np.ones(3), {"a": 1.0, "b": 1.0})
+
+
+@pytest.mark.parametrize("error", [1e308, 1e-200, [1.0, 1e308]])
+def test_an_error_whose_square_is_no_float(error):
+    names, values = (["a", "b"], [0.0, 0.0]) if isinstance(error, list) else ("a", 0.0)
+    with pytest.raises(ValueError, match="the squares of error must be numbers that float64 can hold"):
+        NormalConstraint(names, values, error)
