@@ -298,9 +298,11 @@ def counts_of(data: Any, n_bins: int, mask: np.ndarray | None = None) -> tuple[n
     total, squares = counts[..., 0], counts[..., 1]
     good = np.isfinite(total) & np.isfinite(squares) & (squares >= 0) & ((squares > 0) | (total == 0))
     filled = good & (squares > 0)
-    scale = np.where(filled, np.abs(total) / np.where(filled, squares, 1.0), np.nan)
-    for k in np.flatnonzero(~filled.all(axis=1)):
-        scale[k, ~filled[k]] = np.median(scale[k, filled[k]]) if filled[k].any() else 1.0
+    with np.errstate(over="ignore"):  # of sums that no histogram has
+        scale = np.where(filled, np.abs(total) / np.where(filled, squares, 1.0), np.nan)
+        for k in np.flatnonzero(~filled.all(axis=1)):
+            scale[k, ~filled[k]] = np.median(scale[k, filled[k]]) if filled[k].any() else 1.0
+    good &= np.isfinite(scale)
     return np.stack([total, scale]), ~good.all(axis=1)
 
 

@@ -17,6 +17,7 @@ from engine import (
     Weighted,
     fit_batch,
 )
+from engine.data import counts_of
 from kernels import norm
 
 # a fit ends within 3e-7 of an error of its minimum, where the Hessian is another one
@@ -262,3 +263,10 @@ def test_bad_and_wrong_weighted_histograms():
     assert list(result.status) == [Status.CONVERGED, Status.BAD_DATA, Status.BAD_DATA]
     with pytest.raises(ValueError, match=r"sums of weights and of their squares, got \(3, 15, 3\)"):
         fit_batch(BinnedNLL(decay_cdf, EDGES), np.ones((3, 15, 3)), {"lam": 3.0})
+
+
+def test_sums_of_weights_whose_scale_is_no_float_are_bad():
+    data = np.tile([[4.0, 4.0], [1.0, 1.0]], (2, 1, 1))
+    data[1, :, 1] = 5e-324
+    _, bad = counts_of(data, 2)
+    assert bad.tolist() == [False, True]
