@@ -46,7 +46,7 @@ class Ragged:
     def __post_init__(self) -> None:
         values = np.ascontiguousarray(as_float64(self.values, "values"))
         offsets = np.asarray(self.offsets)
-        if offsets.size and offsets.dtype.kind not in "iu":
+        if offsets.dtype.kind not in "iu" and (offsets.size or offsets.dtype.kind != "f"):  # [] is of floats
             raise TypeError(f"offsets must be whole numbers, got {_kind(self.offsets)}")
         offsets = np.ascontiguousarray(offsets, dtype=np.int64)
         if values.ndim not in (1, 2) or (values.ndim == 2 and not values.shape[0]):

@@ -130,6 +130,8 @@ def profile_of(
 ) -> Profile:
     """As `profile`, for a result that knows its cost and data."""
     problem = needed_problem(result, "profile")
+    if not isinstance(subtract_min, bool | np.bool_):
+        raise TypeError(f"subtract_min must be True or False, got {shown(subtract_min)}")
     i = _free(result, problem.settings.free, name)
     x = _points(result, i, size, bound, grid)
     n_toys, n = x.shape

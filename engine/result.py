@@ -336,8 +336,9 @@ class FitResult:
         theta_true = self._truth(truth)
         usable = self.valid[:, None] & (self.errors > 0)
         pulls = np.full(self.values.shape, np.nan)
-        np.subtract(self.values, theta_true, out=pulls, where=usable)
-        np.divide(pulls, self.errors, out=pulls, where=usable)
+        with np.errstate(over="ignore"):
+            np.subtract(self.values, theta_true, out=pulls, where=usable)
+            np.divide(pulls, self.errors, out=pulls, where=usable)
         return pulls
 
     def _truth(self, truth: Mapping[str, Any] | np.ndarray) -> np.ndarray:

@@ -122,6 +122,8 @@ def test_mistakes(fits):
     for bound in (-1, (3, 2), np.inf):
         with pytest.raises(ValueError, match="bound must be"):
             fits.profile("s", bound=bound)
+    with pytest.raises(TypeError, match="subtract_min must be True or False"):
+        fits.profile("s", subtract_min=np.array([]))
     with pytest.raises(ValueError, match="within the limits of s"):
         fits.profile("s", grid=[-1.0, 2.0])
     with pytest.raises(ValueError, match="grid must be finite numbers of shape"):
