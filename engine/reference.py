@@ -4,20 +4,23 @@ The cost that MIGRAD sees is the sum of the model's own terms, differentiated by
 with the drivers' translated kernels, so that a run carries its own proof.
 """
 
+import contextlib
+import functools
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from iminuit import Minuit
+from jax import Array
 
 from engine.cost import Cost
 from engine.data import Rows, lane_data, shared_columns
 from engine.drivers import Settings
 from engine.result import FitResult
 
-__all__ = ["AGREEMENT", "ReferenceFit", "Validation", "migrad", "validate"]
+__all__ = ["AGREEMENT", "IndependentCost", "ReferenceFit", "Validation", "migrad", "validate"]
 
 STRATEGY = 2
 TOLERANCE = 1e-6  # of Minuit: EDM below 2e-9 errordef
@@ -73,32 +76,60 @@ class Validation(NamedTuple):
         return self.valid & np.isfinite(self.difference).all(axis=1)
 
 
-def independent_cost(cost: Cost, rows: Rows) -> Callable:
-    """`f(toy, theta) -> (value, gradient)` for the toys of `rows`, compiled once."""
-    padded = [-(-int(np.max(np.diff(leaf.offsets), initial=1)) // 256) * 256 for leaf in rows.leaves]
-    shared = shared_columns(rows, padded)
-    compiled = cost.__dict__.setdefault("_independent", {})
-    if rows.form not in compiled:
-        compiled[rows.form] = jax.jit(jax.value_and_grad(cost.reference(rows)))
-    last = SimpleNamespace(toy=None, data=None)
+class IndependentCost:
+    """The cost of each toy of `rows`, differentiated by JAX; compiled once."""
 
-    def evaluate(toy: int, theta: np.ndarray) -> tuple[float, np.ndarray]:
+    def __init__(self, cost: Cost, rows: Rows) -> None:
+        self.rows = rows
+        self.padded = [-(-int(np.max(np.diff(leaf.offsets), initial=1)) // 256) * 256 for leaf in rows.leaves]
+        self.shared = shared_columns(rows, self.padded)
+        compiled = cost.__dict__.setdefault("_independent", {})
+        if rows.form not in compiled:
+            f = cost.reference(rows)
+            compiled[rows.form] = jax.jit(jax.value_and_grad(f)), jax.jit(functools.partial(_hessian, f))
+        self.first_order, self.second_order = compiled[rows.form]
+        self.toy: int | None = None
+        self.data: tuple = ()
+
+    def __call__(self, toy: int, theta: np.ndarray) -> tuple[float, np.ndarray]:
+        """(value, gradient)"""
+        value, gradient = self._of_toy(self.first_order, toy, theta)
+        return float(value), np.asarray(gradient)
+
+    def hessian(self, toy: int, theta: np.ndarray) -> np.ndarray:
+        return np.asarray(self._of_toy(self.second_order, toy, theta))
+
+    def _of_toy(self, f: Callable, toy: int, theta: np.ndarray) -> Any:
         with jax.enable_x64(True):
-            if last.toy != toy:
-                lanes = [lane_data(leaf, np.array([toy]), n) for leaf, n in zip(rows.leaves, padded, strict=True)]
+            if self.toy != toy:
+                leaves = zip(self.rows.leaves, self.padded, strict=True)
+                lanes = [lane_data(leaf, np.array([toy]), n) for leaf, n in leaves]
                 data = jax.tree.map(lambda a: a[0], tuple(lanes))
-                last.toy, last.data = toy, jax.device_put((data, shared), jax.devices("cpu")[0])
-            value, gradient = compiled[rows.form](np.asarray(theta, dtype=np.float64), *last.data)
-            return float(value), np.asarray(gradient)
+                self.toy, self.data = toy, jax.device_put((data, self.shared), jax.devices("cpu")[0])
+            return f(np.asarray(theta, dtype=np.float64), *self.data)
 
-    return evaluate
+
+def _hessian(f: Callable, theta: Array, data: tuple, shared: tuple) -> Array:
+    slope = jax.linearize(lambda t: jax.grad(f)(t, data, shared), theta)[1]
+    return jax.vmap(slope)(jnp.eye(len(theta)))
 
 
 def migrad(
-    cost: Cost, rows: Rows, toy: int, start: np.ndarray, settings: Settings, evaluate: Callable | None = None
+    cost: Cost,
+    rows: Rows,
+    toy: int,
+    start: np.ndarray,
+    settings: Settings,
+    evaluate: IndependentCost | None = None,
+    *,
+    exact_hessian: bool = False,
 ) -> ReferenceFit:
-    """Fit one toy with MIGRAD: exact gradient, strategy 2, tolerance 1e-6."""
-    evaluate = evaluate or independent_cost(cost, rows)
+    """Fit one toy with MIGRAD: exact gradient, strategy 2, tolerance 1e-6.
+
+    With `exact_hessian` it starts and ends with the Hessian of `evaluate`; where it cannot, and without, with finite
+    differences.
+    """
+    evaluate = evaluate or IndependentCost(cost, rows)
     last: dict[bytes, tuple[float, np.ndarray]] = {}
 
     def both(theta: np.ndarray) -> tuple[float, np.ndarray]:
@@ -108,14 +139,25 @@ def migrad(
             last[key] = evaluate(toy, theta)
         return last[key]
 
-    minuit = Minuit(lambda theta: both(theta)[0], np.array(start), grad=lambda theta: both(theta)[1], name=cost.names)
+    minuit = Minuit(
+        lambda theta: both(theta)[0],
+        np.array(start),
+        grad=lambda theta: both(theta)[1],
+        hessian=(lambda theta: evaluate.hessian(toy, theta)) if exact_hessian else False,
+        name=cost.names,
+    )
     minuit.errordef = settings.errordef
     minuit.strategy = STRATEGY
     minuit.tol = TOLERANCE
     minuit.print_level = 0
     minuit.limits = list(zip(settings.lower, settings.upper, strict=True))
     minuit.fixed = list(~settings.free)
-    minuit.migrad()
+    # at a limit Minuit's own parameter has no Hessian; and where it is not positive definite, Minuit asks for its
+    # diagonal, which iminuit has not: TypeError
+    with contextlib.suppress(*[TypeError] * exact_hessian):
+        minuit.migrad()
+    if exact_hessian and not minuit.valid:
+        return migrad(cost, rows, toy, start, settings, evaluate)
     covariance = minuit.covariance
     with np.errstate(invalid="ignore"):
         errors = np.full(len(start), np.nan) if covariance is None else np.sqrt(np.diagonal(np.asarray(covariance)))
@@ -134,7 +176,7 @@ def validate(
     settings: Settings,
     progress: Callable[[int], None] | None = None,
 ) -> Validation:
-    """Refit some toys with MIGRAD and compare.
+    """Refit some toys with MIGRAD, which is given the exact Hessian, and compare.
 
     Parameters
     ----------
@@ -148,12 +190,12 @@ def validate(
     progress : callable, optional
         Called with 1 after each toy.
     """
-    evaluate = independent_cost(cost, rows)
+    evaluate = IndependentCost(cost, rows)
     starts = np.broadcast_to(start, (len(rows), len(cost.names)))
     toys = np.asarray(toys, dtype=np.int64)
     fits, ours = [], np.empty(len(toys))
     for i, k in enumerate(toys.tolist()):
-        fits.append(migrad(cost, rows, k, starts[k], settings, evaluate))
+        fits.append(migrad(cost, rows, k, starts[k], settings, evaluate, exact_hessian=True))
         ours[i] = evaluate(k, result.values[k])[0]
         if progress is not None:
             progress(1)

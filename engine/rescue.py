@@ -27,7 +27,7 @@ from engine.cost import Cost
 from engine.cpu import NumbaDriver
 from engine.data import Rows
 from engine.drivers import Fits, Settings
-from engine.reference import independent_cost, migrad
+from engine.reference import IndependentCost, migrad
 from engine.status import Status
 from engine.sums import SumCost
 from engine.xla import XlaDriver
@@ -113,7 +113,7 @@ def rescue(
         failed = newton(failed, starts[failed])
         failed = gauss_newton_first(failed, starts[failed])
     if len(failed):
-        evaluate = independent_cost(cost, rows)
+        evaluate = IndependentCost(cost, rows)
         found = np.array([migrad(cost, rows, k, start[k], settings, evaluate).values for k in failed])
         finite = np.isfinite(found).all(axis=1)
         newton(failed[finite], np.clip(found[finite], settings.lower, settings.upper))

@@ -23,7 +23,7 @@ from engine import (
     UnbinnedNLL,
     fit_batch,
 )
-from engine.reference import independent_cost
+from engine.reference import IndependentCost
 
 N_TOYS = 200
 LEGENDRE = np.polynomial.legendre.leggauss(100)
@@ -311,7 +311,7 @@ def minuit_fit(case: Case, k: int) -> Minuit:
 
 def hessian(case: Case, k: int, theta: np.ndarray) -> np.ndarray:
     """Central differences of the gradient that JAX takes of the model's own terms."""
-    evaluate = independent_cost(case.cost, case.cost.rows(case.data))
+    evaluate = IndependentCost(case.cost, case.cost.rows(case.data))
     found = np.empty((len(theta), len(theta)))
     for i in range(len(theta)):
         step = np.zeros(len(theta))

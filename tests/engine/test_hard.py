@@ -18,7 +18,7 @@ from engine import (
 )
 from engine.arguments import limit_arrays
 from engine.drivers import Settings
-from engine.reference import independent_cost, migrad
+from engine.reference import IndependentCost, migrad
 from kernels import expon, norm, truncexpon, truncnorm
 
 
@@ -27,7 +27,7 @@ def by_migrad(cost, data, starts, limits=None):
     rows = cost.rows(data)
     lower, upper = limit_arrays(cost.names, limits)
     settings = Settings(lower, upper, np.ones(len(lower), bool), cost.errordef, 1e-13, 200)
-    evaluate = independent_cost(cost, rows)
+    evaluate = IndependentCost(cost, rows)
     return [migrad(cost, rows, k, start, settings, evaluate) for k, start in enumerate(starts)]
 
 

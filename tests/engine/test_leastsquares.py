@@ -9,7 +9,7 @@ from iminuit import cost as minuit_cost
 
 from engine import LeastSquares, NormalConstraint, Status, UnbinnedNLL, fit_batch
 from engine.cpu import NumbaDriver
-from engine.reference import independent_cost
+from engine.reference import IndependentCost
 from engine.xla import XlaDriver
 from kernels import norm
 
@@ -235,7 +235,7 @@ def test_exact_derivatives_far_from_the_minimum(correlated):
             np.testing.assert_allclose(out[k, :2], wanted[0], rtol=1e-11)
             np.testing.assert_allclose(out[k, 2:5], wanted[1], rtol=1e-10)
             np.testing.assert_allclose(out[k, 5:], np.asarray(wanted[2])[np.tril_indices(3)], rtol=1e-10)
-    value, gradient = independent_cost(cost, rows)(1, theta[1])
+    value, gradient = IndependentCost(cost, rows)(1, theta[1])
     np.testing.assert_allclose([value, *gradient], [out[1, 0], *out[1, 2:5]], rtol=1e-10)
 
 

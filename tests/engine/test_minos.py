@@ -20,7 +20,7 @@ from engine import (
 )
 from engine.fit import EDM_GOAL
 from engine.minos import level
-from engine.reference import independent_cost
+from engine.reference import IndependentCost
 from kernels import norm
 from toys import generate
 from toys.models import STUDIES
@@ -127,7 +127,7 @@ def test_minuit_on_the_spectrum():
         for i, name in enumerate(result.names):
             height = result.profile(name, grid=(result.values + ends)[:, i : i + 1], subtract_min=True).fval
             np.testing.assert_allclose(height, 0.5, rtol=5e-6)
-    evaluate = independent_cost(study.cost, result.problem.rows)
+    evaluate = IndependentCost(study.cost, result.problem.rows)
     for k in range(2):
         minuit = Minuit(
             lambda theta, k=k: evaluate(k, theta)[0],

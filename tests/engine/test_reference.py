@@ -8,7 +8,7 @@ from scipy import stats
 
 from engine import ExtendedUnbinnedNLL, fit_batch
 from engine.drivers import Settings
-from engine.reference import AGREEMENT, independent_cost, migrad, validate
+from engine.reference import AGREEMENT, IndependentCost, migrad, validate
 from kernels import norm
 
 N_TOYS = 12
@@ -47,7 +47,7 @@ def check(toys, result, which=None, task=None, **options):
 
 
 def test_independent_cost_is_the_closed_form(toys):
-    evaluate = independent_cost(COST, COST.rows(toys))
+    evaluate = IndependentCost(COST, COST.rows(toys))
     theta = np.array([33.0, 0.4, 0.9])
     for k in (0, 5, 3, 5):
         x = toys[k]
