@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from engine.arguments import one_of
 from engine.test_statistic import TEST_STATISTICS
@@ -89,17 +88,17 @@ class Asymptotic:
         q = np.asarray(q, dtype=np.float64)
         x = np.sqrt(q)
         if self.test_stat == "q0":
-            return norm.cdf(b - x)[()]
+            return ndtr(b - x)[()]
         below = a - b - x
         if self.test_stat in ("ttilde", "qtilde"):
             # estimates below 0 count as 0
             below = np.where(q <= a**2, below, (a**2 - q) / (2.0 * a) - b if a > 0 else -np.inf)
-        above = norm.cdf(b - a - x) if self.test_stat in ("t", "ttilde") else 0.0
-        return (norm.cdf(below) + above)[()]
+        above = ndtr(b - a - x) if self.test_stat in ("t", "ttilde") else 0.0
+        return (ndtr(below) + above)[()]
 
     def significance(self, q: Any) -> Any:
         """The p-value of q as standard deviations of a normal, one-sided: Z = -Phi^-1(p), eq. 1."""
-        return norm.isf(self.pvalue(q))
+        return -ndtri(self.pvalue(q))
 
     def expected(self) -> tuple[np.ndarray, np.ndarray]:
         """Band of p-values at the tested value and at the alternative, where the alternative is the truth.
@@ -114,9 +113,11 @@ class Asymptotic:
         """
         n = np.array(BAND, dtype=np.float64)
         if self.test_stat not in ("t", "ttilde"):
-            return norm.cdf(n - np.sqrt(self.q_asimov)), norm.cdf(n)
+            return ndtr(n - np.sqrt(self.q_asimov)), ndtr(n)
+        from scipy.optimize import brentq  # seldom wanted, and slow to import
+
         # the quantile of the statistic with probability Phi(N) above it
         upper = (np.sqrt(self.q_asimov) + 10.0) ** 2 * 4.0
-        above = norm.cdf(n)
+        above = ndtr(n)
         q = [brentq(lambda x, p=p: self.pvalue(x, self.poi_alt) - p, 0.0, upper, xtol=1e-12) for p in above]
         return self.pvalue(np.array(q)), above

@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import elementwise
 
 from engine.cpu import NumbaDriver
 from engine.drivers import Settings
@@ -357,6 +356,8 @@ def _bracketed(driver: NumbaDriver | XlaDriver, rays: Rays, unit: np.ndarray, se
     ray = np.flatnonzero(np.isfinite(outside) & ~lower)
     if len(ray):
         tolerances = {"xatol": 0.0, "xrtol": 1e-9, "fatol": 1e-9 * float(rise.min()), "frtol": 0.0}
+        from scipy.optimize import elementwise  # seldom wanted, and slow to import
+
         at = elementwise.find_root(
             height, (inside[ray], outside[ray]), args=(ray,), tolerances=tolerances, maxiter=MAX_FITS
         )

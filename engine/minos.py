@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from scipy import stats
+from scipy.special import chdtrc, chdtri, gammaincinv
 
 from engine.arguments import known
 from engine.crossing import AT_LIMIT, FAILED, FOUND, LOWER, Crossings, Rays, crossings
@@ -87,8 +87,8 @@ def level(cl: float | None, n_params: int = 1) -> float:
             f"got {shown(cl)}"
         )
     if cl < 1:
-        return float(stats.chi2.ppf(cl, n_params))
-    return float(cl) ** 2 if n_params == 1 else float(stats.chi2.isf(stats.chi2.sf(cl**2, 1), n_params))
+        return float(2.0 * gammaincinv(0.5 * n_params, cl))
+    return float(cl) ** 2 if n_params == 1 else float(chdtri(n_params, chdtrc(1, cl**2)))
 
 
 def minos(

@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from engine.minos import MinosResult
 from engine.printing import Table
@@ -194,7 +194,7 @@ def probability(level: float) -> float:
     """A confidence level below 1 as it is, and a number of standard deviations from 1 on as 2 Phi(level) - 1."""
     if not 0 < level < np.inf:
         raise ValueError(f"a level must be a probability, or a number of standard deviations from 1 on, got {level}")
-    return float(level) if level < 1 else float(norm.cdf(level) - norm.cdf(-level))
+    return float(level) if level < 1 else float(ndtr(level) - ndtr(-level))
 
 
 def percent(level: float) -> str:
@@ -245,7 +245,7 @@ def coverage(
         minos = {ONE_SIGMA: minos}
     outcomes, at_limit = {}, {}
     for level in sorted({probability(level) for level in levels}):
-        z = norm.ppf(0.5 + 0.5 * level)
+        z = ndtri(0.5 + 0.5 * level)
         half = np.where(result.errors > 0, z * result.errors, np.nan)
         code = _outcomes(result, theta_true, -half, half, Outcome.NO_ERROR)
         outcomes["hesse", level] = code[:, known]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import chi2
+from scipy.special import gammaincinv
 
 from engine.arguments import limit_arrays
 from engine.data import as_float64
@@ -277,7 +277,7 @@ class _Search:
 
     def _asymptotic_end(self, side: int, limit: float) -> float:
         """About where t of the data is the quantile of a chi-square with one degree of freedom, or the limit."""
-        wanted = chi2.ppf(self.cl, 1)
+        wanted = 2.0 * gammaincinv(0.5, self.cl)
         spread = self.spread if self.spread > 0 else 0.1 * max(1.0, abs(self.best))
         value = self.best + side * np.sqrt(wanted) * spread
         for _ in range(TRIALS):

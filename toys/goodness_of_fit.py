@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
-from scipy.stats import chi2
+from scipy.special import chdtrc
 
 from engine.arguments import one_of
 from engine.binned import BinnedNLL
@@ -184,7 +184,7 @@ def _compared(
 ) -> GoodnessOfFit:
     found = tail(toys, observed)
     failed = Counter(Status(s) for s in status[~np.isfinite(toys)].tolist())
-    asymptotic = float(chi2.sf(observed, ndf)) if ndf is not None and ndf > 0 else None
+    asymptotic = float(chdtrc(ndf, observed)) if ndf is not None and ndf > 0 else None
     words = [
         f"{statistic} = {observed:.5g}: p = {found.p:.4g} +- {found.error:.2g} from {found.n} toys of the fitted model"
     ]

@@ -17,8 +17,7 @@ Feldman & Cousins, Phys. Rev. D57 (1998) 3873, sec. IV.
 from typing import Any
 
 import numpy as np
-from scipy.special import gammaln, xlogy
-from scipy.stats import chi2
+from scipy.special import chdtri, gammaincinv, gammaln, xlogy
 
 __all__ = ["TIE", "poisson_interval", "poisson_p_value", "poisson_statistic"]
 
@@ -119,8 +118,8 @@ def poisson_interval(n: int, background: float, *, cl: float = 0.9, monotonic: b
         raise ValueError(f"cl must lie between 0 and 1, got {cl!r}")
     # ten times the confidence on one side, and for n = 0 no background, which leaves the widest interval
     tail = 0.05 * (1.0 - cl)
-    low = max(0.0, 0.5 * chi2.ppf(tail, 2 * n) - background if n else 0.0)
-    high = 0.5 * chi2.isf(tail, 2 * (n + 1))
+    low = max(0.0, gammaincinv(n, tail) - background if n else 0.0)
+    high = 0.5 * chdtri(2 * (n + 1), tail)
     mu = np.append(np.arange(low, high, STEP), high)
     accepted = np.flatnonzero(_accepts(n, mu, background, cl))
     first, last = accepted[0], accepted[-1]

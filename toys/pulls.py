@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtr
 
 from engine.minos import MinosResult
 from engine.printing import Table, pdg_format
@@ -15,7 +15,7 @@ from toys.statistics import known_pulls, known_truth, moments
 
 __all__ = ["PullRow", "Pulls", "minos_pulls", "pulls", "same_toys"]
 
-QUANTILES = stats.norm.cdf([-1.0, 0.0, 1.0])
+QUANTILES = ndtr([-1.0, 0.0, 1.0])
 FEWEST_FOR_SHAPE = 20  # skewness and kurtosis of fewer say nothing of their distribution
 
 
@@ -175,6 +175,8 @@ def pulls(result: FitResult, truth: Mapping[str, Any], minos: MinosResult | None
 def _row(
     name: str, method: str, pull: np.ndarray, residual: np.ndarray, truth: np.ndarray, missing: dict[str, int]
 ) -> PullRow:
+    from scipy.stats import kstest, normaltest  # slow to import
+
     low, median, high = np.quantile(pull, QUANTILES)
     return PullRow(
         name,
@@ -187,8 +189,8 @@ def _row(
         *moments(pull),
         float(median),
         float(0.5 * (high - low)),
-        float(stats.kstest(pull, "norm").pvalue),
-        float(stats.normaltest(pull).pvalue) if len(pull) >= FEWEST_FOR_SHAPE and np.ptp(pull) > 0 else np.nan,
+        float(kstest(pull, "norm").pvalue),
+        float(normaltest(pull).pvalue) if len(pull) >= FEWEST_FOR_SHAPE and np.ptp(pull) > 0 else np.nan,
     )
 
 

@@ -4,15 +4,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.special import betaincinv, ndtr, ndtri
 
 from engine.result import FitResult
 
 __all__ = ["ONE_SIGMA", "Calibration", "Moments", "calibration", "fraction", "known_pulls", "known_truth", "moments"]
 
-ONE_SIGMA = float(norm.cdf(1.0) - norm.cdf(-1.0))
-#: Binomial intervals by the names under which the field knows them.
-BINOMIAL = {"wilson": "wilson", "clopper-pearson": "exact"}
+ONE_SIGMA = float(ndtr(1.0) - ndtr(-1.0))
+BINOMIAL = ("wilson", "clopper-pearson")
 
 
 class Moments(NamedTuple):
@@ -54,8 +53,14 @@ def fraction(k: int, n: int, interval: str = "wilson", cl: float = ONE_SIGMA) ->
         raise ValueError(f"a binomial interval is 'wilson' or 'clopper-pearson', got {interval!r}")
     if n == 0:
         return np.nan, np.nan, np.nan
-    bounds = binomtest(k, n).proportion_ci(confidence_level=cl, method=BINOMIAL[interval])
-    return k / n, float(bounds.low), float(bounds.high)
+    tail = 0.5 * (1.0 - cl)
+    if interval == "wilson":
+        z = ndtri(tail)
+        centre, half = k + 0.5 * z**2, abs(z) * np.sqrt(k * (n - k) / n + 0.25 * z**2)
+        low, high = (centre - half) / (n + z**2), (centre + half) / (n + z**2)
+    else:
+        low, high = betaincinv(k, n - k + 1, tail), betaincinv(k + 1, n - k, 1.0 - tail)
+    return k / n, float(low) if k else 0.0, float(high) if k < n else 1.0
 
 
 class Calibration(NamedTuple):

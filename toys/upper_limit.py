@@ -6,8 +6,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from engine.arguments import one_of
 from engine.asimov import NoAsimovError
@@ -215,7 +214,7 @@ def _asymptotic(pool: ToyPool, test_stat: str, alpha: float, cls: bool, guess: f
     test = cache(lambda value: asymptotic_test(pool, value, 0.0, test_stat))
     observed = _root(pool, lambda value: test(value).CLs if cls else test(value).CLsb, alpha, guess)
     # the expected CLs at N standard deviations is the p-value divided by Phi(N)
-    factors = np.ones(len(BAND)) if cls else norm.cdf(BAND)
+    factors = np.ones(len(BAND)) if cls else ndtr(BAND)
 
     def expected(k: int) -> Callable[[float], float]:
         return lambda value: test(value).expected[k] * factors[k]
@@ -226,6 +225,8 @@ def _asymptotic(pool: ToyPool, test_stat: str, alpha: float, cls: bool, guess: f
 
 def _root(pool: ToyPool, p: Callable[[float], float], alpha: float, guess: float) -> float:
     """Where p falls to alpha; infinite where no value is excluded, NaN where all are."""
+    from scipy.optimize import brentq  # slow to import
+
     lower, upper = pool.limits
     above = below = guess
     while not p(below) < alpha:

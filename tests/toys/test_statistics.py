@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from engine.result import FitResult
-from toys.statistics import ONE_SIGMA, calibration, known_pulls
+from toys.statistics import ONE_SIGMA, calibration, fraction, known_pulls
 
 
 def make_result(values, errors, valid=None, names=("mu", "sigma")):
@@ -54,7 +54,15 @@ def test_coverage_interval_is_wilsons(inside, n):
     centre, half = (f + 0.5 / n) / (1 + 1 / n), np.sqrt(f * (1 - f) / n + 0.25 / n**2) / (1 + 1 / n)
     np.testing.assert_allclose([row.coverage_low, row.coverage_high], [centre - half, centre + half], atol=1e-14)
     reference = stats.binomtest(inside, n).proportion_ci(ONE_SIGMA, "wilson")
-    assert (row.coverage, row.coverage_low, row.coverage_high) == (f, reference.low, reference.high)
+    assert row.coverage == f
+    np.testing.assert_allclose([row.coverage_low, row.coverage_high], reference, rtol=1e-13)
+
+
+@pytest.mark.parametrize("interval, method", [("wilson", "wilson"), ("clopper-pearson", "exact")])
+@pytest.mark.parametrize("k, n", [(0, 1), (1, 1), (0, 10), (3, 10), (10, 10), (9_000, 10_000)])
+def test_binomial_intervals_are_those_of_scipy(interval, method, k, n):
+    reference = stats.binomtest(k, n).proportion_ci(0.9, method)
+    np.testing.assert_allclose(fraction(k, n, interval, 0.9), [k / n, *reference], rtol=1e-9, atol=1e-12)
 
 
 def test_fits_without_an_error_are_left_out():
