@@ -772,7 +772,7 @@ def rows():
 
 def run_source(program, theta, x, out):
     """The generated source as plain Python: the same text that numba compiles, at once."""
-    names = {"math": math, "np": np, "exp": np.exp, "log": np.log, "erf": math.erf, "erfc": math.erfc}
+    names = vars(math) | {"math": math, "np": np, "exp": np.exp, "log": np.log}
     names["use_wide_vectors"] = lambda: None
     exec(kernel_source(program), names)
     with np.errstate(all="ignore"):
