@@ -79,16 +79,18 @@ def normal_quantile(lower: Array, upper: Array) -> Array:
     # each region sees a harmless argument where it is not selected
     q_central = jnp.where(central, q, 0.0)
     r = 0.180625 - q_central * q_central
-    z_central = q_central * _horner(_CENTRAL_NUMERATOR, r) / _horner(_CENTRAL_DENOMINATOR, r)
+    above, below = q_central * _horner(_CENTRAL_NUMERATOR, r), _horner(_CENTRAL_DENOMINATOR, r)
 
     r = jnp.sqrt(-jnp.log(jnp.where(central | (tail == 0), 0.05, tail)))
     near = r <= 5.0
     r_near = jnp.where(near, r, 1.6) - 1.6
     r_far = jnp.where(near, 5.0, r) - 5.0
-    z_near = _horner(_NEAR_NUMERATOR, r_near) / _horner(_NEAR_DENOMINATOR, r_near)
-    z_far = _horner(_FAR_NUMERATOR, r_far) / _horner(_FAR_DENOMINATOR, r_far)
-    z_tail = jnp.where(tail == 0, jnp.inf, jnp.where(near, z_near, z_far))
-    return jnp.where(central, z_central, jnp.where(lower < upper, -z_tail, z_tail))
+    of_tail = jnp.where(near, _horner(_NEAR_NUMERATOR, r_near), _horner(_FAR_NUMERATOR, r_far))
+    # one division for the three regions
+    above = jnp.where(central, above, jnp.where(lower < upper, -of_tail, of_tail))
+    of_tail = jnp.where(near, _horner(_NEAR_DENOMINATOR, r_near), _horner(_FAR_DENOMINATOR, r_far))
+    z = above / jnp.where(central, below, of_tail)
+    return jnp.where((tail == 0) & ~central, jnp.where(lower < upper, -jnp.inf, jnp.inf), z)
 
 
 def _horner(coefficients: tuple[float, ...], x: Array) -> Array:

@@ -16,6 +16,7 @@ Salmon, Moraes, Dror & Shaw, Parallel random numbers: as easy as 1, 2, 3, SC'11 
 """
 
 import operator
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +107,9 @@ def uniform(key: Array, n: int) -> Array:
 _INLINE = {"error_model": "numpy"}
 _LOOP = {"error_model": "numpy", "cache": True, "nogil": True}
 _AT_ONCE = 64  # toys or numbers that are looked up in a table together
+_BLOCK = 512  # numbers whose bits wait in the first cache
+_PART = 1024
+_PLACE_OF_LOW = np.uint64(0 if sys.byteorder == "little" else 1)  # the low word in the memory of 64 bits
 _PARITY = np.uint32(0x1BD11BDA)
 _ONE_BITS = np.uint64(0x3FF0000000000000)
 
@@ -147,19 +151,40 @@ def fold_in(key0, key1, number):
 
 
 @njit(**_INLINE)
+def _in_unit_interval(bits):
+    # 52 bits behind a leading 1 are a number in [1, 2)
+    return np.uint64((bits >> np.uint64(12)) | _ONE_BITS).view(np.float64) - LARGEST_UNIFORM
+
+
+@njit(**_INLINE)
 def _uniform(key0, key1, i):
     """Element i < 2^32 of a stream."""
     high, low = threefry2x32(key0, key1, np.uint32(0), np.uint32(i))
-    bits = (np.uint64(high) << np.uint64(32)) | np.uint64(low)
-    # 52 bits behind a leading 1 are a number in [1, 2)
-    return np.uint64((bits >> np.uint64(12)) | _ONE_BITS).view(np.float64) - LARGEST_UNIFORM
+    return _in_unit_interval((np.uint64(high) << np.uint64(32)) | np.uint64(low))
+
+
+@njit("void(u4, u4, u4, f8[::1])", **_LOOP)
+def _fill(key0, key1, first, out):
+    """Fill `out` with the numbers of a stream from `first` on."""
+    use_wide_vectors()
+    words, bits = out.view(np.uint32), out.view(np.uint64)
+    # where 64-bit numbers stand in the loop of the 32-bit words, LLVM takes half as many words at once; unsigned, or
+    # numba would look for negative indices at every number
+    for begin in range(np.uint64(0), np.uint64(len(out)), np.uint64(_BLOCK)):
+        n = min(np.uint64(_BLOCK), np.uint64(len(out)) - begin)
+        block = words[np.int64(2 * begin) :]
+        for i in range(np.uint32(n)):
+            high, low = threefry2x32(key0, key1, np.uint32(0), np.uint32(np.uint32(first + begin) + np.uint32(i)))
+            block[np.uint64(2) * np.uint64(i) + _PLACE_OF_LOW] = low
+            block[np.uint64(2) * np.uint64(i) + (np.uint64(1) - _PLACE_OF_LOW)] = high
+        for i in range(begin, begin + n):
+            out[i] = _in_unit_interval(bits[i])
 
 
 @njit("void(u4, u4, f8[::1])", **_LOOP)
 def uniforms(key0, key1, out):
     """Fill `out` with the first numbers of a stream."""
-    for i in range(len(out)):
-        out[i] = _uniform(key0, key1, i)
+    _fill(key0, key1, np.uint32(0), out)
 
 
 @njit("void(f8[::1], i8, i8, f8[::1], i8[::1])", **_LOOP)
@@ -238,8 +263,7 @@ def tally(keys, table, whole, counts):
     for t in range(len(keys)):
         stream0, stream1 = fold_in(keys[t, 0], keys[t, 1], 0)
         for begin in range(0, whole[0], _AT_ONCE):
-            for i in range(_AT_ONCE):
-                u[i] = _uniform(stream0, stream1, begin + i)
+            _fill(stream0, stream1, begin, u)
             entries_up_to(table, 0, len(table), u, found)
             for i in range(min(_AT_ONCE, whole[0] - begin)):
                 counts[t, found[i]] += 1.0
@@ -274,8 +298,11 @@ _FILL = types.void(_MAP, types.f8[::1], types.u4, types.u4, types.f8[:, ::1], ty
 
 @njit(_FILL, **_LOOP)
 def _fill_stream(function, theta, key0, key1, rows, begin, end):
-    uniforms(key0, key1, rows[0, begin:end])
-    function(theta, rows, begin, end)
+    # in parts that stay in the first cache
+    for first in range(begin, end, _PART):
+        last = min(first + _PART, end)
+        _fill(key0, key1, first - begin, rows[0, first:last])
+        function(theta, rows, first, last)
 
 
 @njit(

@@ -409,8 +409,8 @@ def equations(jaxpr):
 
 
 ELEMENTWISE = (
-    "abs add and convert_element_type div eq erf erfc exp expm1 ge gt integer_pow le log lt max min mul ne neg or "
-    "select_n sqrt square sub"
+    "abs add and convert_element_type div eq erf erfc exp expm1 ge gt integer_pow le log lt max min mul ne neg not "
+    "or select_n sqrt square sub"
 )
 COSTLY = {"exp", "expm1", "log", "log1p", "erf", "erfc", "sqrt", "div", "pow"}
 
