@@ -117,9 +117,12 @@ class NormalConstraint(_Constraint):
     def kernel(self, rows: Rows) -> Callable:
         return compile_source(_NORMAL)
 
+    def curved(self) -> np.ndarray:
+        return self._inverse != 0.0
+
     def kernel_shared(self, rows: Rows) -> np.ndarray:
-        """The inverse covariance matrix."""
-        return self._inverse.copy()
+        """The inverse covariance matrix, row after row."""
+        return self._inverse.reshape(1, -1).copy()
 
     def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
         inverse, below = self._inverse, np.tril_indices(len(self.names))
@@ -175,6 +178,9 @@ class PoissonConstraint(_Constraint):
 
     def kernel(self, rows: Rows) -> Callable:
         return compile_source(_POISSON)
+
+    def curved(self) -> np.ndarray:
+        return np.eye(len(self.names), dtype=bool)
 
     def kernel_shared(self, rows: Rows) -> np.ndarray:
         """The scales, and the counts for one unit of the measured values."""
@@ -248,11 +254,11 @@ def row_sums(theta, rows, shared, aux, begin, end, out):
     for i in range(n):
         slope = 0.0
         for j in range(n):
-            slope += shared[i, j] * (theta[j] - aux[j])
+            slope += shared[0, i * n + j] * (theta[j] - aux[j])
         total += (theta[i] - aux[i]) * slope
         out[2 + i] = 2.0 * slope
         for j in range(i + 1):
-            out[k] = 2.0 * shared[i, j]
+            out[k] = 2.0 * shared[0, i * n + j]
             k += 1
     out[0] = total
     out[1] = total

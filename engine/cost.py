@@ -135,6 +135,10 @@ class Cost:
         """What the numba kernel takes as shared columns."""
         return rows.shared
 
+    def curved(self) -> np.ndarray:
+        """(n_params, n_params) bool: which elements of the Hessian may differ from zero."""
+        return np.ones((len(self.names), len(self.names)), dtype=bool)
+
     def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
         """The outputs (see `kernels.program`) of one toy in JAX: `f(theta, data, shared)`.
 

@@ -3,16 +3,19 @@
 import threading
 from collections.abc import Callable
 
+import numba
 import numpy as np
 
 from engine import newton_numba
 from engine.cost import Cost
 from engine.data import Rows
 from engine.drivers import Fits, Settings
+from kernels.translate import memory_of
 
 __all__ = ["NumbaDriver"]
 
 BLOCK_ROWS = 2**20  # of all toys that are handed to numba at once
+TURNS, MOST_TOGETHER = 4, 16
 
 # numba's default threading layer aborts the process when two Python threads enter it at once.
 _ONE_AT_A_TIME = threading.Lock()
@@ -54,7 +57,9 @@ class NumbaDriver:
             raw = np.empty((part.stop - part.start, 5))
             with _ONE_AT_A_TIME:
                 newton_numba.fit_toys()(
+                    together(len(toys[part])),
                     self.kernel,
+                    memory_of(self.kernel),
                     *self._arrays,
                     toys[part].astype(np.int64),
                     np.ascontiguousarray(start[part]),
@@ -82,7 +87,9 @@ class NumbaDriver:
             part = slice(first, first + max(64, self._per_block))
             with _ONE_AT_A_TIME:
                 newton_numba.evaluate_toys()(
+                    together(len(toys[part])),
                     self.kernel,
+                    memory_of(self.kernel),
                     *self._arrays,
                     toys[part].astype(np.int64),
                     np.array(theta[part], dtype=np.float64, order="C"),
@@ -94,6 +101,11 @@ class NumbaDriver:
     def _per_block(self) -> int:
         """Toys whose rows take some ms together."""
         return BLOCK_ROWS // max(1, int(self.rows.offsets[-1]) // max(1, len(self.rows)))
+
+
+def together(n_toys: int) -> int:
+    """How many toys a thread takes at a time, so that each thread has several turns."""
+    return min(max(n_toys // (TURNS * numba.get_num_threads()), 1), MOST_TOGETHER)
 
 
 def compiled(cost: Cost, rows: Rows) -> Callable:

@@ -31,8 +31,10 @@ SMALLEST_RADIUS = 1e-15
 RUNAWAY = 1e15  # a parameter that has grown by this factor runs away
 RADIUS_TOLERANCE = 0.1
 MAX_SHIFTS = 40
+WIDE = 8  # from so many parameters on, loops are in vectors
 
 _HELPER = {"error_model": "numpy", "cache": True, "nogil": True}
+_SUMS = {"fastmath": {"reassoc", "contract", "nsz"}, **_HELPER}  # sums in vectors; NaN and infinity as ever
 
 
 # Loops, because an assignment to a slice compiles the text of its error message too, which takes seconds.
@@ -49,89 +51,186 @@ def _fill(matrix, value):
             matrix[i, j] = value
 
 
+# The vectors and matrices of a fit are rows of one array `work`, and named by the first of them: an array that is cut
+# out of another is counted, in atomic operations, which takes longer than the work on a few parameters.
+SCALE, MOVING, B, P, W, WHOLE, DIRECTION, MATRIX = range(8)
+# of n_params rows each: MATRIX, then the Cholesky factor, then the inverse
+
+
 @njit(**_HELPER)
-def _factorise(a, n, shift, lower):
-    """Cholesky factor of a + shift * I; False where a pivot is not positive."""
+def _factorise(work, n, shift):
+    """Cholesky factor of MATRIX + shift * I, whose lower triangle is read; False where a pivot is not positive."""
+    factor = MATRIX + work.shape[1]
+    if n >= WIDE:
+        return _factorise_wide(work, n, shift, factor)
     for j in range(n):
-        total = a[j, j] + shift
+        total = work[MATRIX + j, j] + shift
         for k in range(j):
-            total -= lower[j, k] * lower[j, k]
+            total -= work[factor + j, k] * work[factor + j, k]
         if not total > PIVOT * (1.0 + shift):
             return False
         pivot = np.sqrt(total)
-        lower[j, j] = pivot
+        work[factor + j, j] = pivot
         inverse = 1.0 / pivot
         for i in range(j + 1, n):
-            total = a[i, j]
+            total = work[MATRIX + i, j]
             for k in range(j):
-                total -= lower[i, k] * lower[j, k]
-            lower[i, j] = total * inverse
+                total -= work[factor + i, k] * work[factor + j, k]
+            work[factor + i, j] = total * inverse
+    return True
+
+
+@njit(**_SUMS)
+def _factorise_wide(work, n, shift, factor):
+    for j in range(n):
+        total = work[MATRIX + j, j] + shift
+        for k in range(j):
+            total -= work[factor + j, k] * work[factor + j, k]
+        if not total > PIVOT * (1.0 + shift):
+            return False
+        pivot = np.sqrt(total)
+        work[factor + j, j] = pivot
+        inverse = 1.0 / pivot
+        left = j + 1 + (n - j - 1) // 4 * 4
+        for i in range(j + 1, left, 4):
+            # four rows share what is read of row j
+            s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
+            for k in range(j):
+                x = work[factor + j, k]
+                s0 += work[factor + i, k] * x
+                s1 += work[factor + i + 1, k] * x
+                s2 += work[factor + i + 2, k] * x
+                s3 += work[factor + i + 3, k] * x
+            work[factor + i, j] = (work[MATRIX + i, j] - s0) * inverse
+            work[factor + i + 1, j] = (work[MATRIX + i + 1, j] - s1) * inverse
+            work[factor + i + 2, j] = (work[MATRIX + i + 2, j] - s2) * inverse
+            work[factor + i + 3, j] = (work[MATRIX + i + 3, j] - s3) * inverse
+        for i in range(left, n):
+            total = work[MATRIX + i, j]
+            for k in range(j):
+                total -= work[factor + i, k] * work[factor + j, k]
+            work[factor + i, j] = total * inverse
     return True
 
 
 @njit(**_HELPER)
-def _forward(lower, n, b, x):
+def _forward(work, n, b, x):
+    """Solve factor x = b."""
+    factor = MATRIX + work.shape[1]
     for i in range(n):
-        total = b[i]
+        total = work[b, i]
         for k in range(i):
-            total -= lower[i, k] * x[k]
-        x[i] = total / lower[i, i]
+            total -= work[factor + i, k] * work[x, k]
+        work[x, i] = total / work[factor + i, i]
 
 
 @njit(**_HELPER)
-def _backward(lower, n, b, x):
+def _backward(work, n, b, x):
+    """Solve factor^T x = b, row by row of the factor; b is not kept."""
+    factor = MATRIX + work.shape[1]
     for i in range(n - 1, -1, -1):
-        total = b[i]
-        for k in range(i + 1, n):
-            total -= lower[k, i] * x[k]
-        x[i] = total / lower[i, i]
+        found = work[b, i] / work[factor + i, i]
+        work[x, i] = found
+        for k in range(i):
+            work[b, k] -= work[factor + i, k] * found
 
 
 @njit(**_HELPER)
-def _norm(x, n):
+def _newton(work, n):
+    """P = -(factor factor^T)^-1 B."""
+    _forward(work, n, B, W)
+    _backward(work, n, W, P)
+    for i in range(n):
+        work[P, i] = -work[P, i]
+
+
+@njit(**_SUMS)
+def _invert(work, n):
+    """The lower triangle of (factor factor^T)^-1, behind the factor; MATRIX becomes the inverse of the factor."""
+    factor, result = MATRIX + work.shape[1], MATRIX + 2 * work.shape[1]
+    for i in range(n):
+        for c in range(n):
+            work[MATRIX + i, c] = 0.0
+            work[result + i, c] = 0.0
+    for i in range(n):
+        done = i // 4 * 4
+        for k in range(0, done, 4):
+            f0, f1, f2, f3 = (
+                work[factor + i, k], work[factor + i, k + 1], work[factor + i, k + 2], work[factor + i, k + 3]
+            )  # fmt: skip
+            for c in range(k + 4):
+                work[MATRIX + i, c] += (f0 * work[MATRIX + k, c] + f1 * work[MATRIX + k + 1, c]) + (
+                    f2 * work[MATRIX + k + 2, c] + f3 * work[MATRIX + k + 3, c]
+                )
+        for k in range(done, i):
+            for c in range(k + 1):
+                work[MATRIX + i, c] += work[factor + i, k] * work[MATRIX + k, c]
+        inverse = 1.0 / work[factor + i, i]
+        for c in range(i):
+            work[MATRIX + i, c] *= -inverse
+        work[MATRIX + i, i] = inverse
+    done = n // 4 * 4
+    for k in range(0, done, 4):
+        for r in range(k + 4):
+            f0, f1, f2, f3 = (
+                work[MATRIX + k, r], work[MATRIX + k + 1, r], work[MATRIX + k + 2, r], work[MATRIX + k + 3, r]
+            )  # fmt: skip
+            for c in range(r + 1):
+                work[result + r, c] += (f0 * work[MATRIX + k, c] + f1 * work[MATRIX + k + 1, c]) + (
+                    f2 * work[MATRIX + k + 2, c] + f3 * work[MATRIX + k + 3, c]
+                )
+    for k in range(done, n):
+        for r in range(k + 1):
+            for c in range(r + 1):
+                work[result + r, c] += work[MATRIX + k, r] * work[MATRIX + k, c]
+
+
+@njit(**_HELPER)
+def _norm(work, row, n):
     total = 0.0
     for i in range(n):
-        total += x[i] * x[i]
+        total += work[row, i] * work[row, i]
     return np.sqrt(total)
 
 
 @njit(**_HELPER)
-def _solve_within(a, b, n, radius, lower, p, w):
-    """Minimise b.p + p.a.p / 2 within |p| <= radius (More and Sorensen 1983); p is the result.
+def _solve_within(work, n, radius):
+    """Minimise B.p + p.MATRIX.p / 2 within |p| <= radius (More and Sorensen 1983); P is the result.
 
-    Returns (shift, posdef): the multiplier and whether `a` itself is positive definite.
+    Of MATRIX the lower triangle is read. Returns (shift, posdef): the multiplier and whether MATRIX itself is positive
+    definite.
     """
-    posdef = _factorise(a, n, 0.0, lower)
+    posdef = _factorise(work, n, 0.0)
     if posdef:
-        _forward(lower, n, b, w)
-        _backward(lower, n, w, p)
-        for i in range(n):
-            p[i] = -p[i]
-        if _norm(p, n) <= radius:
+        _newton(work, n)
+        if _norm(work, P, n) <= radius:
             return 0.0, True
+    return _shifted(work, n, radius, posdef), posdef
+
+
+@njit(**_HELPER)
+def _shifted(work, n, radius, posdef):
+    """The multiplier of a step that ends on the ball; P is the step."""
     if radius == np.inf:
         radius = FIRST_RADIUS
     size = 0.0
     for i in range(n):
         row = 0.0
         for j in range(n):
-            row += abs(a[i, j])
+            row += abs(work[MATRIX + max(i, j), min(i, j)])
         size = max(size, row)
     # a little above Gershgorin's bound: there the shifted matrix has pivots that count as positive
-    low, high = 0.0, _norm(b, n) / radius + (1.0 + 1e-6) * size + 1e-12
+    low, high = 0.0, _norm(work, B, n) / radius + (1.0 + 1e-6) * size + 1e-12
     shift = 1e-3 * high if not posdef else 0.0
     factorised = posdef
     for _ in range(MAX_SHIFTS):
         if shift > 0.0:
-            factorised = _factorise(a, n, shift, lower)
+            factorised = _factorise(work, n, shift)
         if not factorised:
             low = max(low, shift)
         else:
-            _forward(lower, n, b, w)
-            _backward(lower, n, w, p)
-            for i in range(n):
-                p[i] = -p[i]
-            length = _norm(p, n)
+            _newton(work, n)
+            length = _norm(work, P, n)
             if abs(length - radius) <= RADIUS_TOLERANCE * radius:
                 break
             if length > radius:
@@ -140,8 +239,8 @@ def _solve_within(a, b, n, radius, lower, p, w):
                 high = min(high, shift)
             if high - low <= 1e-6 * high:
                 break
-            _forward(lower, n, p, w)
-            slope = _norm(w, n)
+            _forward(work, n, P, W)
+            slope = _norm(work, W, n)
             if slope > 0.0:
                 shift += (length / slope) ** 2 * (length - radius) / radius
             else:
@@ -150,36 +249,32 @@ def _solve_within(a, b, n, radius, lower, p, w):
             shift = max(np.sqrt(low * high), low + 1e-3 * (high - low))
     if not factorised:
         shift = high
-        _factorise(a, n, shift, lower)
-        _forward(lower, n, b, w)
-        _backward(lower, n, w, p)
-        for i in range(n):
-            p[i] = -p[i]
-    length = _norm(p, n)
+        _factorise(work, n, shift)
+        _newton(work, n)
+    length = _norm(work, P, n)
     if not posdef and length < (1.0 - RADIUS_TOLERANCE) * radius:
         # the hard case: the gradient has no part along the direction of negative curvature
         for i in range(n):
-            w[i] = 1.0 + 0.1 * i
-        direction = np.empty(n)
+            work[W, i] = 1.0 + 0.1 * i
         for _ in range(6):
-            _forward(lower, n, w, direction)
-            _backward(lower, n, direction, w)
-            scale = _norm(w, n)
+            _forward(work, n, W, DIRECTION)
+            _backward(work, n, DIRECTION, W)
+            scale = _norm(work, W, n)
             for i in range(n):
-                w[i] /= scale
+                work[W, i] /= scale
         along = 0.0
         for i in range(n):
-            along += b[i] * w[i]
+            along += work[B, i] * work[W, i]
         add = np.sqrt(radius * radius - length * length)
         if along > 0.0:
             add = -add
         for i in range(n):
-            p[i] += add * w[i]
-        length = _norm(p, n)
+            work[P, i] += add * work[W, i]
+        length = _norm(work, P, n)
         if length > radius:
             for i in range(n):
-                p[i] *= radius / length
-    return shift, posdef
+                work[P, i] *= radius / length
+    return shift
 
 
 @njit(**_HELPER)
@@ -195,32 +290,27 @@ def _gain(gradient, hessian, step):
 
 
 @njit(**_HELPER)
-def _propose(theta, gradient, hessian, lower_limit, upper_limit, free, radius, step, work):
+def _propose(theta, gradient, hessian, lower_limit, upper_limit, free, radius, step, work, index):
     """Best step within the trust region and the limits.
 
     Returns (predicted gain, scaled length, shift, posdef of the free block, gradient norm).
     """
     n_params = len(theta)
-    scale, moving = work[0], work[1]
-    b, p, w, whole = work[2], work[3], work[4], work[5]
-    a = work[6 : 6 + n_params]
-    factor = work[6 + n_params : 6 + 2 * n_params]
-    index = np.empty(n_params, np.int64)
     slope = 0.0
     for i in range(n_params):
         step[i] = 0.0
         diagonal = abs(hessian[i, i])
-        scale[i] = 1.0 / np.sqrt(diagonal) if diagonal > 0.0 else 1.0
+        work[SCALE, i] = 1.0 / np.sqrt(diagonal) if diagonal > 0.0 else 1.0
         at_lower = theta[i] <= lower_limit[i] and gradient[i] > 0.0
         at_upper = theta[i] >= upper_limit[i] and gradient[i] < 0.0
-        moving[i] = 1.0 if free[i] and not at_lower and not at_upper else 0.0
-        if moving[i] == 1.0:
-            slope += (gradient[i] * scale[i]) ** 2
+        work[MOVING, i] = 1.0 if free[i] and not at_lower and not at_upper else 0.0
+        if work[MOVING, i] == 1.0:
+            slope += (gradient[i] * work[SCALE, i]) ** 2
     shift, posdef, crossings = 0.0, True, 0
     for round_ in range(n_params + 1):
         n = 0
         for i in range(n_params):
-            if moving[i] == 1.0:
+            if work[MOVING, i] == 1.0:
                 index[n] = i
                 n += 1
         if n == 0:
@@ -228,30 +318,31 @@ def _propose(theta, gradient, hessian, lower_limit, upper_limit, free, radius, s
         for r in range(n):
             i = index[r]
             total = gradient[i]
-            for j in range(n_params):
-                if moving[j] == 0.0:
-                    total += hessian[i, j] * step[j]
-            b[r] = total * scale[i]
-            for c in range(n):
-                a[r, c] = hessian[i, index[c]] * scale[i] * scale[index[c]]
-        shift, block_posdef = _solve_within(a, b, n, radius, factor, p, w)
+            if n < n_params:
+                for j in range(n_params):
+                    if work[MOVING, j] == 0.0:
+                        total += hessian[i, j] * step[j]
+            work[B, r] = total * work[SCALE, i]
+            for c in range(r + 1):
+                work[MATRIX + r, c] = hessian[i, index[c]] * work[SCALE, i] * work[SCALE, index[c]]
+        shift, block_posdef = _solve_within(work, n, radius)
         if round_ == 0:
             posdef = block_posdef
             for i in range(n_params):
-                whole[i] = 0.0
+                work[WHOLE, i] = 0.0
             for r in range(n):
-                whole[index[r]] = p[r] * scale[index[r]]
+                work[WHOLE, index[r]] = work[P, r] * work[SCALE, index[r]]
         crossed = False
         for r in range(n):
             i = index[r]
-            step[i] = p[r] * scale[i]
+            step[i] = work[P, r] * work[SCALE, i]
             if theta[i] + step[i] < lower_limit[i]:
                 step[i] = lower_limit[i] - theta[i]
-                moving[i] = 0.0
+                work[MOVING, i] = 0.0
                 crossed = True
             elif theta[i] + step[i] > upper_limit[i]:
                 step[i] = upper_limit[i] - theta[i]
-                moving[i] = 0.0
+                work[MOVING, i] = 0.0
                 crossed = True
         if not crossed:
             break
@@ -259,6 +350,7 @@ def _propose(theta, gradient, hessian, lower_limit, upper_limit, free, radius, s
     gain = _gain(gradient, hessian, step)
     if crossings:
         # clamping several parameters may lead uphill; the way to the first limit never does
+        whole = work[WHOLE]
         fraction = 1.0
         for i in range(n_params):
             if theta[i] + whole[i] < lower_limit[i]:
@@ -273,7 +365,7 @@ def _propose(theta, gradient, hessian, lower_limit, upper_limit, free, radius, s
             _copy(whole, step)
     length = 0.0
     for i in range(n_params):
-        length += (step[i] / scale[i]) ** 2
+        length += (step[i] / work[SCALE, i]) ** 2
     return gain, np.sqrt(length), shift, posdef, np.sqrt(slope)
 
 
@@ -302,13 +394,9 @@ def _unpack(out, gradient, hessian):
 
 
 @njit(**_HELPER)
-def _covariance(hessian, active, errordef, covariance, work):
+def _covariance(hessian, active, errordef, covariance, work, index):
     """2 errordef times the inverse of the block of the Hessian that is not active; False if not posdef."""
     n_params = len(active)
-    scale, b, x, y = work[0], work[2], work[3], work[4]
-    a = work[6 : 6 + n_params]
-    factor = work[6 + n_params : 6 + 2 * n_params]
-    index = np.empty(n_params, np.int64)
     _fill(covariance, 0.0)
     n = 0
     for i in range(n_params):
@@ -316,22 +404,20 @@ def _covariance(hessian, active, errordef, covariance, work):
             if not hessian[i, i] > 0.0:
                 _fill(covariance, np.nan)
                 return False
-            scale[n] = 1.0 / np.sqrt(hessian[i, i])
+            work[SCALE, n] = 1.0 / np.sqrt(hessian[i, i])
             index[n] = i
             n += 1
     for r in range(n):
-        for c in range(n):
-            a[r, c] = hessian[index[r], index[c]] * scale[r] * scale[c]
-    if not _factorise(a, n, 0.0, factor):
+        for c in range(r + 1):
+            work[MATRIX + r, c] = hessian[index[r], index[c]] * work[SCALE, r] * work[SCALE, c]
+    if not _factorise(work, n, 0.0):
         _fill(covariance, np.nan)
         return False
-    for c in range(n):
-        for r in range(n):
-            b[r] = 1.0 if r == c else 0.0
-        _forward(factor, n, b, x)
-        _backward(factor, n, x, y)
-        for r in range(c, n):
-            value = 2.0 * errordef * y[r] * scale[r] * scale[c]
+    _invert(work, n)
+    inverse = MATRIX + 2 * n_params
+    for r in range(n):
+        for c in range(r + 1):
+            value = 2.0 * errordef * work[inverse + r, c] * work[SCALE, r] * work[SCALE, c]
             covariance[index[r], index[c]] = value
             covariance[index[c], index[r]] = value
     return True
@@ -340,16 +426,11 @@ def _covariance(hessian, active, errordef, covariance, work):
 @njit(**_HELPER)
 def _fit_one(
     kernel, rows, shared, aux, begin, end, start, lower_limit, upper_limit, free, errordef, edm_goal, max_steps,
-    theta, covariance, fit, at_limit,
+    theta, covariance, fit, at_limit, out, trial, gradient, trial_gradient, step, origin, hessian, trial_hessian, work,
+    index, active,
 ):  # fmt: skip
-    """Fit one toy. `fit` receives (fval, edm, status, nfev, posdef)."""
+    """Fit one toy. `fit` receives (fval, edm, status, nfev, posdef); see `_fit_some` for what follows `at_limit`."""
     n_params = len(start)
-    out = np.empty(2 + n_params + n_params * (n_params + 1) // 2)
-    vectors = np.empty((5, n_params))
-    trial, gradient, trial_gradient, step, origin = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4]
-    hessian = np.empty((n_params, n_params))
-    trial_hessian = np.empty((n_params, n_params))
-    work = np.empty((6 + 2 * n_params, n_params))
     _copy(start, theta)
     _copy(start, origin)
     kernel(theta, rows, shared, aux, begin, end, out)
@@ -363,7 +444,7 @@ def _fit_one(
     at_end = False
     while status == RUNNING:
         gain, length, shift, posdef, slope = _propose(
-            theta, gradient, hessian, lower_limit, upper_limit, free, radius, step, work
+            theta, gradient, hessian, lower_limit, upper_limit, free, radius, step, work, index
         )
         if not posdef and radius == np.inf:
             radius = FIRST_RADIUS
@@ -439,7 +520,6 @@ def _fit_one(
             theta[i] = min(max(theta[i] + step[i], lower_limit[i]), upper_limit[i])
         value -= gain
         _copy(trial_gradient, gradient)
-    active = np.empty(n_params, np.bool_)
     for i in range(n_params):
         outward_lower = theta[i] <= lower_limit[i] and gradient[i] > 0.0
         outward_upper = theta[i] >= upper_limit[i] and gradient[i] < 0.0
@@ -449,45 +529,85 @@ def _fit_one(
         _fill(covariance, np.nan)
         posdef = False
     else:
-        posdef = _covariance(hessian, active, errordef, covariance, work)
+        posdef = _covariance(hessian, active, errordef, covariance, work, index)
         if not posdef and status == CONVERGED:
             status = HESSIAN_NOT_POSDEF
     fit[0], fit[1], fit[2], fit[3], fit[4] = value, edm, status, nfev, 1.0 if posdef else 0.0
 
 
 _KERNEL = types.FunctionType(types.void(*normalize_signature(KERNEL_SIGNATURE)[0]))
-_DATA = (_KERNEL, types.f8[:, ::1], types.f8[:, ::1], types.f8[:, ::1], types.i8[::1], types.i8[::1])
+_TABLE, _NUMBERS = types.f8[:, ::1], types.i8[::1]
+_DATA = (types.i8, _KERNEL, types.i8, _TABLE, _TABLE, _TABLE, _NUMBERS, _NUMBERS)
 _BOX = (types.f8[::1], types.f8[::1], types.b1[::1])
 _RESULTS = (types.f8[:, ::1], types.f8[:, :, ::1], types.f8[:, ::1], types.b1[:, ::1])
 
 
-# One call of an ordinary function per toy: array expressions inside a parallel function would cost seconds of
-# compilation and most of the scaling.
-def _fit_toys(
-    kernel, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef, edm_goal, max_steps,
-    values, covariance, fit, at_limit,
+@njit(**_HELPER)
+def _fit_some(
+    first, last, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef,
+    edm_goal, max_steps, values, covariance, fit, at_limit,
 ):  # fmt: skip
-    for t in prange(len(toys)):
+    """Fit some toys one after the other, in memory that is taken once."""
+    n_params = start.shape[1]
+    out = np.zeros(2 + n_params + n_params * (n_params + 1) // 2 + memory)
+    trial, gradient, trial_gradient = np.empty(n_params), np.empty(n_params), np.empty(n_params)
+    step, origin = np.empty(n_params), np.empty(n_params)
+    hessian, trial_hessian = np.empty((n_params, n_params)), np.empty((n_params, n_params))
+    work = np.empty((MATRIX + 3 * n_params, n_params))
+    index = np.empty(n_params, np.int64)
+    active = np.empty(n_params, np.bool_)
+    for t in range(first, last):
         k = toys[t]
         _fit_one(
             kernel, rows, shared, aux[k], offsets[k], offsets[k + 1], start[t], lower_limit, upper_limit, free,
-            errordef, edm_goal, max_steps, values[t], covariance[t], fit[t], at_limit[t],
+            errordef, edm_goal, max_steps, values[t], covariance[t], fit[t], at_limit[t], out, trial, gradient,
+            trial_gradient, step, origin, hessian, trial_hessian, work, index, active,
         )  # fmt: skip
 
 
-def _evaluate_toys(kernel, rows, shared, aux, offsets, toys, theta, out):
-    for t in prange(len(toys)):
+# One call of an ordinary function per turn: array expressions inside a parallel function would cost seconds of
+# compilation and most of the scaling.
+def _fit_toys(
+    together, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef,
+    edm_goal, max_steps, values, covariance, fit, at_limit,
+):  # fmt: skip
+    n = len(toys)
+    for block in prange((n + together - 1) // together):
+        first = block * together
+        _fit_some(
+            first, min(first + together, n), kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit,
+            upper_limit, free, errordef, edm_goal, max_steps, values, covariance, fit, at_limit,
+        )  # fmt: skip
+
+
+@njit(**_HELPER)
+def _evaluate_some(first, last, kernel, memory, rows, shared, aux, offsets, toys, theta, results):
+    n_outputs = results.shape[1]
+    out = np.zeros(n_outputs + memory)
+    for t in range(first, last):
         k = toys[t]
-        kernel(theta[t], rows, shared, aux[k], offsets[k], offsets[k + 1], out[t])
+        kernel(theta[t], rows, shared, aux[k], offsets[k], offsets[k + 1], out)
+        for i in range(n_outputs):
+            results[t, i] = out[i]
+
+
+def _evaluate_toys(together, kernel, memory, rows, shared, aux, offsets, toys, theta, results):
+    n = len(toys)
+    for block in prange((n + together - 1) // together):
+        first = block * together
+        _evaluate_some(
+            first, min(first + together, n), kernel, memory, rows, shared, aux, offsets, toys, theta, results
+        )
 
 
 @functools.cache
 def fit_toys() -> Callable:
     """The compiled fit of many toys, one after the other in each thread.
 
-    It is called with (kernel, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef,
-    edm_goal, max_steps) and the arrays (values, covariance, fit, at_limit) for the results. `toys` are the
-    numbers of the toys to fit; `start` and the results have a row for each; `fit` holds
+    It is called with (together, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit,
+    free, errordef, edm_goal, max_steps) and the arrays (values, covariance, fit, at_limit) for the results. A turn of
+    a thread takes `together` toys, in the same memory; `memory` is `kernels.translate.memory_of(kernel)`. `toys` are
+    the numbers of the toys to fit; `start` and the results have a row for each; `fit` holds
     (fval, edm, status, nfev, posdef).
     """
     signature = types.void(*_DATA, types.f8[:, ::1], *_BOX, types.f8, types.f8, types.i8, *_RESULTS)
@@ -496,5 +616,5 @@ def fit_toys() -> Callable:
 
 @functools.cache
 def evaluate_toys() -> Callable:
-    """The compiled evaluation of many toys: (kernel, rows, shared, aux, offsets, toys, theta, out)."""
+    """The compiled evaluation of many toys, called with what `fit_toys` is up to `toys`, theta and the outputs."""
     return njit(types.void(*_DATA, types.f8[:, ::1], types.f8[:, ::1]), parallel=True, **_HELPER)(_evaluate_toys)

@@ -100,7 +100,12 @@ class SumCost(Cost):
     def kernel(self, rows: Rows) -> Callable:
         kernels = [part.kernel(leaf) for part, leaf in zip(self.leaves, rows.parts, strict=True)]
         shapes = [(len(shared), leaf.aux.shape[1]) for shared, leaf in zip(self._shared(rows), rows.parts, strict=True)]
-        return compile_sum(kernels, self.indices, self.places(), self.factors, shapes, len(self.names))
+        filled = []
+        for part in self.leaves:
+            n, curved = len(part.names), part.curved()
+            bent = [GRADIENT + n + packed_index(i, j) for i in range(n) for j in range(i + 1) if curved[i, j]]
+            filled.append([*range(GRADIENT + n), *bent])
+        return compile_sum(kernels, self.indices, self.places(), filled, self.factors, shapes, len(self.names))
 
     def _shared(self, rows: Rows) -> list[np.ndarray]:
         return [part.kernel_shared(leaf) for part, leaf in zip(self.leaves, rows.parts, strict=True)]

@@ -511,9 +511,9 @@ class _Reader:
 
 
 def _function_source(
-    function: Callable, input_shapes: Sequence[tuple], name: str, pool: _Pool
-) -> tuple[str, list[bool]]:
-    """The text of a function, and which outputs are zero whatever the inputs."""
+    function: Callable, input_shapes: Sequence[tuple], name: str, pool: _Pool, own_memory: bool = True
+) -> tuple[str, list[np.ndarray], int]:
+    """The text of a function, where its outputs may differ from zero, and the length of the memory it wants."""
     with jax.enable_x64(True):
         closed = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(s, np.float64) for s in input_shapes))
         reader = _Reader()
@@ -523,7 +523,9 @@ def _function_source(
     targets = [reader.buffer(value.shape, f"y{k}") for k, value in enumerate(outputs)]
     for target, value in zip(targets, outputs, strict=True):
         reader.write(target, target.memory, "set", value)
-    return _Writer(len(inputs), targets, pool).source(name), [not v.mask.any() for v in outputs]
+    writer = _Writer(len(inputs), targets, pool)
+    masks = [np.broadcast_to(value.mask, value.shape) for value in outputs]
+    return writer.source(name, own_memory), masks, writer.n_scratch
 
 
 class ArrayFunction(NamedTuple):
@@ -559,7 +561,8 @@ def compile_arrays(function: Callable, input_shapes: Sequence[tuple[int, ...]]) 
         If an operation has no form here; the message names it and the line of the model.
     """
     pool = _Pool()
-    text, zero = _function_source(function, input_shapes, "evaluate", pool)
+    text, masks, _ = _function_source(function, input_shapes, "evaluate", pool)
+    zero = [not mask.any() for mask in masks]
     signature = f"void({', '.join(['f8[::1]'] * (1 + len(input_shapes) + len(zero)))})"
     text = text.replace("@njit(**", f"@njit({signature!r}, cache=True, **")
     return ArrayFunction(import_source(_HEADER + text).evaluate, pool.flat(), zero)

@@ -5,6 +5,7 @@ Hessian sum_k t''_k J_k J_k^T + sum_k t'_k d^2 mu_k / d theta^2. This is written
 term, as a numba kernel, whose parts `kernels.arrays` translates, and as a JAX function.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -94,13 +95,9 @@ def weighted_products(jacobian, weights, hessian, scaled):
 @njit({signature!r}, cache=True, **COMPILE_ROW)
 def row_sums(theta, rows, shared, aux, begin, end, out):
     constants = shared[0]
-    mu = np.empty(N_BINS)
-    jacobian = np.empty(N_PARAMS * N_BINS)
-    terms = np.empty(N_BINS)
-    slope = np.empty(N_BINS)
-    curvature = np.empty(N_BINS)
-    expectation(constants, theta, {shared}mu, jacobian)
-    derivatives(constants, mu, {columns}terms, slope, curvature)
+{views}
+    expectation(constants, theta, {shared}mu, jacobian, w0)
+    derivatives(constants, mu, {columns}terms, slope, curvature, w1)
     value = 0.0
     absolute = 0.0
     for k in range(N_BINS):
@@ -113,16 +110,12 @@ def row_sums(theta, rows, shared, aux, begin, end, out):
         for k in range(N_BINS):
             total += slope[k] * jacobian[i * N_BINS + k]
         out[TWO + i] = total
-    hessian = out[2 + {n_params} :]
+    hessian = out[{hessian}:{memory}]
     weighted_products(jacobian, curvature, hessian, mu)
 """
-_CURVED = """    second = jacobian
-    if N_PARAMS > N_BINS:
-        second = np.empty(N_PARAMS * N_PARAMS)
-    bend(constants, theta, {shared}slope, second)
-    for i in range(N_PARAMS):
-        for j in range(i + ONE):
-            hessian[i * (i + ONE) // TWO + j] += second[i * N_PARAMS + j]
+_CURVED = """    bend(constants, theta, {shared}slope, second, w2)
+    for r in range(len(BENT)):
+        hessian[BENT[r, 0]] += second[BENT[r, 1]]
 """
 
 
@@ -182,15 +175,27 @@ def expectation_kernel(
     if shape != column:
         raise ValueError(f"expected must return an array of shape ({n_bins},), one value per bin, got {shape}")
     pool, theta = _Pool(), (n_params,)
-    first, _ = _function_source(expectation, [theta, *[column] * n_shared], "expectation", pool)
-    second, [linear] = _function_source(bend, [theta, *[column] * (n_shared + 1)], "bend", pool)
-    terms, _ = _function_source(term_derivatives(term), [column] * (1 + n_columns), "derivatives", pool)
+    first, _, n0 = _function_source(expectation, [theta, *[column] * n_shared], "expectation", pool, False)
+    terms, _, n1 = _function_source(term_derivatives(term), [column] * (1 + n_columns), "derivatives", pool, False)
+    second, [bent], n2 = _function_source(bend, [theta, *[column] * (n_shared + 1)], "bend", pool, False)
+    linear, hessian = not bent.any(), 2 + n_params
+    memory = hessian + n_params * (n_params + 1) // 2
+    lengths = dict.fromkeys(("mu", "terms", "slope", "curvature"), n_bins) | {"jacobian": n_params * n_bins}
+    lengths |= {"w0": n0, "w1": n1} | ({} if linear else {"second": n_params**2, "w2": n2})
+    ends = list(itertools.accumulate(lengths.values(), initial=memory))
+    views = [f"    {name} = out[{a}:{b}]" for name, (a, b) in zip(lengths, itertools.pairwise(ends), strict=True)]
     sizes = {"ZERO": 0, "ONE": 1, "TWO": 2, "THREE": 3, "FOUR": 4, "N_PARAMS": n_params, "N_BINS": n_bins}
-    text = "".join(f"{name} = np.uint64({value})\n" for name, value in sizes.items())
+    below = np.argwhere(np.tril(bent))
+    places = [[int(i * (i + 1) // 2 + j), int(i * n_params + j)] for i, j in below]
+    text = "" if linear else f"BENT = np.array({places}, dtype=np.uint64)\n"
+    text += f"MEMORY = {ends[-1] - memory}\n"
+    text += "".join(f"{name} = np.uint64({value})\n" for name, value in sizes.items())
     text += "\n\n".join([first, terms] if linear else [first, terms, second])
     given = {
         "signature": KERNEL_SIGNATURE,
-        "n_params": n_params,
+        "views": "\n".join(views),
+        "hessian": hessian,
+        "memory": memory,
         "shared": "".join(f"shared[{1 + k}], " for k in range(n_shared)),
         "columns": "".join(f"rows[{k}, begin:end], " for k in range(n_columns)),
     }

@@ -236,11 +236,21 @@ class _Writer:
                 terms.append(f"i{axis}" if stride == 8 else f"{self.integer(stride // 8)} * i{axis}")
         return f"{value.buffer.place}[{' + '.join([*terms, *extra]) or self.integer(0)}]"
 
-    def source(self, name: str) -> str:
-        """The function's text: `name(c, inputs..., outputs...)`, all arrays flat."""
+    def source(self, name: str, own_memory: bool = True) -> str:
+        """The function's text: `name(c, inputs..., outputs...)`, all arrays flat.
+
+        Without memory of its own it takes `n_scratch` numbers more, `w`, and both these and the outputs must be zero at
+        the first call and kept.
+        """
         body: list[str] = []
+        # what is added up, or written at computed places, starts from zero; all else is written at the same places
         for buffer in self.order:
-            thin = buffer.place.startswith("y") and not buffer.writes[0].value.mask.all()
+            if buffer.place == "w" and any(w.mode == "add" or w.indirect for w in buffer.writes):
+                self.offset(buffer)
+        if self.n_scratch and not own_memory:
+            body += [f"for k in range({self.integer(self.n_scratch)}):", "    w[k] = 0.0"]
+        for buffer in self.order:
+            thin = own_memory and buffer.place.startswith("y") and not buffer.writes[0].value.mask.all()
             if buffer.writes and (buffer.start != 0.0 or thin):
                 place = f"{buffer.place}[{self.integer(self.offset(buffer))} + k]"
                 body += [f"for k in range({self.integer(buffer.memory.size)}):"]
@@ -250,9 +260,10 @@ class _Writer:
             if 0 not in key[1] and any(w.value.mask.any() for w in writes):
                 body += self.loops(key[1], None if key[2] is None else writes[0].value.mask, writes)
         arguments = ["c", *(f"x{k}" for k in range(self.n_inputs)), *(t.place for t in self.targets)]
+        arguments += [] if own_memory else ["w"]
         lines = [f"U{n} = np.uint64({n})" for n in sorted(self.integers)]
         lines += ["", "", "@njit(**COMPILE_ROW)", f"def {name}({', '.join(arguments)}):"]
-        lines += [f"    w = np.zeros({self.n_scratch})"] if self.n_scratch else []
+        lines += [f"    w = np.zeros({self.n_scratch})"] if self.n_scratch and own_memory else []
         return "\n".join([*lines, *(f"    {line}" for line in body or ["pass"])]) + "\n"
 
     def loops(self, shape: tuple, mask: np.ndarray | None, writes: Sequence[_Write]) -> list[str]:

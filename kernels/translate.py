@@ -23,7 +23,7 @@ import llvmlite
 import numba
 from llvmlite import binding
 
-from kernels import vectormath
+from kernels import vectormath, vectorpower, vectortrig
 from kernels.graph import trace
 from kernels.nodes import Graph
 from kernels.outer import BEYOND, BLOCK, add_outer, outer_source, tables
@@ -39,9 +39,11 @@ __all__ = [
     "compile_source",
     "compile_sum",
     "kernel_source",
+    "memory_of",
 ]
 
-# kernel(theta, rows, shared, aux, begin, end, out): rows begin to end of the toy; see kernels.program for `out`
+# kernel(theta, rows, shared, aux, begin, end, out): rows begin to end of the toy; see kernels.program for `out`, which
+# goes on with the kernel's own memory: `memory_of(kernel)` numbers, zero at the first call and kept from call to call
 KERNEL_SIGNATURE = "void(f8[::1], f8[:, ::1], f8[:, ::1], f8[::1], i8, i8, f8[::1])"
 # map(theta, rows, begin, end): column 0 of the rows begin to end, in place
 MAP_SIGNATURE = "void(f8[::1], f8[:, ::1], i8, i8)"
@@ -121,7 +123,10 @@ _HEADER = """import math
 import numpy as np
 from numba import njit
 
-from kernels.vectormath import COMPILE_HELPER, COMPILE_ROW, digamma, erf, erfc, exp, log, trigamma, use_wide_vectors
+from kernels.vectormath import COMPILE_HELPER, COMPILE_ROW, use_wide_vectors
+from kernels.vectormath import digamma, erf, erfc, exp, lgamma, log, trigamma
+from kernels.vectorpower import cbrt, expm1, log1p, pow
+from kernels.vectortrig import acos, acosh, asin, asinh, atan, atan2, atanh, cos, cosh, sin, sinh, tan, tanh
 
 """
 
@@ -129,7 +134,7 @@ from kernels.vectormath import COMPILE_HELPER, COMPILE_ROW, digamma, erf, erfc, 
 def import_source(source: str) -> types.ModuleType:
     """Import generated source as a module whose file is named by its hash, so that numba caches it on disk."""
     made_by = [numba.__version__, llvmlite.__version__, binding.get_host_cpu_name(), sys.version]
-    made_by.append(Path(vectormath.__file__).read_text(encoding="utf-8"))
+    made_by += [Path(str(m.__file__)).read_text(encoding="utf-8") for m in (vectormath, vectorpower, vectortrig)]
     digest = hashlib.sha256("\0".join([source, *made_by]).encode()).hexdigest()[:24]
     name = f"batchfit_kernel_{digest}"
     if name in sys.modules:
@@ -162,6 +167,11 @@ def compile_source(source: str) -> Callable:
     """The compiled kernel of the source of a function `row_sums`."""
     decorator = f"@njit({KERNEL_SIGNATURE!r}, cache=True, **COMPILE_ROW)\n"
     return import_source(_HEADER + source.lstrip().replace(_DEFINITION, decorator + _DEFINITION)).row_sums
+
+
+def memory_of(kernel: Callable) -> int:
+    """How many numbers a kernel keeps behind its outputs."""
+    return vars(sys.modules[kernel.py_func.__module__]).get("MEMORY", 0)  # type: ignore[attr-defined]
 
 
 def compile_map(function: Callable, n_params: int, n_columns: int = 1):
@@ -199,6 +209,7 @@ def compile_sum(
     kernels: Sequence[Any],
     indices: Sequence[Sequence[int]],
     places: Sequence[Sequence[int]],
+    filled: Sequence[Sequence[int]],
     factors: Sequence[float],
     shapes: Sequence[tuple[int, int]],
     n_params: int,
@@ -212,6 +223,8 @@ def compile_sum(
         For each, the positions of its parameters among those of the sum.
     places : sequence of sequences of int
         For each, the positions of its outputs among those of the sum.
+    filled : sequence of sequences of int
+        For each, which of its outputs may differ from zero.
     factors : sequence of float
     shapes : sequence of (n_shared, n_aux)
         How many shared columns and measured values each takes. They stand one after the other; before the measured
@@ -220,24 +233,31 @@ def compile_sum(
     """
     n = len(kernels)
     lines = [f"from {k.py_func.__module__} import row_sums as part{p}" for p, k in enumerate(kernels)]
-    lines += [f"PLACES{p} = np.array({[int(i) for i in place]})" for p, place in enumerate(places)]
+    for p, (place, some) in enumerate(zip(places, filled, strict=True)):
+        lines += [f"ADD{p} = np.array({[(int(place[k]), int(k)) for k in some]}, dtype=np.uint64)"]
     lines += [f"@njit({KERNEL_SIGNATURE!r}, cache=True, **COMPILE_ROW)"]
     lines += ["def row_sums(theta, rows, shared, aux, begin, end, out):"]
-    lines += [f"    for k in range({2 + n_params + n_params * (n_params + 1) // 2}):", "        out[k] = 0.0"]
+    n_outputs = 2 + n_params + n_params * (n_params + 1) // 2
+    # a first part of all parameters writes its outputs where those of the sum are wanted
+    whole = list(places[0]) == list(range(n_outputs)) and factors[0] == 1.0
+    lines += [] if whole else [f"    for k in range({n_outputs}):", "        out[k] = 0.0"]
     lines += ["    first = begin"]
-    n_shared, n_aux = 0, n
+    n_shared, n_aux, memory = 0, n, n_outputs
     for p, (index, place, factor, (more_shared, more_aux)) in enumerate(
         zip(indices, places, factors, shapes, strict=True)
     ):
-        lines += [f"    last = first + int(aux[{p}])", f"    theta{p} = np.empty({len(index)})"]
-        lines += [f"    theta{p}[{k}] = theta[{i}]" for k, i in enumerate(index)]
-        lines += [
-            f"    out{p} = np.empty({len(place)})",
-            f"    part{p}(theta{p}, rows, shared[{n_shared}:{n_shared + more_shared}], "
-            f"aux[{n_aux}:{n_aux + more_aux}], first, last, out{p})",
-            f"    for k in range({len(place)}):",
-            f"        out[PLACES{p}[k]] += {float(factor)!r} * out{p}[k]",
-            "    first = last",
-        ]
-        n_shared, n_aux = n_shared + more_shared, n_aux + more_aux
+        theta, out, behind = "theta", "out", memory + memory_of(kernels[p])
+        lines += [f"    last = first + int(aux[{p}])"]
+        if p or not whole:
+            theta, out, outputs = f"theta{p}", f"out{p}", memory + len(index)
+            behind += len(index) + len(place)
+            lines += [f"    {theta} = out[{memory}:{outputs}]", f"    {out} = out[{outputs}:{behind}]"]
+            lines += [f"    {theta}[{k}] = theta[{i}]" for k, i in enumerate(index)]
+        given = f"shared[{n_shared}:{n_shared + more_shared}], aux[{n_aux}:{n_aux + more_aux}], first, last"
+        lines += [f"    part{p}({theta}, rows, {given}, {out})", "    first = last"]
+        if p or not whole:
+            add = f"        out[ADD{p}[k, 0]] += {float(factor)!r} * {out}[ADD{p}[k, 1]]"
+            lines += [f"    for k in range({len(filled[p])}):", add]
+        n_shared, n_aux, memory = n_shared + more_shared, n_aux + more_aux, behind
+    lines += [f"MEMORY = {memory - n_outputs}"]
     return import_source(_HEADER + "\n".join(lines) + "\n").row_sums

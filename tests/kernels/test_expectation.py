@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from kernels.expectation import expectation_kernel, expectation_outputs, saturated, term_derivatives
+from kernels.translate import memory_of
 
 N = 9
 
@@ -37,8 +38,9 @@ def test_any_term_with_columns_of_the_toy_and_shared_ones():
 
     exact = jax.jit(lambda theta: (cost(theta), jax.grad(cost)(theta), jax.hessian(cost)(theta)))
     for theta in rng.uniform(0.3, 1.5, (3, 3)):
-        out = np.empty(2 + 3 + 6)
+        out = np.zeros(2 + 3 + 6 + memory_of(model.kernel))
         model.kernel(theta, rows, shared, np.empty(0), 4, 4 + N, out)
+        out = out[: 2 + 3 + 6]
         with jax.enable_x64(True):
             value, gradient, hessian = map(np.asarray, exact(theta))
             by_jax = expectation_outputs(curved, 3, 2, term=scaled_square)(theta, columns, (x, w))
