@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array, lax
-from jax.scipy.linalg import solve_triangular
 
+from engine.cholesky import factorise, solve, solve_lower
 from engine.newton_numba import (
     ACCEPT,
     AT_REST,
@@ -35,7 +36,6 @@ from engine.newton_numba import (
     FIRST_RADIUS,
     MAX_SHIFTS,
     NEAR,
-    PIVOT,
     RADIUS_TOLERANCE,
     ROUNDING,
     RUNAWAY,
@@ -43,6 +43,7 @@ from engine.newton_numba import (
     SMALLEST_RADIUS,
 )
 from engine.status import Status
+from kernels.derivatives import packed_index
 
 __all__ = ["Box", "Evaluation", "NewtonState", "covariance_of", "newton", "newton_init", "newton_step", "unpack"]
 
@@ -86,34 +87,35 @@ class Box(NamedTuple):
 
 def unpack(outputs: Array, n_params: int) -> Evaluation:
     """The outputs of a kernel (see `kernels.program`) as an Evaluation."""
-    rows, columns = jnp.tril_indices(n_params)
-    packed = outputs[2 + n_params :]
-    lower = jnp.zeros((n_params, n_params)).at[rows, columns].set(packed)
-    return Evaluation(outputs[0], outputs[1], outputs[2 : 2 + n_params], lower + jnp.tril(lower, -1).T)
+    places = np.array([[packed_index(i, j) for j in range(n_params)] for i in range(n_params)])
+    return Evaluation(outputs[0], outputs[1], outputs[2 : 2 + n_params], outputs[2 + n_params + places])
 
 
 def _outward(theta: Array, gradient: Array, box: Box) -> Array:
     return ((theta <= box.lower) & (gradient > 0)) | ((theta >= box.upper) & (gradient < 0))
 
 
-def _solve(factor: Array, b: Array) -> Array:
-    return solve_triangular(factor, solve_triangular(factor, b, lower=True), lower=True, trans=1)
-
-
-def _factorise(a: Array, shift: Array | float) -> tuple[Array, Array]:
-    factor = jnp.linalg.cholesky(a + shift * jnp.eye(len(a)), symmetrize_input=False)
-    good = jnp.all(jnp.diagonal(factor) ** 2 > PIVOT * (1.0 + shift))
-    return jnp.where(good, factor, jnp.eye(len(a))), good
-
-
-def _solve_within(a: Array, b: Array, moving: Array, radius: Array) -> tuple[Array, Array, Array]:
+def _solve_within(a: Array, b: Array, moving: Array, radius: Array, unrolled: bool) -> tuple[Array, Array, Array]:
     """Minimise b.p + p.a.p / 2 within |p| <= radius over the moving parameters: (p, shift, posdef).
 
     `a` has the unit matrix and `b` zeros where a parameter does not move.
     """
-    factor, posdef = _factorise(a, 0.0)
-    newton_step = -_solve(factor, b)
+    factor, posdef = factorise(a, 0.0, unrolled)
+    newton_step = -solve(factor, b)
     inside = posdef & (jnp.linalg.norm(newton_step) <= radius)
+
+    def on_boundary(carry: tuple) -> tuple:
+        return *_on_boundary(a, b, moving, radius, posdef, inside, unrolled), jnp.asarray(True)
+
+    # a loop of one turn, and not a choice: `vmap` takes both sides of a choice, but no turn that no toy needs
+    step, shift, _ = lax.while_loop(lambda c: ~c[-1], on_boundary, (newton_step, jnp.zeros_like(radius), inside))
+    return step, shift, posdef
+
+
+def _on_boundary(
+    a: Array, b: Array, moving: Array, radius: Array, posdef: Array, inside: Array, unrolled: bool
+) -> tuple[Array, Array]:
+    """The step of `_solve_within` where it ends on the boundary: (p, shift); any where it ends `inside`."""
     bounded = jnp.where(jnp.isinf(radius), FIRST_RADIUS, radius)
     size = jnp.max(jnp.where(moving, jnp.sum(jnp.abs(jnp.where(moving, a, 0.0)), axis=1), 0.0))
     # a little above Gershgorin's bound: there the shifted matrix has pivots that count as positive
@@ -121,14 +123,14 @@ def _solve_within(a: Array, b: Array, moving: Array, radius: Array) -> tuple[Arr
 
     def search(carry: tuple) -> tuple:
         shift, low, high, _, count, _ = carry
-        factor, good = _factorise(a, shift)
-        p = -_solve(factor, b)
+        factor, good = factorise(a, shift, unrolled)
+        p = -solve(factor, b)
         length = jnp.linalg.norm(p)
         done = good & (jnp.abs(length - bounded) <= RADIUS_TOLERANCE * bounded)
         low = jnp.where(~good | (length > bounded), jnp.maximum(low, shift), low)
         high = jnp.where(good & (length <= bounded), jnp.minimum(high, shift), high)
         done |= good & (high - low <= 1e-6 * high)
-        slope = jnp.linalg.norm(solve_triangular(factor, p, lower=True))
+        slope = jnp.linalg.norm(solve_lower(factor, p))
         better = shift + (length / jnp.where(slope > 0, slope, 1.0)) ** 2 * (length - bounded) / bounded
         usable = good & (slope > 0) & (low < better) & (better < high)
         middle = jnp.maximum(jnp.sqrt(low * high), low + 1e-3 * (high - low))
@@ -141,25 +143,28 @@ def _solve_within(a: Array, b: Array, moving: Array, radius: Array) -> tuple[Arr
     first = jnp.where(posdef, 0.0, 1e-3 * high)
     start = (first, jnp.zeros_like(high), high, first, 0, inside)
     _, _, high, shift, _, _ = lax.while_loop(running, search, start)
-    _, good = _factorise(a, shift)
-    shift = jnp.where(inside, 0.0, jnp.where(good, shift, high))
-    factor, _ = _factorise(a, shift)
-    p = -_solve(factor, b)
+    _, good = factorise(a, shift, unrolled)
+    shift = jnp.where(good, shift, high)
+    factor, _ = factorise(a, shift, unrolled)
+    p = -solve(factor, b)
 
     # the hard case: the gradient has no part along the direction of negative curvature
     length = jnp.linalg.norm(p)
     w = jnp.where(moving, 1.0 + 0.1 * (jnp.cumsum(moving) - 1), 0.0)
-    for _ in range(6):
-        w = _solve(factor, w)
-        w = w / jnp.linalg.norm(w)
+
+    def towards_negative(_: int, w: Array) -> Array:
+        w = solve(factor, w)
+        return w / jnp.linalg.norm(w)
+
+    w = lax.fori_loop(0, 6, towards_negative, w)
     add = jnp.sqrt(jnp.maximum(bounded**2 - length**2, 0.0))
     along = p + jnp.where(jnp.dot(b, w) > 0, -add, add) * w
     along = along * jnp.minimum(1.0, bounded / jnp.linalg.norm(along))
     hard = ~posdef & (length < (1.0 - RADIUS_TOLERANCE) * bounded) & jnp.any(moving)
-    return jnp.where(inside, newton_step, jnp.where(hard, along, p)), shift, posdef
+    return jnp.where(hard, along, p), shift
 
 
-def _propose(theta: Array, best: Evaluation, box: Box, radius: Array) -> tuple[Array, ...]:
+def _propose(theta: Array, best: Evaluation, box: Box, radius: Array, unrolled: bool) -> tuple[Array, ...]:
     """Best step within the trust region and the limits: (step, gain, length, shift, posdef, slope)."""
     gradient, hessian = best.gradient, best.hessian
     diagonal = jnp.abs(jnp.diagonal(hessian))
@@ -172,7 +177,7 @@ def _propose(theta: Array, best: Evaluation, box: Box, radius: Array) -> tuple[A
     def among(moving: Array, step: Array) -> tuple[Array, Array, Array]:
         b = jnp.where(moving, (gradient + hessian @ jnp.where(moving, 0.0, step)) * scale, 0.0)
         a = jnp.where(moving & moving[:, None], scaled, eye)
-        p, shift, posdef = _solve_within(a, b, moving, radius)
+        p, shift, posdef = _solve_within(a, b, moving, radius, unrolled)
         return jnp.where(moving, p * scale, step), shift, posdef
 
     whole, shift, posdef = among(moving, jnp.zeros_like(theta))
@@ -225,10 +230,20 @@ def newton_init(theta: Array) -> NewtonState:
 
 
 def newton_step(
-    state: NewtonState, here: Evaluation, box: Box, *, errordef: float, edm_goal: float, max_steps: int
+    state: NewtonState,
+    here: Evaluation,
+    box: Box,
+    *,
+    errordef: float,
+    edm_goal: float,
+    max_steps: int,
+    unrolled: bool = False,
 ) -> NewtonState:
-    """Judge the trial point, at which the cost is `here`, and propose the next; a finished fit stays as it is."""
-    first = state.nfev == 0
+    """Judge the trial point, at which the cost is `here`, and propose the next; a finished fit stays as it is.
+
+    `unrolled` is for accelerators, see `engine.cholesky`.
+    """
+    first, running = state.nfev == 0, state.status == RUNNING
     finite = jnp.isfinite(here.value) & jnp.all(jnp.isfinite(here.gradient)) & jnp.all(jnp.isfinite(here.hessian))
 
     absolute = state.best.absolute
@@ -257,7 +272,11 @@ def newton_step(
     ran_away = jnp.any(box.free & (jnp.abs(theta) > RUNAWAY * jnp.maximum(jnp.abs(state.origin), 1.0)))
     ran_away = (ran_away | (best.value < -1e290)) & ~first
 
-    step, gain, length, shift, posdef, slope = _propose(theta, best, box, radius)
+    # who has ended takes no part in the loops of the others
+    live = running & (finite | ~first)
+    step, gain, length, shift, posdef, slope = _propose(
+        theta, best, box._replace(free=box.free & live), radius, unrolled
+    )
     radius = jnp.where(~posdef & jnp.isinf(radius), FIRST_RADIUS, radius)
     full = (shift == 0.0) | ~posdef
     # where the errors are but nominal, errordef may exceed the whole cost, and says little of where the minimum is
@@ -265,7 +284,7 @@ def newton_step(
     goal = edm_goal * jnp.where(at_end, errordef, jnp.minimum(errordef, best.absolute))
     ended = (gain <= jnp.maximum(goal, ROUNDING * best.absolute)) & full
     at_end = (gain <= edm_goal * errordef) & full
-    edm = jnp.where((shift == 0.0) | ended, gain, state.edm)
+    edm = jnp.where(live & ((shift == 0.0) | ended), gain, state.edm)
     status = jnp.select(
         [first & ~finite, ran_away, ended & posdef, ended, nfev >= max_steps, ~(length > SMALLEST_RADIUS)],
         [
@@ -288,7 +307,6 @@ def newton_step(
     )
     theta = jnp.where(converged, trial, theta)
     new = NewtonState(theta, best, trial, state.origin, radius, gain, length, slope, edm, at_end, status, nfev)
-    running = state.status == RUNNING
     return jax.tree.map(lambda a, b: jnp.where(running, a, b), new, state)
 
 
@@ -301,8 +319,8 @@ def covariance_of(state: NewtonState, box: Box, errordef: float) -> tuple[Array,
     scale = jnp.where(active, 1.0, 1.0 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0)))
     inside = ~active & ~active[:, None]
     eye = jnp.eye(len(scale))
-    factor, posdef = _factorise(jnp.where(inside, state.best.hessian * scale * scale[:, None], eye), 0.0)
-    inverse = _solve(factor, eye) * scale * scale[:, None]
+    factor, posdef = factorise(jnp.where(inside, state.best.hessian * scale * scale[:, None], eye), 0.0)
+    inverse = solve(factor, eye) * scale * scale[:, None]
     posdef &= jnp.all(positive) & (state.status != Status.NONFINITE)
     covariance = jnp.where(inside, 2.0 * errordef * 0.5 * (inverse + inverse.T), 0.0)
     return jnp.where(posdef, covariance, jnp.nan), posdef, at_limit

@@ -1,10 +1,4 @@
-"""The JAX driver: all toys step together on CPU, GPU or TPU; whoever is finished makes room for the next.
-
-A batch has a fixed number of lanes. Every call of the compiled program does a few steps in all lanes; then the host
-takes out the finished toys and refills their lanes from the queue. When the queue is empty, the unfinished are
-regrouped into a quarter of the lanes as soon as they fit: few shapes are compiled, and one slow toy does not hold a
-thousand. Lanes are sharded over all devices, and nothing is exchanged between devices inside the loop.
-"""
+"""The JAX driver: all toys step together on CPU, GPU or TPU, in the lanes of `engine.lanes`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,26 +8,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from engine.cost import Cost
 from engine.data import Rows, lane_data, shared_columns
 from engine.drivers import Fits, Settings
+from engine.lanes import Lanes, bucket
 from engine.newton import Box, NewtonState, covariance_of, newton_init, newton_step, unpack
 from engine.newton_numba import RUNNING
 from engine.status import Status
-from kernels.derivatives import packed_index
+from kernels.derivatives import n_outputs, packed_index
+from kernels.nodes import UntranslatableError
+from kernels.xla import n_intermediates
 
 __all__ = ["XlaDriver"]
 
-STEPS_PER_CALL = 4
-REGROUP = 4  # a batch is regrouped when this factor fewer lanes hold all unfinished toys
-# ... unless so few rows (of all lanes together) take less time than the compilation for another number of lanes
+# So few rows (of all lanes together) take less time than the compilation for another number of lanes.
 FEW_ROWS = {"cpu": 2**17, "accelerator": 2**22}
 TILE = 512  # rows per pass on a CPU, where temporaries should stay in the cache
 CPU_VALUES = 16384  # lanes times rows of a pass on a CPU
 DEVICE_BYTES = 4 * 2**30  # data of a batch, and temporaries of a pass, on an accelerator
-TEMPORARIES = 30  # arrays of (lanes, rows of a pass) that a pass holds
+TEMPORARIES = 16  # arrays of (lanes, rows of a pass) that a pass holds at least; the spectrum of the README holds 9
+# Of the numbers of a row that are needed twice, XLA for a GPU keeps one in three to five.
+KEPT = 3
+HESSIANS = 12  # arrays of (lanes, n_params, n_params) that a step holds
 FIRST_ORDER_GOAL = 1e-2  # scaled gradient at which a first-order optimiser hands over to Newton
 
 
@@ -46,110 +44,6 @@ class FirstOrderState(NamedTuple):
     unit: Array
     running: Array
     nfev: Array
-
-
-class _Lanes:
-    """The compiled programs that bring toys through `step`, in lanes that are refilled and regrouped.
-
-    Parameters
-    ----------
-    sums : callable
-        `sums(theta, data, shared) -> outputs` of one toy.
-    first_state : callable
-        `first_state(start) -> state` of one toy.
-    step : callable
-        `step(state, at, rules) -> state` of one toy, with `at(theta) -> outputs`.
-    running : callable
-        `running(states) -> (n_lanes,) bool`.
-    mesh : jax.sharding.Mesh
-    fewest : int
-        So many lanes or fewer are never regrouped.
-    """
-
-    def __init__(
-        self, sums: Callable, first_state: Callable, step: Callable, running: Callable, mesh: Mesh, fewest: int
-    ) -> None:
-        self.running = running
-        self.mesh = mesh
-        self.fewest = fewest
-        self.by_toy = NamedSharding(mesh, PartitionSpec("toys"))
-
-        def steps(state: Any, data: Any, shared: Any, rules: Any) -> Any:
-            at = lambda theta: sums(theta, data, shared)  # noqa: E731
-            return _strong(jax.lax.fori_loop(0, STEPS_PER_CALL, lambda _, s: step(s, at, rules), state))
-
-        init = lambda start: _strong(first_state(start))  # noqa: E731
-
-        lane, common = PartitionSpec("toys"), PartitionSpec()
-        self.advance = jax.jit(
-            jax.shard_map(
-                jax.vmap(steps, in_axes=(0, 0, None, None)),
-                mesh=mesh,
-                in_specs=(lane, lane, common, common),
-                out_specs=lane,
-                check_vma=False,
-            ),
-            donate_argnums=0,
-        )
-        self.start = jax.jit(jax.vmap(init), out_shardings=self.by_toy)
-
-        def place(state: Any, data: Any, slots: Array, start: Array, new_data: Any) -> tuple:
-            put = lambda old, new: old.at[slots].set(new, mode="drop")  # noqa: E731
-            return jax.tree.map(put, state, jax.vmap(init)(start)), jax.tree.map(put, data, new_data)
-
-        def take(state: Any, data: Any, lanes: Array) -> tuple:
-            return jax.tree.map(lambda a: a[lanes], (state, data))
-
-        self.place = jax.jit(place, donate_argnums=(0, 1), out_shardings=self.by_toy)
-        self.take = jax.jit(take, out_shardings=self.by_toy)
-
-    def run(
-        self, start: np.ndarray, n_lanes: int, data_of: Callable, shared: tuple, rules: Any, store: Callable
-    ) -> None:
-        """Run all toys to their end.
-
-        `data_of(positions)` gives the data of toys, by their position in `start`; `store(positions, lanes, state)` is
-        called with the toys that have ended and the lanes in which they are.
-        """
-        n_toys = len(start)
-        n_lanes = self.shrink(n_lanes, n_toys)
-        toy_of = np.full(n_lanes, -1)
-        following = min(n_lanes, n_toys)
-        toy_of[:following] = np.arange(following)
-        filled = np.resize(np.arange(following), n_lanes)  # lanes without a toy repeat one and are not read
-        state = self.start(start[filled])
-        data = jax.device_put(data_of(filled), self.by_toy)
-
-        while np.any(toy_of >= 0):
-            state = self.advance(state, data, shared, rules)
-            done = np.flatnonzero(~np.asarray(self.running(state)) & (toy_of >= 0))
-            if not len(done):
-                continue
-            store(toy_of[done], done, state)
-            toy_of[done] = -1
-            refill = np.arange(following, min(following + len(done), n_toys))
-            following += len(refill)
-            if len(refill):
-                size = bucket(len(refill), 1)
-                slots = np.full(size, n_lanes)  # beyond the last lane: dropped
-                slots[: len(refill)] = done[: len(refill)]
-                new = np.resize(refill, size)
-                state, data = self.place(state, data, slots, start[new], data_of(new))
-                toy_of[done[: len(refill)]] = refill
-                continue
-            alive = np.flatnonzero(toy_of >= 0)
-            smaller = self.shrink(n_lanes, len(alive))
-            if len(alive) and smaller < n_lanes:
-                lanes = np.resize(alive, smaller)
-                state, data = self.take(state, data, lanes)
-                toy_of = np.where(np.arange(smaller) < len(alive), toy_of[lanes], -1)
-                n_lanes = smaller
-
-    def shrink(self, n_lanes: int, n_toys: int) -> int:
-        """The smallest of n_lanes, n_lanes / 4, n_lanes / 16, ... that holds all toys: few shapes, few compilations."""
-        while n_lanes > self.fewest and n_lanes % (REGROUP * self.mesh.size) == 0 and n_lanes // REGROUP >= n_toys:
-            n_lanes //= REGROUP
-        return n_lanes
 
 
 class XlaDriver:
@@ -168,6 +62,13 @@ class XlaDriver:
         Evaluations after which it hands over at the latest.
     batch_size : int, optional
         Number of lanes; by default what the device holds.
+    kernel : {"xla", "pallas"}
+        What sums over the rows: XLA, or `kernels.pallas`, for a single cost on an NVIDIA GPU.
+
+    Raises
+    ------
+    ValueError
+        If the toys do not fit into the device's memory, or the kernel is not there for this cost or device.
     """
 
     name = "jax"
@@ -182,8 +83,14 @@ class XlaDriver:
         scaled: bool = False,
         optimizer_steps: int = 0,
         batch_size: int | None = None,
+        kernel: str = "xla",
     ) -> None:
-        self.cost, self.rows = cost, rows
+        if kernel not in ("xla", "pallas"):
+            raise ValueError(f"kernel must be 'xla' or 'pallas', got {kernel!r}")
+        if kernel == "pallas" and (rows.parts or devices[0].platform != "gpu"):
+            raise ValueError("kernel='pallas' is for a single cost on a GPU: pass kernel='xla'")
+        self.cost, self.rows, self.kernel_name = cost, rows, kernel
+        self.held: tuple[np.ndarray, Any] | None = None  # toys, and their data on the first device
         self.n_params = len(cost.names)
         self.device = devices[0].platform
         self.mesh = Mesh(np.array(devices), ("toys",))
@@ -191,7 +98,16 @@ class XlaDriver:
         n_rows = [int(np.max(np.diff(leaf.offsets), initial=1)) for leaf in rows.leaves]
         n_columns = sum(max(leaf.columns.shape[0], 1) for leaf in rows.leaves)
         memory = free_memory(devices)
-        self.tile, padded, self.lanes = plan(self.device, max(n_rows), n_columns, len(devices), batch_size, memory)
+        self.tile, padded, self.lanes = plan(
+            self.device,
+            max(n_rows),
+            n_columns,
+            len(devices),
+            batch_size,
+            memory,
+            n_params=self.n_params,
+            temporaries=temporaries(cost, rows) if self.device != "cpu" else TEMPORARIES,
+        )
         self.padded = [padded if n == max(n_rows) else pad(n, self.tile) for n in n_rows]
         self.fewest = FEW_ROWS["cpu" if self.device == "cpu" else "accelerator"] // sum(self.padded)
 
@@ -225,37 +141,72 @@ class XlaDriver:
     def evaluate(self, toys: np.ndarray, theta: np.ndarray) -> np.ndarray:
         """Outputs of the cost (see `kernels.program`) of these toys, each at its row of `theta`."""
         with jax.enable_x64(True):
-            evaluate = self._compiled("evaluate", lambda: jax.jit(jax.vmap(self._sums(2), in_axes=(0, 0, None))))
-            parts, n_lanes = [], min(self.lanes, bucket(len(toys), 1))
-            for first in range(0, len(toys), n_lanes):
-                part = np.resize(np.arange(first, min(first + n_lanes, len(toys))), n_lanes)
-                parts.append(np.asarray(evaluate(theta[part], self._lane_data(toys[part]), self._shared())))
-            return np.concatenate(parts)[: len(toys)]
+            outputs = np.empty((len(toys), 1 + n_outputs(self.n_params)))
+            unique, which = np.unique(toys, return_inverse=True)
+            n_lanes, n_held = (min(self.lanes, bucket(n, 1)) for n in (len(toys), len(unique)))
+            for first in range(0, len(unique), n_held):
+                data, lanes = self._resident(unique[first : first + n_held], n_held)
+                batch = np.flatnonzero((which >= first) & (which < first + n_held))
+                for start in range(0, len(batch), n_lanes):
+                    part = np.resize(batch[start : start + n_lanes], n_lanes)
+                    found = self._evaluated(theta[part], lanes[which[part] - first], data, self._shared())
+                    outputs[part] = np.asarray(found)
+            return outputs
 
-    def _run(self, lanes: _Lanes, toys: np.ndarray, start: np.ndarray, rules: Any, store: Callable) -> None:
+    def _evaluated(self, *arrays: Any) -> Array:
+        def of_lanes(theta: Array, lanes: Array, data: Any, shared: Any) -> Array:
+            return jax.vmap(self._sums(2), in_axes=(0, 0, None))(theta, jax.tree.map(lambda a: a[lanes], data), shared)
+
+        return self._compiled("evaluate", lambda: jax.jit(of_lanes))(*arrays)
+
+    def _resident(self, toys: np.ndarray, n_lanes: int) -> tuple[Any, np.ndarray]:
+        """The data of a batch of toys, in ascending order, on the device, and the lane of each toy.
+
+        The batch that was asked for last stays there: what looks for crossings comes again with the same toys, and
+        with fewer and fewer of them.
+        """
+        if self.held is None or not np.isin(toys, self.held[0]).all():
+            self.held = None  # its memory is needed
+            data = self._lane_data(np.resize(toys, n_lanes))
+            self.held = toys, jax.device_put(data, self.mesh.devices.flat[0])
+        held, data = self.held
+        return data, np.searchsorted(held, toys)
+
+    def _run(self, lanes: Lanes, toys: np.ndarray, start: np.ndarray, rules: Any, store: Callable) -> None:
         data_of = lambda positions: self._lane_data(toys[positions])  # noqa: E731
         lanes.run(start, self.lanes, data_of, self._shared(), rules, store)
 
     def _compiled(self, what: Any, make: Callable) -> Any:
         """What was compiled before for this cost, this form of data and these devices, else made now."""
-        key = (what, self.rows.form, self.tile, tuple(self.mesh.devices.flat))
+        key = (what, self.rows.form, self.tile, self.kernel_name, tuple(self.mesh.devices.flat))
         kept = self.cost.__dict__.setdefault("_xla", {})
         if key not in kept:
             kept[key] = make()
         return kept[key]
 
     def _sums(self, order: int) -> Callable:
-        return self.cost.outputs(self.rows, self.tile, order)
+        if self.kernel_name == "xla":
+            return self.cost.outputs(self.rows, self.tile, order)
+        from kernels.pallas import row_sums_pallas  # takes time to import, and few need it
 
-    def _newton_lanes(self) -> _Lanes:
+        one_pass = row_sums_pallas(self.cost.program(self.rows), order)
+
+        def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
+            ((columns, aux, n),) = data
+            return one_pass(theta, columns, shared[0], aux, n)
+
+        return of_leaf
+
+    def _newton_lanes(self) -> Lanes:
         def step(state: NewtonState, at: Callable, rules: tuple) -> NewtonState:
             box, errordef, edm_goal, max_steps = rules
             here = unpack(at(state.trial), self.n_params)
-            return newton_step(state, here, box, errordef=errordef, edm_goal=edm_goal, max_steps=max_steps)
+            goals = {"errordef": errordef, "edm_goal": edm_goal, "max_steps": max_steps}
+            return newton_step(state, here, box, **goals, unrolled=self.device != "cpu")
 
         return self._compiled(
             "newton",
-            lambda: _Lanes(self._sums(2), newton_init, step, lambda s: s.status == RUNNING, self.mesh, self.fewest),
+            lambda: Lanes(self._sums(2), newton_init, step, lambda s: s.status == RUNNING, self.mesh, self.fewest),
         )
 
     def _finish(self, state: NewtonState, box: Box, errordef: float) -> tuple:
@@ -278,7 +229,7 @@ class XlaDriver:
         self._run(lanes, toys, np.concatenate([start, scales, unit], axis=1), (box, self.optimizer_steps), store)
         return theta, nfev
 
-    def _first_order_lanes(self) -> _Lanes:
+    def _first_order_lanes(self) -> Lanes:
         optimizer = optax.with_extra_args_support(self.optimizer)
 
         def init(start: Array) -> FirstOrderState:
@@ -308,26 +259,13 @@ class XlaDriver:
             kept = jax.tree.map(lambda new, old: jnp.where(going, new, old), new, state)
             return kept._replace(running=going, nfev=jnp.where(state.running, state.nfev + 1, state.nfev))
 
-        return _Lanes(self._sums(1), init, step, lambda s: s.running, self.mesh, self.fewest)
+        return Lanes(self._sums(1), init, step, lambda s: s.running, self.mesh, self.fewest)
 
     def _shared(self) -> tuple:
         return shared_columns(self.rows, self.padded)
 
     def _lane_data(self, toys: np.ndarray) -> tuple:
         return tuple(lane_data(leaf, toys, n) for leaf, n in zip(self.rows.leaves, self.padded, strict=True))
-
-
-def _strong(state: Any) -> Any:
-    """The same without JAX's weak types: a state whose types change would be compiled for again."""
-    return jax.tree.map(lambda a: jax.lax.convert_element_type(a, np.dtype(a.dtype)), state)
-
-
-def bucket(n: int, multiple: int) -> int:
-    """The smallest power of two times `multiple` that is not below n: few shapes, few compilations."""
-    size = multiple
-    while size < n:
-        size *= 2
-    return size
 
 
 def free_memory(devices: Sequence[jax.Device]) -> int | None:
@@ -338,13 +276,33 @@ def free_memory(devices: Sequence[jax.Device]) -> int | None:
     return min(stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in told)
 
 
+def temporaries(cost: Cost, rows: Rows) -> int:
+    """How many arrays of (lanes, rows of a pass) a pass may hold on an accelerator."""
+    most = TEMPORARIES
+    for leaf, leaf_rows in zip(cost.leaves, rows.leaves, strict=True):
+        try:
+            most = max(most, n_intermediates(leaf.program(leaf_rows)) // KEPT)
+        except UntranslatableError:  # every derivative of every row
+            most = max(most, n_outputs(len(leaf.names)))
+    return most
+
+
 def plan(
-    platform: str, n_rows: int, n_columns: int, n_devices: int, batch_size: int | None, memory: int | None = None
+    platform: str,
+    n_rows: int,
+    n_columns: int,
+    n_devices: int,
+    batch_size: int | None,
+    memory: int | None = None,
+    *,
+    n_params: int = 1,
+    temporaries: int = TEMPORARIES,
 ) -> tuple[int, int, int]:
     """(rows per pass, rows with padding, lanes) for toys of up to `n_rows` rows.
 
     Rows are padded to one of eight sizes between powers of two, so that chunks of toys whose largest toys differ a
-    little share a compiled program. Data and temporaries take up to a quarter each of an accelerator's free memory.
+    little share a compiled program. Data, Hessians and temporaries take up to a quarter each of an accelerator's free
+    memory.
 
     Raises
     ------
@@ -366,9 +324,11 @@ def plan(
     else:
         budget = DEVICE_BYTES if memory is None else min(DEVICE_BYTES, memory // 4)
         tile = padded
-        lanes = min(max(budget // bytes_each, 1), 16384)
-        while tile % 2 == 0 and tile > TILE and 8 * TEMPORARIES * tile * lanes > budget:
+        lanes = min(max(budget // max(bytes_each, 8 * HESSIANS * n_params**2), 1), 16384)
+        while tile % 2 == 0 and tile > TILE and 8 * temporaries * tile * lanes > budget:
             tile //= 2
+        # where a pass is at its shortest, fewer toys
+        lanes = max(min(lanes, budget // (8 * temporaries * tile)), 1)
     power_of_two = bucket(lanes + 1, 1) // 2
     return tile, padded, bucket(batch_size, n_devices) if batch_size is not None else power_of_two * n_devices
 

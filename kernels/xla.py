@@ -5,6 +5,7 @@ is held at a time, so that no array of (toys, rows, derivatives) is ever formed.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,18 +15,19 @@ import numpy as np
 from jax import Array, lax
 
 from kernels.derivatives import n_outputs, value_gradient_hessian
-from kernels.nodes import Graph
+from kernels.nodes import LEAVES, Graph
 from kernels.operations import FUNCTIONS
 from kernels.program import GRADIENT, Outer, Program
 from kernels.secondorder import MAX_SINGLE
 
-__all__ = ["row_sums", "row_sums_untranslated"]
+__all__ = ["Sums", "evaluate", "n_intermediates", "row_sums", "row_sums_untranslated"]
 
 # Columns of the Hessian of a model without scalar form that are taken at once.
 COLUMNS = 8
 
 
-def _evaluate(graph: Graph, numbers: list[int], values: dict[int, Array], on_row: bool) -> None:
+def evaluate(graph: Graph, numbers: list[int], values: dict[int, Array], on_row: bool) -> None:
+    """Add to `values` those of the nodes that depend on the row, or of those that do not; leaves are there already."""
     for number in numbers:
         node = graph.nodes[number]
         if node.depends_on_row != on_row or number in values:
@@ -100,22 +102,12 @@ def row_sums(program: Program, tile: int, order: int = 2) -> Callable:
         `f(theta (n_params,), columns (n_columns, n_rows), shared (n_shared, n_rows), aux (n_aux,), n) -> (n_outputs,)`,
         where the rows from n on are padding that counts for nothing. See `kernels.program` for the outputs.
     """
-    graph, n_kept, n_params = program.graph, _n_kept(program.n_params, order), program.n_params
-    combinations, rests = program.combinations[:n_kept], program.rest[:n_kept]
-    used_cores = sorted({m for terms in combinations for _, m in terms})
-    cores = [program.cores[m] for m in used_cores]
-    place = {m: k for k, m in enumerate(used_cores)}
-    coefficients = [c for terms in combinations for c, _ in terms if c is not None]
-    products, products_of_rest = (_Products(o, order) for o in (program.outer, program.outer_rest))
-    live = graph.live(
-        [*cores, *coefficients, *(r for r in rests if r is not None), *products.nodes, *products_of_rest.nodes]
-    )
+    sums_of = Sums(program, order)
+    graph, live, products = program.graph, sums_of.live, sums_of.products
     inputs = [(number, *graph.nodes[number][:2]) for number in live]
 
     def sums(theta: Array, columns: Array, shared: Array, aux: Array, n: Array) -> Array:
-        given = {"theta": theta, "aux": aux}
-        values = {number: given[op][position[0]] for number, op, position in inputs if op in given}
-        _evaluate(graph, live, values, on_row=False)
+        values = sums_of.hoisted(theta, aux)
 
         def tile_sums(first: Array | int) -> tuple:
             given = {"row": columns, "shared": shared}
@@ -124,29 +116,87 @@ def row_sums(program: Program, tile: int, order: int = 2) -> Callable:
                 for number, op, position in inputs
                 if op in given
             }
-            _evaluate(graph, live, on_rows, on_row=True)
+            evaluate(graph, live, on_rows, on_row=True)
             used = first + jnp.arange(min(tile, n_rows)) < n
-            totals = [jnp.sum(jnp.where(used, on_rows[core], 0.0)) for core in cores]
+            totals = [jnp.sum(jnp.where(used, on_rows[core], 0.0)) for core in sums_of.cores]
             return jnp.stack(totals) if totals else jnp.zeros(0), products.sums(on_rows, used)
 
         n_rows = columns.shape[-1] if program.n_columns else shared.shape[-1]
         totals, totals_of_products = _over_tiles(tile_sums, n_rows, tile, theta[0])
+        return sums_of.outputs(values, totals, totals_of_products, n)
+
+    return sums
+
+
+class Sums:
+    """What is done for each toy once, before its rows are summed and after.
+
+    Parameters
+    ----------
+    program : Program
+    order : {0, 1, 2}
+
+    Attributes
+    ----------
+    cores : list of int
+        The nodes whose sums over the rows are needed.
+    live : list of int
+        All nodes that are needed, in an order in which they can be evaluated.
+    """
+
+    def __init__(self, program: Program, order: int) -> None:
+        self.graph, self.n_params = program.graph, program.n_params
+        self.n_kept = _n_kept(program.n_params, order)
+        self.combinations, self.rests = program.combinations[: self.n_kept], program.rest[: self.n_kept]
+        used_cores = sorted({m for terms in self.combinations for _, m in terms})
+        self.cores = [program.cores[m] for m in used_cores]
+        self.place = {m: k for k, m in enumerate(used_cores)}
+        self.products, self.products_of_rest = (_Products(o, order) for o in (program.outer, program.outer_rest))
+        coefficients = [c for terms in self.combinations for c, _ in terms if c is not None]
+        rests = [r for r in self.rests if r is not None]
+        self.live = self.graph.live(
+            [*self.cores, *coefficients, *rests, *self.products.nodes, *self.products_of_rest.nodes]
+        )
+
+    def hoisted(self, theta: Array, aux: Array) -> dict[int, Array]:
+        """The values of all nodes that do not depend on the row."""
+        given = {"theta": theta, "aux": aux}
+        nodes = [(number, self.graph.nodes[number]) for number in self.live]
+        values = {number: given[node.op][node.args[0]] for number, node in nodes if node.op in given}
+        evaluate(self.graph, self.live, values, on_row=False)
+        return values
+
+    def outputs(
+        self, values: dict[int, Array], totals: Array, of_products: tuple[list[Array], list[Array]], n: Array
+    ) -> Array:
+        """The outputs, from the sums of the cores over the n rows and those of the products."""
         outputs, places = [], []
-        for k, (terms, rest) in enumerate(zip(combinations, rests, strict=True)):
+        for k, (terms, rest) in enumerate(zip(self.combinations, self.rests, strict=True)):
             total = 0.0 if rest is None else values[rest]
             for coefficient, m in terms:
-                of_rows = totals[place[m]]
+                of_rows = totals[self.place[m]]
                 if coefficient is not None:  # without rows nothing is added, though a coefficient may be infinite
                     of_rows = jnp.where(n > 0, values[coefficient] * of_rows, 0.0)
                 total = total + of_rows
             if terms or rest is not None:
                 outputs.append(total)
                 places.append(k)
-        result = jnp.zeros(n_kept).at[np.array(places)].set(jnp.stack(outputs))
-        result = products.added(result, totals_of_products, n_params)
-        return products_of_rest.added(result, products_of_rest.sums(values, jnp.ones(1, dtype=bool)), n_params)
+        # a gather, which is fused with what follows, where a scatter would be a kernel of its own
+        from_zero = np.full(self.n_kept, len(places))
+        from_zero[places] = np.arange(len(places))
+        result = jnp.stack([*outputs, jnp.zeros(())])[from_zero]
+        result = self.products.added(result, of_products, self.n_params)
+        of_rest = self.products_of_rest.sums(values, jnp.ones(1, dtype=bool))
+        return self.products_of_rest.added(result, of_rest, self.n_params)
 
-    return sums
+
+def n_intermediates(program: Program) -> int:
+    """How many numbers of a row are needed more than once, of which XLA keeps a part in memory."""
+    graph, live = program.graph, program.live
+    on_row = [graph.nodes[number] for number in live if graph.on_row(number)]
+    uses = Counter(program.cores)
+    uses.update(a for node in on_row if node.op not in LEAVES for a in node.args)
+    return sum(graph.on_row(number) and uses[number] > 1 for number in live)
 
 
 def row_sums_untranslated(

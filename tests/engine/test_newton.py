@@ -1,6 +1,7 @@
 """The trust-region Newton: two implementations of one algorithm, on problems whose minima are known."""
 
 import importlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from engine import Cost, Status, fit_batch, newton, newton_numba
+from engine import Cost, Status, cholesky, fit_batch, newton, newton_numba, xla
 from engine import newton as newton_transformation
 from engine.data import Rows
 from kernels.derivatives import packed_index
@@ -107,11 +108,11 @@ def test_integers_and_constants_are_shared():
         assert getattr(newton_numba, status.name) == status
     assert newton_numba.RUNNING not in list(Status)
     # the JAX form imports the constants; a copy with its own number would drift
-    module = importlib.import_module("engine.newton")
+    modules = [importlib.import_module(f"engine.{name}") for name in ("newton", "cholesky")]
     names = [name for name, value in vars(newton_numba).items() if name.isupper() and isinstance(value, int | float)]
-    names = [name for name in names if name not in Status.__members__]
-    assert len(names) >= 11
-    for name in names:
+    pairs = [(name, module) for name in names for module in modules if name in vars(module)]
+    assert len(pairs) >= 11  # some are of loops alone
+    for name, module in pairs:
         assert getattr(module, name) == getattr(newton_numba, name), name
 
 
@@ -144,6 +145,41 @@ def test_both_forms_agree_after_every_evaluation(all_problems):
         if steps < 200:
             assert (numba.status == Status.MAX_STEPS).any()
         assert_same_fits(numba, jax_)
+
+
+def test_the_form_for_accelerators_is_the_same(all_problems, monkeypatch):
+    # in scalars, as it is compiled for a GPU
+    step = xla.newton_step
+    monkeypatch.setattr(xla, "newton_step", lambda *args, **goals: step(*args, **goals | {"unrolled": True}))
+    problems, starts = all_problems
+    numba = fit(problems, starts)
+    other = fit_batch(Menu(), problems, np.array(starts), backend="jax", retries=0, batch_size=2)
+    assert_same_fits(numba, other)
+
+
+@pytest.mark.parametrize("n", [1, 3, 8])
+def test_factors_in_scalars_are_those_of_the_library(n):
+    rng = np.random.default_rng(n)
+    root = rng.normal(size=(4, n, n))
+    matrices = root @ root.transpose(0, 2, 1) + np.eye(n)
+    matrices[1] -= 100.0 * np.eye(n)
+    matrices[2, -1, -1] = np.nan
+    b = rng.normal(size=(4, n))
+    with jax.enable_x64(True):
+
+        def solved(a, b, unrolled):
+            factor, good = cholesky.factorise(a, 0.25, unrolled)
+            return cholesky.solve(factor, b), cholesky.solve_lower(factor, b), good
+
+        mine, library = (jax.vmap(partial(solved, unrolled=u))(matrices, b) for u in (True, False))
+    np.testing.assert_array_equal(mine[2], [True, False, False, True])
+    np.testing.assert_array_equal(library[2], mine[2])
+    for ours, theirs in zip(mine[:2], library[:2], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-14)
+    good = np.array([0, 3])
+    exact = np.linalg.solve(matrices[good] + 0.25 * np.eye(n), b[good, :, None])[..., 0]
+    np.testing.assert_allclose(np.asarray(mine[0])[good], exact, rtol=1e-10)
+    np.testing.assert_array_equal(mine[0][1], b[1])  # of what is not positive definite, the unit matrix
 
 
 def test_both_forms_agree_on_many_random_quartics():

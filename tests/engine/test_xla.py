@@ -1,4 +1,7 @@
-"""The JAX driver compiles few programs."""
+"""The JAX driver compiles few programs, keeps to the memory of the device, and sends data once."""
+
+import logging
+import re
 
 import jax
 import numpy as np
@@ -26,6 +29,76 @@ def test_one_step_is_compiled_for_all_lanes_whether_new_or_refilled(monkeypatch)
     assert len(traces) == once
 
 
+def test_compilations_are_bounded(monkeypatch, caplog):
+    # lanes of 32 rows: 16 of them, and 4 for the last ones
+    monkeypatch.setitem(xla.FEW_ROWS, "cpu", 4 * 32)
+    rng = np.random.default_rng(1)
+    cost = UnbinnedNLL(norm.pdf)
+
+    def compiled(n_toys, poor):
+        """Names of what is compiled for fits of which the last toys take longer than the others."""
+        toys = [rng.normal(3.0, 2.0, n) for n in rng.integers(17, 30, n_toys)]
+        start = np.tile([3.0, 2.0], (n_toys, 1))
+        start[n_toys - poor :] = 200.0, 1e-2
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
+            fit_batch(cost, toys, start, limits={"scale": (1e-3, None)}, backend="jax", batch_size=16, retries=0)
+        return re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
+
+    names = compiled(60, poor=3)
+    # two numbers of lanes, one of refilled ones, one way from 16 to 4
+    assert names.count("steps") == 2 and names.count("place") == 1 and names.count("take") == 1
+    assert len(names) <= 10, names
+    # a start for fewer lanes, and nothing that depends on the number of toys
+    compiled(3, poor=0)
+    for n_toys, poor in ((60, 3), (200, 1), (33, 4), (16, 2), (1, 0), (3, 1)):
+        assert compiled(n_toys, poor) == []
+
+
+def test_data_of_toys_that_are_evaluated_again_are_not_sent_again(monkeypatch):
+    sent = []
+    lane_data = xla.XlaDriver._lane_data
+    monkeypatch.setattr(xla.XlaDriver, "_lane_data", lambda self, toys: sent.append(len(toys)) or lane_data(self, toys))
+    rng = np.random.default_rng(2)
+    cost = UnbinnedNLL(norm.pdf)
+    data = [rng.normal(3.0, 2.0, n) for n in rng.integers(17, 30, 12)]
+    driver = xla.XlaDriver(cost, cost.rows(data), jax.devices("cpu"), batch_size=8)
+
+    def check(toys):
+        toys = np.array(toys)
+        theta = np.stack([rng.uniform(2, 4, len(toys)), rng.uniform(1, 3, len(toys))], axis=1)
+        value, slope = driver.evaluate(toys, theta)[:, [0, 2]].T
+        pulls = [(data[k] - loc) / scale for k, (loc, scale) in zip(toys, theta, strict=True)]
+        expected = [
+            np.sum(p**2 / 2 + np.log(s) + np.log(2 * np.pi) / 2) for p, s in zip(pulls, theta[:, 1], strict=True)
+        ]
+        np.testing.assert_allclose(value, expected, rtol=1e-12)
+        np.testing.assert_allclose(slope, [-np.sum(p) / s for p, s in zip(pulls, theta[:, 1], strict=True)], rtol=1e-9)
+
+    check([3, 1, 5, 1, 3, 9])  # rays of one toy share its data
+    assert sent == [4]
+    check([9, 3, 3, 5, 1, 1])
+    check([5, 3])
+    assert sent == [4]
+    check([2, 5])
+    assert sent == [4, 2]
+    # more toys than lanes: batch after batch, one of which stays
+    check([*range(12), *range(12)])
+    assert sent == [4, 2, 8, 8]
+    check([8, 10])
+    assert sent == [4, 2, 8, 8]
+    assert driver.evaluate(np.zeros(0, dtype=int), np.zeros((0, 2))).shape == (0, 7)
+
+
+def test_a_kernel_that_is_not_there_is_refused():
+    cost = UnbinnedNLL(norm.pdf)
+    rows = cost.rows(np.ones((1, 20)))
+    with pytest.raises(ValueError, match="kernel must be 'xla' or 'pallas', got 'triton'"):
+        xla.XlaDriver(cost, rows, jax.devices("cpu"), kernel="triton")
+    with pytest.raises(ValueError, match="for a single cost on a GPU: pass kernel='xla'"):
+        xla.XlaDriver(cost, rows, jax.devices("cpu"), kernel="pallas")
+
+
 def test_a_batch_follows_the_memory_of_the_device():
     # 16384 lanes of 15 500 events take 2 GB, and the temporaries of a pass are cut to the budget
     tile, padded, lanes = xla.plan("gpu", 15_500, 1, 1, None, memory=139 * 2**30)
@@ -34,6 +107,12 @@ def test_a_batch_follows_the_memory_of_the_device():
     assert 8 * small[1] * small[2] <= 2**28
     assert xla.plan("gpu", 15_500, 1, 4, None, memory=2**30)[2] == 4 * small[2]
     assert xla.plan("gpu", 15_500, 1, 1, 100, memory=2**30)[2] == 128
+    # a model with many intermediate results has shorter passes, and then fewer lanes
+    tile, padded, lanes = xla.plan("gpu", 1000, 1, 1, None, memory=139 * 2**30, temporaries=90)
+    assert tile == 512 and 8 * 90 * tile * lanes <= 4 * 2**30 < 2 * 8 * 90 * tile * lanes
+    # the Hessians of 201 parameters take more than the data
+    lanes = xla.plan("gpu", 100, 1, 1, None, memory=139 * 2**30, n_params=201)[2]
+    assert 8 * xla.HESSIANS * 201**2 * lanes <= 4 * 2**30
     with pytest.raises(
         ValueError, match=r"10000 toys of 15500 rows need 1.31 GB, .* pass a batch_size of at most 4096"
     ):
