@@ -112,13 +112,16 @@ _PART = 1024
 _PLACE_OF_LOW = np.uint64(0 if sys.byteorder == "little" else 1)  # the low word in the memory of 64 bits
 _PARITY = np.uint32(0x1BD11BDA)
 _ONE_BITS = np.uint64(0x3FF0000000000000)
+# rotations and injections; of plain integers numba would compile the helpers for each anew
+_A0, _A1, _A2, _A3, _B0, _B1, _B2, _B3 = map(np.uint32, (13, 15, 26, 6, 17, 29, 16, 24))
+_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH = map(np.uint32, range(1, 6))
 
 
 @njit(**_INLINE)
 def _mix(x0, x1, rotation):
     # numba widens every sum and shift to 64 bits; each is cut back
     x0 = np.uint32(x0 + x1)
-    x1 = np.uint32(np.uint32(x1 << np.uint32(rotation)) | np.uint32(x1 >> np.uint32(32 - rotation)))
+    x1 = np.uint32(np.uint32(x1 << rotation) | np.uint32(x1 >> np.uint32(32 - rotation)))
     return x0, np.uint32(x0 ^ x1)
 
 
@@ -129,7 +132,7 @@ def _four_rounds(x0, x1, r0, r1, r2, r3, key0, key1, injection):
     x0, x1 = _mix(x0, x1, r1)
     x0, x1 = _mix(x0, x1, r2)
     x0, x1 = _mix(x0, x1, r3)
-    return np.uint32(x0 + key0), np.uint32(x1 + np.uint32(key1 + np.uint32(injection)))
+    return np.uint32(x0 + key0), np.uint32(x1 + np.uint32(key1 + injection))
 
 
 @njit(**_INLINE)
@@ -137,11 +140,11 @@ def threefry2x32(key0, key1, x0, x1):
     """The two words of Threefry-2x32 with 20 rounds; all arguments are uint32."""
     key2 = np.uint32(np.uint32(key0 ^ key1) ^ _PARITY)
     x0, x1 = np.uint32(x0 + key0), np.uint32(x1 + key1)
-    x0, x1 = _four_rounds(x0, x1, 13, 15, 26, 6, key1, key2, 1)
-    x0, x1 = _four_rounds(x0, x1, 17, 29, 16, 24, key2, key0, 2)
-    x0, x1 = _four_rounds(x0, x1, 13, 15, 26, 6, key0, key1, 3)
-    x0, x1 = _four_rounds(x0, x1, 17, 29, 16, 24, key1, key2, 4)
-    return _four_rounds(x0, x1, 13, 15, 26, 6, key2, key0, 5)
+    x0, x1 = _four_rounds(x0, x1, _A0, _A1, _A2, _A3, key1, key2, _FIRST)
+    x0, x1 = _four_rounds(x0, x1, _B0, _B1, _B2, _B3, key2, key0, _SECOND)
+    x0, x1 = _four_rounds(x0, x1, _A0, _A1, _A2, _A3, key0, key1, _THIRD)
+    x0, x1 = _four_rounds(x0, x1, _B0, _B1, _B2, _B3, key1, key2, _FOURTH)
+    return _four_rounds(x0, x1, _A0, _A1, _A2, _A3, key2, key0, _FIFTH)
 
 
 @njit(**_INLINE)
