@@ -74,15 +74,15 @@ class Cost:
 
     def functions(self, rows: Rows) -> tuple[Callable | None, Callable | None]:
         """`term` and `rest` as functions of scalars, (*theta, *columns, *shared, *aux)."""
-        n_params, n_row = len(self.names), len(rows.names)
+        n_params, names = len(self.names), rows.names  # not the rows, which would live as long as what is compiled
 
         def of_scalars(function: Callable | None) -> Callable | None:
             if function is None:
                 return None
 
             def called(*args: Any) -> Any:
-                row = dict(zip(rows.names, args[n_params : n_params + n_row], strict=True))
-                return function(args[:n_params], row, args[n_params + n_row :])
+                row = dict(zip(names, args[n_params : n_params + len(names)], strict=True))
+                return function(args[:n_params], row, args[n_params + len(names) :])
 
             return called
 
@@ -109,7 +109,7 @@ class Cost:
                     term,
                     rest,
                     n_params=len(self.names),
-                    n_columns=rows.columns.shape[0],
+                    n_columns=rows.n_columns,
                     n_shared=rows.shared.shape[0],
                     n_aux=rows.aux.shape[1],
                 )

@@ -54,7 +54,7 @@ class NumbaDriver:
         block = self.batch_size or max(64, n_toys // 20, self._per_block)
         for first in range(0, n_toys, block):
             part = slice(first, min(first + block, n_toys))
-            raw = np.empty((part.stop - part.start, 5))
+            raw = np.empty((part.stop - part.start, 6))
             with _ONE_AT_A_TIME:
                 newton_numba.fit_toys()(
                     together(len(toys[part])),
@@ -75,7 +75,8 @@ class NumbaDriver:
                     fits.at_limit[part],
                 )
             fits.fval[part], fits.edm[part] = raw[:, 0], raw[:, 1]
-            fits.status[part], fits.nfev[part], fits.posdef[part] = raw[:, 2], raw[:, 3], raw[:, 4]
+            fits.status[part], fits.nfev[part] = raw[:, 2], raw[:, 3]
+            fits.posdef[part], fits.inflation[part] = raw[:, 4], raw[:, 5]
             if progress is not None:
                 progress(part.stop - part.start)
         return fits

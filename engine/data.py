@@ -13,6 +13,7 @@ __all__ = [
     "as_float64",
     "counts_of",
     "lane_data",
+    "not_finite",
     "ragged_events",
     "shared_columns",
     "shown",
@@ -21,6 +22,8 @@ __all__ = [
 # more observables of fewer events are events and observables in the wrong order
 MOST_OBSERVABLES = 16
 LONGEST_SHOWN = 100
+SHORT = 512  # rows up to which a toy takes longer to find than to copy
+INDICES_AT_ONCE = 2**16
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,11 @@ class Ragged:
             return Ragged(self.values[..., offsets[0] : offsets[-1]], offsets - offsets[0])
         k = range(len(self))[index]
         return self.values[..., self.offsets[k] : self.offsets[k + 1]]
+
+    @property
+    def not_finite(self) -> np.ndarray:
+        """(n_toys,) bool, the toys with a value that is NaN or infinite."""
+        return not_finite(np.atleast_2d(self.values), self.offsets)
 
 
 @dataclass(frozen=True)
@@ -154,10 +162,32 @@ class Rows:
         return self.parts or (self,)
 
     @property
+    def n_columns(self) -> int:
+        return self.columns.shape[0]
+
+    @property
     def form(self) -> tuple:
         """What a compiled cost depends on: names and numbers of columns and measured values."""
-        own = (self.names, self.columns.shape[0], self.shared.shape[0], self.aux.shape[1])
+        own = (self.names, self.n_columns, self.shared.shape[0], self.aux.shape[1])
         return (own, *(part.form for part in self.parts))
+
+    def padded(self, toys: np.ndarray, n_padded: int) -> Any:
+        """The columns of some toys, (len(toys), n_columns, n_padded); padding repeats a toy's last row."""
+        first, n = self.offsets[toys], np.diff(self.offsets)[toys]
+        lanes = np.empty((len(toys), self.n_columns, n_padded))
+        if n_padded > SHORT:
+            for lane, (begin, rows) in enumerate(zip(first.tolist(), n.tolist(), strict=True)):
+                lanes[lane, :, :rows] = self.columns[:, begin : begin + rows]
+                lanes[lane, :, rows:] = self.columns[:, begin + rows - 1, None] if rows else 0.0
+            return lanes
+        step = INDICES_AT_ONCE // n_padded
+        for begin in range(0, len(toys) if self.columns.size else 0, step):
+            some = slice(begin, begin + step)
+            index = first[some, None] + np.minimum(np.arange(n_padded), np.maximum(n[some, None] - 1, 0))
+            for c, column in enumerate(self.columns):
+                lanes[some, c] = column.take(index, mode="clip")  # a toy without rows may begin behind the last
+        lanes[n == 0] = 0.0
+        return lanes
 
 
 def ragged_events(data: Any) -> Ragged:
@@ -244,17 +274,20 @@ def _kind(array: Any) -> str:
     return f"an array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
 
 
-def lane_data(rows: Rows, toys: np.ndarray, n_padded: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def not_finite(columns: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(n_toys,) bool, the toys with a value that is NaN or infinite in their rows of `columns`."""
+    bad = np.zeros(len(offsets) - 1, dtype=bool)
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspect = not np.isfinite(np.sum(columns))  # one cheap pass; the second only where it must be
+    if suspect:
+        wrong = np.flatnonzero(~np.isfinite(columns).all(axis=0))
+        bad[np.searchsorted(offsets, wrong, side="right") - 1] = True
+    return bad
+
+
+def lane_data(rows: Rows, toys: np.ndarray, n_padded: int) -> tuple[Any, np.ndarray, np.ndarray]:
     """(columns (n, n_columns, n_padded), aux, number of rows) of some toys; padding repeats a toy's last row."""
-    columns, offsets = rows.columns, rows.offsets
-    lanes = np.zeros((len(toys), columns.shape[0], n_padded))
-    n = np.diff(offsets)[toys]
-    if columns.shape[0]:
-        for lane, k in enumerate(toys):
-            events = columns[:, offsets[k] : offsets[k + 1]]
-            lanes[lane, :, : n[lane]] = events
-            lanes[lane, :, n[lane] :] = events[:, -1:] if n[lane] else 0.0
-    return lanes, rows.aux[toys], n
+    return rows.padded(toys, n_padded), rows.aux[toys], np.diff(rows.offsets)[toys]
 
 
 def shared_columns(rows: Rows, padded: Sequence[int]) -> tuple[np.ndarray, ...]:

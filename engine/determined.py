@@ -17,7 +17,7 @@ from kernels.program import ABSOLUTE, GRADIENT
 
 __all__ = ["mark_undetermined"]
 
-SUSPECT = 1e-4  # eigenvalue of the correlation below which the Hessian is taken again
+SUSPECT = 1e4  # inflation of the variances by correlations, above which the Hessian is taken again
 LARGE = 30.0  # an error in terms of its parameter, above which it is taken again
 # Smallest eigenvalue of a Hessian in units of its diagonal: at the end of a fit of degenerate parameters there remain
 # up to 4e-10 of either sign, and the worst of the certified regression problems has 9e-10.
@@ -45,7 +45,7 @@ def mark_undetermined(
     scale = np.maximum(np.maximum(np.abs(fits.values), np.abs(start)), 1.0)
     far = (np.abs(fits.values) > FAR * np.maximum(np.abs(start), 1.0)) & (errors > np.abs(fits.values))
     suspect = np.flatnonzero(good)
-    suspect = suspect[_near_singular(fits.covariance[good]) | (errors[good] > LARGE * scale[good]).any(axis=1)]
+    suspect = suspect[(fits.inflation[good] > SUSPECT) | (errors[good] > LARGE * scale[good]).any(axis=1)]
     undefined = np.zeros(len(good), dtype=bool)
     if len(suspect):
         outputs = driver.evaluate(suspect, fits.values[suspect])
@@ -62,20 +62,6 @@ def mark_undetermined(
         fits.posdef[toys] = False
         fits.covariance[toys] = np.nan
         rescued[toys] = False
-
-
-def _near_singular(covariance: np.ndarray) -> np.ndarray:
-    """Which correlation matrices have a small eigenvalue."""
-    n_params = covariance.shape[1]
-    root = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
-    root = np.where(root > 0, root, 1.0)
-    correlation = covariance / root[:, :, None] / root[:, None, :]
-    correlation[:, np.arange(n_params), np.arange(n_params)] = 1.0
-    # of eigenvalues whose sum is n_params, the smallest is above a third of their product, which takes less time
-    found = np.abs(np.linalg.det(correlation)) < 3.0 * SUSPECT
-    near = np.flatnonzero(found)
-    found[near] = np.linalg.eigvalsh(correlation[near])[:, 0] < SUSPECT
-    return found
 
 
 def _unit_diagonal(hessian: np.ndarray, diagonal: np.ndarray, active: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.status import Status
+
 if TYPE_CHECKING:
     from engine.cost import Cost
     from engine.cpu import NumbaDriver
@@ -42,7 +44,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Fits:
-    """Raw results of a driver, one row per fit."""
+    """Raw results of a driver, one row per fit.
+
+    `inflation` is the trace of the inverse of the free Hessian in units of its diagonal: by how much correlations
+    inflate the variances, all together, and above the inverse of the smallest eigenvalue.
+    """
 
     values: np.ndarray
     covariance: np.ndarray
@@ -51,6 +57,7 @@ class Fits:
     status: np.ndarray
     nfev: np.ndarray
     posdef: np.ndarray
+    inflation: np.ndarray
     at_limit: np.ndarray
 
     @staticmethod
@@ -63,8 +70,16 @@ class Fits:
             status=np.zeros(n_toys, dtype=np.int8),
             nfev=np.zeros(n_toys, dtype=np.int64),
             posdef=np.zeros(n_toys, dtype=bool),
+            inflation=np.full(n_toys, np.nan),
             at_limit=np.zeros((n_toys, n_params), dtype=bool),
         )
+
+    def among(self, n_toys: int, rows: np.ndarray) -> Fits:
+        """These fits as the given rows of all toys, of which the others have bad data."""
+        fits = Fits.empty(n_toys, self.values.shape[1])
+        fits.status[:] = Status.BAD_DATA
+        fits.put(rows, self)
+        return fits
 
     def put(self, rows: np.ndarray, fits: Fits) -> None:
         """Overwrite some rows."""

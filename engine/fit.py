@@ -1,19 +1,17 @@
 """`fit_batch`: fit all toys at once."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 
-from engine.arguments import check_start, held, limit_arrays, one_of, start_points
+from engine.arguments import check_start, held, limit_arrays, start_points
 from engine.cost import Cost
-from engine.cpu import NumbaDriver
-from engine.data import Rows, shown
+from engine.data import shown
 from engine.determined import mark_undetermined
+from engine.devices import MAX_STEPS, pick_driver
 from engine.drivers import Fits, Problem, Settings
 from engine.newton_numba import EDM_GOAL
 from engine.regularity import warn_of_irregularities
@@ -21,14 +19,11 @@ from engine.rescue import rescue
 from engine.result import FitResult
 from engine.sandwich import sandwich
 from engine.status import Status
-from engine.xla import XlaDriver
-from kernels.graph import UntranslatableError
 from kernels.program import VALUE
 
 __all__ = ["VALID_EDM", "fit_batch", "needed_problem", "problem_of", "refit"]
 
 VALID_EDM = 1e-6  # largest EDM of a valid fit, in units of errordef
-MAX_STEPS = {"newton": 200, "lbfgs": 200, "adam": 2000}
 RETRIES = 3
 
 
@@ -118,11 +113,11 @@ def fit_batch(
     newton_steps = max_steps if max_steps is not None and optimizer == "newton" else MAX_STEPS["newton"]
     settings = Settings(lower, upper, free, cost.errordef, EDM_GOAL if tol is None else tol, newton_steps)
 
-    fits = Fits.empty(len(rows), len(cost.names))
-    fits.status[rows.bad] = Status.BAD_DATA
     good = np.flatnonzero(~rows.bad)
     with progress_bar(progress, len(rows)) as report:
-        fits.put(good, driver.fit(good, start_values[good], settings, report))
+        fits = driver.fit(good, start_values[good], settings, report)
+    if len(good) < len(rows):
+        fits = fits.among(len(rows), good)
     driver.optimizer = None  # whoever failed is retried by Newton alone
     rescued = np.zeros(len(rows), dtype=bool)
     if retries:
@@ -133,10 +128,9 @@ def fit_batch(
 def refit(problem: Problem, toys: np.ndarray, start: np.ndarray) -> FitResult:
     """The fits of some toys of a problem from other starts, (n, n_params), once."""
     n_toys, n_params = len(problem.rows), start.shape[1]
-    fits, starts = Fits.empty(n_toys, n_params), np.zeros((n_toys, n_params))
+    starts = np.zeros((n_toys, n_params))
     starts[toys] = start
-    fits.status[:] = Status.BAD_DATA
-    fits.put(toys, problem.driver.fit(toys, start, problem.settings))
+    fits = problem.driver.fit(toys, start, problem.settings).among(n_toys, toys)
     return _finished(problem, fits, starts, np.zeros(n_toys, dtype=bool))[toys]  # type: ignore[return-value]
 
 
@@ -235,92 +229,6 @@ def as_result(problem: Problem, fits: Fits, rescued: np.ndarray) -> FitResult:
         device=problem.driver.device,
         problem=problem,
     )
-
-
-def pick_driver(
-    cost: Cost,
-    rows: Rows,
-    optimizer: str | optax.GradientTransformation,
-    backend: str,
-    device: str,
-    max_steps: int | None,
-    batch_size: int | None,
-) -> NumbaDriver | XlaDriver:
-    """The driver for what was asked; what cannot be had is an error that says what to pass or install."""
-    one_of("backend", backend, ("auto", "numba", "jax"))
-    one_of("device", device, ("auto", "cpu", "gpu", "tpu"))
-    if isinstance(optimizer, str):
-        one_of("optimizer", optimizer, tuple(MAX_STEPS))
-    elif not isinstance(optimizer, optax.GradientTransformation | optax.GradientTransformationExtraArgs):
-        raise TypeError(
-            f"optimizer must be 'newton', 'lbfgs', 'adam' or an optax transformation, got {type(optimizer).__name__}"
-        )
-    if backend == "numba" and device in ("gpu", "tpu"):
-        raise ValueError(f"backend 'numba' runs on the CPU only: pass backend='jax' for device {device!r}")
-    if backend == "numba" and optimizer != "newton":
-        raise ValueError("backend 'numba' has the optimizer 'newton' only: pass backend='jax' for any other")
-    devices = find_devices(device) if backend != "numba" else []
-    if backend == "auto":
-        backend = "jax" if optimizer != "newton" or devices[0].platform != "cpu" else "numba"
-        if backend == "numba":
-            try:
-                return NumbaDriver(cost, rows, batch_size)
-            except UntranslatableError as reason:
-                warnings.warn(f"the model has no numba form ({reason}); fitting with backend 'jax'", stacklevel=3)
-                backend = "jax"
-    if backend == "numba":
-        try:
-            return NumbaDriver(cost, rows, batch_size)
-        except UntranslatableError as reason:
-            raise ValueError(
-                f"the model has no numba form ({reason}): rewrite that operation or pass backend='jax'"
-            ) from None
-    if optimizer == "newton":
-        return XlaDriver(cost, rows, devices, batch_size=batch_size)
-    named = {"lbfgs": optax.lbfgs, "adam": lambda: optax.adam(0.1)}
-    return XlaDriver(
-        cost,
-        rows,
-        devices,
-        optimizer=_named(optimizer, named) if isinstance(optimizer, str) else optimizer,
-        scaled=isinstance(optimizer, str),
-        optimizer_steps=max_steps or MAX_STEPS.get(optimizer if isinstance(optimizer, str) else "adam", 2000),
-        batch_size=batch_size,
-    )
-
-
-_OPTIMIZERS: dict[str, optax.GradientTransformation] = {}
-
-
-def _named(optimizer: str, make: Mapping[str, Callable]) -> optax.GradientTransformation:
-    """The same object for the same name, so that what was compiled for it is found again."""
-    if optimizer not in _OPTIMIZERS:
-        _OPTIMIZERS[optimizer] = make[optimizer]()
-    return _OPTIMIZERS[optimizer]
-
-
-def find_devices(device: str) -> list[jax.Device]:
-    """All devices of a platform; for "auto" those that JAX takes by default.
-
-    Raises
-    ------
-    ValueError
-        If there are none: says what was found and what to install.
-    """
-    if device == "auto":
-        return jax.devices()
-    try:
-        return jax.devices(device)
-    except RuntimeError:
-        found = sorted({d.platform for d in jax.devices()})
-        install = {
-            "gpu": "pip install 'batchfit[gpu]' on a machine with an NVIDIA GPU",
-            "tpu": "pip install 'jax[tpu]'",
-        }
-        raise ValueError(
-            f"no {device.upper()} here, JAX sees {', '.join(found)} only: pass device 'cpu', or "
-            f"{install.get(device, 'check the installation of JAX')}"
-        ) from None
 
 
 @contextmanager

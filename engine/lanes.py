@@ -19,6 +19,7 @@ __all__ = ["Lanes", "bucket"]
 
 STEPS_PER_CALL = 4
 REGROUP = 4  # a batch is regrouped when this factor fewer lanes hold all unfinished toys
+FIRST = 16  # parts of all lanes: more than a quarter of them start in as many parts as their toys need
 FEWEST_REFILLED = 16  # lanes are refilled in batches of a power of two, each of which is compiled for, from this on
 
 
@@ -43,19 +44,19 @@ class Lanes:
     def __init__(
         self, sums: Callable, first_state: Callable, step: Callable, running: Callable, mesh: Mesh, fewest: int
     ) -> None:
-        self.running = running
         self.mesh = mesh
         self.fewest = fewest
         self.by_toy = NamedSharding(mesh, PartitionSpec("toys"))
 
-        def steps(state: Any, data: Any, shared: Any, rules: Any) -> Any:
+        def steps(state: Any, data: Any, shared: Any, rules: Any) -> tuple:
             def turn(_: int, state: Any) -> Any:
                 # a toy that has ended has no rows: a kernel that takes toy after toy is done with it at once
                 going = running(state)
                 left = tuple((columns, aux, jnp.where(going, n, 0)) for columns, aux, n in data)
                 return step(state, lambda theta: sums(theta, left, shared), rules)
 
-            return strong(jax.lax.fori_loop(0, STEPS_PER_CALL, turn, state))
+            state = strong(jax.lax.fori_loop(0, STEPS_PER_CALL, turn, state))
+            return state, running(state)
 
         init = lambda start: strong(first_state(start))  # noqa: E731
 
@@ -91,7 +92,7 @@ class Lanes:
         called with the toys that have ended and the lanes in which they are.
         """
         n_toys = len(start)
-        n_lanes = self.shrink(n_lanes, n_toys)
+        full, n_lanes = n_lanes, self.fitting(n_lanes, n_toys)
         toy_of = np.full(n_lanes, -1)
         following = min(n_lanes, n_toys)
         toy_of[:following] = np.arange(following)
@@ -100,8 +101,8 @@ class Lanes:
         data = jax.device_put(data_of(filled), self.by_toy)
 
         while np.any(toy_of >= 0):
-            state = self.advance(state, data, shared, rules)
-            done = np.flatnonzero(~np.asarray(self.running(state)) & (toy_of >= 0))
+            state, running = self.advance(state, data, shared, rules)
+            done = np.flatnonzero(~np.asarray(running) & (toy_of >= 0))
             if not len(done):
                 continue
             store(toy_of[done], done, state)
@@ -117,12 +118,18 @@ class Lanes:
                 toy_of[done[: len(refill)]] = refill
                 continue
             alive = np.flatnonzero(toy_of >= 0)
-            smaller = self.shrink(n_lanes, len(alive))
+            smaller = self.shrink(full, len(alive))
             if len(alive) and smaller < n_lanes:
                 lanes = np.resize(alive, smaller)
                 state, data = self.take(state, data, lanes)
                 toy_of = np.where(np.arange(smaller) < len(alive), toy_of[lanes], -1)
                 n_lanes = smaller
+
+    def fitting(self, n_lanes: int, n_toys: int) -> int:
+        """How many lanes to begin with: as `shrink`, but more than a quarter of all in steps of a sixteenth."""
+        step = n_lanes // FIRST
+        fine = step >= self.fewest and n_lanes % (FIRST * self.mesh.size) == 0 and n_lanes // REGROUP < n_toys
+        return min(-(-n_toys // step) * step, n_lanes) if fine else self.shrink(n_lanes, n_toys)
 
     def shrink(self, n_lanes: int, n_toys: int) -> int:
         """The smallest of n_lanes, n_lanes / 4, n_lanes / 16, ... that holds all toys: few shapes, few compilations."""

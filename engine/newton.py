@@ -310,8 +310,8 @@ def newton_step(
     return jax.tree.map(lambda a, b: jnp.where(running, a, b), new, state)
 
 
-def covariance_of(state: NewtonState, box: Box, errordef: float) -> tuple[Array, Array, Array]:
-    """(covariance, posdef, at_limit) of a fit: 2 errordef times the inverse of the free block of the Hessian."""
+def covariance_of(state: NewtonState, box: Box, errordef: float) -> tuple[Array, Array, Array, Array]:
+    """(covariance, posdef, inflation, at_limit) of a fit: 2 errordef times the inverse of the free Hessian."""
     at_limit = box.free & _outward(state.theta, state.best.gradient, box)
     active = at_limit | ~box.free
     diagonal = jnp.diagonal(state.best.hessian)
@@ -320,10 +320,12 @@ def covariance_of(state: NewtonState, box: Box, errordef: float) -> tuple[Array,
     inside = ~active & ~active[:, None]
     eye = jnp.eye(len(scale))
     factor, posdef = factorise(jnp.where(inside, state.best.hessian * scale * scale[:, None], eye), 0.0)
-    inverse = solve(factor, eye) * scale * scale[:, None]
+    inverse = solve(factor, eye)
+    inflation = jnp.sum(jnp.where(active, 0.0, jnp.diagonal(inverse)))
+    inverse = inverse * scale * scale[:, None]
     posdef &= jnp.all(positive) & (state.status != Status.NONFINITE)
     covariance = jnp.where(inside, 2.0 * errordef * 0.5 * (inverse + inverse.T), 0.0)
-    return jnp.where(posdef, covariance, jnp.nan), posdef, at_limit
+    return jnp.where(posdef, covariance, jnp.nan), posdef, jnp.where(posdef, inflation, jnp.nan), at_limit
 
 
 def newton(

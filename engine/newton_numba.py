@@ -53,8 +53,10 @@ def _fill(matrix, value):
 
 # The vectors and matrices of a fit are rows of one array `work`, and named by the first of them: an array that is cut
 # out of another is counted, in atomic operations, which takes longer than the work on a few parameters.
-SCALE, MOVING, B, P, W, WHOLE, DIRECTION, MATRIX = range(8)
-# of n_params rows each: MATRIX, then the Cholesky factor, then the inverse
+# MATRIX has n_params rows, and after it come as many of the Cholesky factor and of the inverse.
+SCALE, MOVING, B, P, W, WHOLE, DIRECTION, MATRIX = map(np.int64, range(8))
+# not plain integers, for each of which numba would compile the helpers anew
+ZERO = np.int64(0)
 
 
 @njit(**_HELPER)
@@ -280,6 +282,19 @@ def _shifted(work, n, radius, posdef):
 @njit(**_HELPER)
 def _gain(gradient, hessian, step):
     """What the quadratic model falls by along a step."""
+    if len(step) >= WIDE:
+        return _gain_wide(gradient, hessian, step)
+    gain = 0.0
+    for i in range(len(step)):
+        curved = 0.0
+        for j in range(len(step)):
+            curved += hessian[i, j] * step[j]
+        gain -= step[i] * (gradient[i] + 0.5 * curved)
+    return gain
+
+
+@njit(**_SUMS)
+def _gain_wide(gradient, hessian, step):
     gain = 0.0
     for i in range(len(step)):
         curved = 0.0
@@ -308,7 +323,7 @@ def _propose(theta, gradient, hessian, lower_limit, upper_limit, free, radius, s
             slope += (gradient[i] * work[SCALE, i]) ** 2
     shift, posdef, crossings = 0.0, True, 0
     for round_ in range(n_params + 1):
-        n = 0
+        n = ZERO
         for i in range(n_params):
             if work[MOVING, i] == 1.0:
                 index[n] = i
@@ -394,155 +409,52 @@ def _unpack(out, gradient, hessian):
 
 
 @njit(**_HELPER)
-def _covariance(hessian, active, errordef, covariance, work, index):
-    """2 errordef times the inverse of the block of the Hessian that is not active; False if not posdef."""
-    n_params = len(active)
-    _fill(covariance, 0.0)
-    n = 0
-    for i in range(n_params):
+def _factorised(hessian, active, work, index):
+    """Make the factor of the scaled block of the Hessian that is not active; False if it is not positive definite."""
+    n = ZERO
+    for i in range(len(active)):
         if not active[i]:
             if not hessian[i, i] > 0.0:
-                _fill(covariance, np.nan)
                 return False
-            work[SCALE, n] = 1.0 / np.sqrt(hessian[i, i])
+            work[SCALE, i] = 1.0 / np.sqrt(hessian[i, i])
             index[n] = i
             n += 1
     for r in range(n):
+        i = index[r]
         for c in range(r + 1):
-            work[MATRIX + r, c] = hessian[index[r], index[c]] * work[SCALE, r] * work[SCALE, c]
-    if not _factorise(work, n, 0.0):
-        _fill(covariance, np.nan)
-        return False
-    _invert(work, n)
-    inverse = MATRIX + 2 * n_params
-    for r in range(n):
-        for c in range(r + 1):
-            value = 2.0 * errordef * work[inverse + r, c] * work[SCALE, r] * work[SCALE, c]
-            covariance[index[r], index[c]] = value
-            covariance[index[c], index[r]] = value
-    return True
+            work[MATRIX + r, c] = hessian[i, index[c]] * work[SCALE, i] * work[SCALE, index[c]]
+    return _factorise(work, n, 0.0)
 
 
 @njit(**_HELPER)
-def _fit_one(
-    kernel, rows, shared, aux, begin, end, start, lower_limit, upper_limit, free, errordef, edm_goal, max_steps,
-    theta, covariance, fit, at_limit, out, trial, gradient, trial_gradient, step, origin, hessian, trial_hessian, work,
-    index, active,
-):  # fmt: skip
-    """Fit one toy. `fit` receives (fval, edm, status, nfev, posdef); see `_fit_some` for what follows `at_limit`."""
-    n_params = len(start)
-    _copy(start, theta)
-    _copy(start, origin)
-    kernel(theta, rows, shared, aux, begin, end, out)
-    nfev = 1
-    value, absolute = out[0], out[1]
-    status = RUNNING
-    edm, posdef = np.nan, False
-    if not _unpack(out, gradient, hessian):
-        status, value = NONFINITE, np.nan
-    radius = np.inf
-    at_end = False
-    while status == RUNNING:
-        gain, length, shift, posdef, slope = _propose(
-            theta, gradient, hessian, lower_limit, upper_limit, free, radius, step, work, index
-        )
-        if not posdef and radius == np.inf:
-            radius = FIRST_RADIUS
-        if shift == 0.0:
-            edm = gain
-        # where the errors are but nominal, errordef may exceed the whole cost, and says little of where the minimum is
-        unit = min(errordef, absolute)
-        at_end = at_end or length <= SMALLEST_RADIUS or _at_rest(theta, step)
-        goal = edm_goal * (errordef if at_end else unit)
-        if gain <= max(goal, ROUNDING * absolute):
-            if posdef and shift == 0.0:
-                status = CONVERGED
-                break
-            if not posdef:
-                status = HESSIAN_NOT_POSDEF
-                edm = gain
-                break
-        if nfev >= max_steps:
-            status = MAX_STEPS
-            break
-        if not length > SMALLEST_RADIUS:
-            status = STALLED
-            break
-        for i in range(n_params):
-            # onto the limit itself, not next to it
-            trial[i] = min(max(theta[i] + step[i], lower_limit[i]), upper_limit[i])
-        kernel(trial, rows, shared, aux, begin, end, out)
-        nfev += 1
-        finite = _unpack(out, trial_gradient, trial_hessian)
-        actual = value - out[0]
-        accepted = False
-        ratio = 0.0
-        if finite:
-            rounding = 100.0 * ROUNDING * absolute
-            near = max(NEAR * unit, rounding)
-            if gain > rounding:
-                ratio = actual / gain
-            if gain <= near and actual > -near:
-                trial_slope = 0.0
-                for i in range(n_params):
-                    outward_lower = trial[i] <= lower_limit[i] and trial_gradient[i] > 0.0
-                    outward_upper = trial[i] >= upper_limit[i] and trial_gradient[i] < 0.0
-                    if free[i] and not outward_lower and not outward_upper:
-                        trial_slope += trial_gradient[i] ** 2 / max(abs(hessian[i, i]), 1e-300)
-                if np.sqrt(trial_slope) < slope:
-                    ratio = 1.0
-            accepted = ratio > ACCEPT
-        at_end = not accepted and gain <= edm_goal * errordef and (shift == 0.0 or not posdef)
-        if at_end:
-            continue
-        if ratio < 0.25:
-            radius = 0.25 * length
-        elif ratio > 0.75 and length > 0.5 * radius:
-            radius = 2.0 * radius
-        if accepted:
-            value, absolute = out[0], out[1]
-            _copy(trial, theta)
-            _copy(trial_gradient, gradient)
-            hessian, trial_hessian = trial_hessian, hessian
-            for i in range(n_params):
-                if free[i] and abs(theta[i]) > RUNAWAY * max(abs(origin[i]), 1.0):
-                    status = UNBOUNDED
-            if value < -1e290:
-                status = UNBOUNDED
-    if status == CONVERGED:
-        # the last Newton step is taken, and its result is known well enough not to be evaluated
-        for i in range(n_params):
-            total = 0.0
-            for j in range(n_params):
-                total += hessian[i, j] * step[j]
-            trial_gradient[i] = gradient[i] + total
-        for i in range(n_params):
-            theta[i] = min(max(theta[i] + step[i], lower_limit[i]), upper_limit[i])
-        value -= gain
-        _copy(trial_gradient, gradient)
+def _covariance(active, errordef, covariance, work, index):
+    """2 errordef times the inverse of the Hessian of which `work` has the factor; returns the inflation."""
+    n_params = len(active)
+    n = ZERO
     for i in range(n_params):
-        outward_lower = theta[i] <= lower_limit[i] and gradient[i] > 0.0
-        outward_upper = theta[i] >= upper_limit[i] and gradient[i] < 0.0
-        at_limit[i] = free[i] and (outward_lower or outward_upper)
-        active[i] = at_limit[i] or not free[i]
-    if status == NONFINITE:
-        _fill(covariance, np.nan)
-        posdef = False
-    else:
-        posdef = _covariance(hessian, active, errordef, covariance, work, index)
-        if not posdef and status == CONVERGED:
-            status = HESSIAN_NOT_POSDEF
-    fit[0], fit[1], fit[2], fit[3], fit[4] = value, edm, status, nfev, 1.0 if posdef else 0.0
+        n += not active[i]
+    if n < n_params:
+        _fill(covariance, 0.0)
+    _invert(work, n)
+    inverse, inflation = MATRIX + 2 * n_params, 0.0
+    for r in range(n):
+        i = index[r]
+        inflation += work[inverse + r, r]
+        for c in range(r + 1):
+            j = index[c]
+            value = 2.0 * errordef * work[inverse + r, c] * work[SCALE, i] * work[SCALE, j]
+            covariance[i, j] = value
+            covariance[j, i] = value
+    return inflation
 
 
 _KERNEL = types.FunctionType(types.void(*normalize_signature(KERNEL_SIGNATURE)[0]))
 _TABLE, _NUMBERS = types.f8[:, ::1], types.i8[::1]
-_DATA = (types.i8, _KERNEL, types.i8, _TABLE, _TABLE, _TABLE, _NUMBERS, _NUMBERS)
+_DATA = (_KERNEL, types.i8, _TABLE, _TABLE, _TABLE, _NUMBERS, _NUMBERS)
 _BOX = (types.f8[::1], types.f8[::1], types.b1[::1])
-_RESULTS = (types.f8[:, ::1], types.f8[:, :, ::1], types.f8[:, ::1], types.b1[:, ::1])
+_RESULTS = (_TABLE, types.f8[:, :, ::1], _TABLE, types.b1[:, ::1])
 
 
-@njit(**_HELPER)
 def _fit_some(
     first, last, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef,
     edm_goal, max_steps, values, covariance, fit, at_limit,
@@ -558,29 +470,117 @@ def _fit_some(
     active = np.empty(n_params, np.bool_)
     for t in range(first, last):
         k = toys[t]
-        _fit_one(
-            kernel, rows, shared, aux[k], offsets[k], offsets[k + 1], start[t], lower_limit, upper_limit, free,
-            errordef, edm_goal, max_steps, values[t], covariance[t], fit[t], at_limit[t], out, trial, gradient,
-            trial_gradient, step, origin, hessian, trial_hessian, work, index, active,
-        )  # fmt: skip
+        measured, begin, end = aux[k], offsets[k], offsets[k + 1]
+        theta, inverse, outward = values[t], covariance[t], at_limit[t]
+        _copy(start[t], theta)
+        _copy(start[t], origin)
+        kernel(theta, rows, shared, measured, begin, end, out)
+        nfev = 1
+        value, absolute = out[0], out[1]
+        status = RUNNING
+        edm, posdef = np.nan, False
+        if not _unpack(out, gradient, hessian):
+            status, value = NONFINITE, np.nan
+        radius = np.inf
+        at_end = False
+        while status == RUNNING:
+            gain, length, shift, posdef, slope = _propose(
+                theta, gradient, hessian, lower_limit, upper_limit, free, radius, step, work, index
+            )
+            if not posdef and radius == np.inf:
+                radius = FIRST_RADIUS
+            if shift == 0.0:
+                edm = gain
+            # where the errors are but nominal, errordef may exceed the whole cost, and tells little of the minimum
+            unit = min(errordef, absolute)
+            at_end = at_end or length <= SMALLEST_RADIUS or _at_rest(theta, step)
+            goal = edm_goal * (errordef if at_end else unit)
+            if gain <= max(goal, ROUNDING * absolute):
+                if posdef and shift == 0.0:
+                    status = CONVERGED
+                    break
+                if not posdef:
+                    status = HESSIAN_NOT_POSDEF
+                    edm = gain
+                    break
+            if nfev >= max_steps:
+                status = MAX_STEPS
+                break
+            if not length > SMALLEST_RADIUS:
+                status = STALLED
+                break
+            for i in range(n_params):
+                # onto the limit itself, not next to it
+                trial[i] = min(max(theta[i] + step[i], lower_limit[i]), upper_limit[i])
+            kernel(trial, rows, shared, measured, begin, end, out)
+            nfev += 1
+            finite = _unpack(out, trial_gradient, trial_hessian)
+            actual = value - out[0]
+            accepted = False
+            ratio = 0.0
+            if finite:
+                rounding = 100.0 * ROUNDING * absolute
+                near = max(NEAR * unit, rounding)
+                if gain > rounding:
+                    ratio = actual / gain
+                if gain <= near and actual > -near:
+                    trial_slope = 0.0
+                    for i in range(n_params):
+                        outward_lower = trial[i] <= lower_limit[i] and trial_gradient[i] > 0.0
+                        outward_upper = trial[i] >= upper_limit[i] and trial_gradient[i] < 0.0
+                        if free[i] and not outward_lower and not outward_upper:
+                            trial_slope += trial_gradient[i] ** 2 / max(abs(hessian[i, i]), 1e-300)
+                    if np.sqrt(trial_slope) < slope:
+                        ratio = 1.0
+                accepted = ratio > ACCEPT
+            at_end = not accepted and gain <= edm_goal * errordef and (shift == 0.0 or not posdef)
+            if at_end:
+                continue
+            if ratio < 0.25:
+                radius = 0.25 * length
+            elif ratio > 0.75 and length > 0.5 * radius:
+                radius = 2.0 * radius
+            if accepted:
+                value, absolute = out[0], out[1]
+                _copy(trial, theta)
+                _copy(trial_gradient, gradient)
+                hessian, trial_hessian = trial_hessian, hessian
+                for i in range(n_params):
+                    if free[i] and abs(theta[i]) > RUNAWAY * max(abs(origin[i]), 1.0):
+                        status = UNBOUNDED
+                if value < -1e290:
+                    status = UNBOUNDED
+        if status == CONVERGED:
+            # the last Newton step is taken, and its result is known well enough not to be evaluated
+            for i in range(n_params):
+                total = 0.0
+                for j in range(n_params):
+                    total += hessian[i, j] * step[j]
+                trial_gradient[i] = gradient[i] + total
+            for i in range(n_params):
+                theta[i] = min(max(theta[i] + step[i], lower_limit[i]), upper_limit[i])
+            value -= gain
+            _copy(trial_gradient, gradient)
+        # the last step has factorised the Hessian of the parameters that moved
+        known = status == CONVERGED
+        for i in range(n_params):
+            outward_lower = theta[i] <= lower_limit[i] and gradient[i] > 0.0
+            outward_upper = theta[i] >= upper_limit[i] and gradient[i] < 0.0
+            outward[i] = free[i] and (outward_lower or outward_upper)
+            active[i] = outward[i] or not free[i]
+            known = known and active[i] == (work[MOVING, i] == 0.0)
+        posdef = known or (status != NONFINITE and _factorised(hessian, active, work, index))
+        if posdef:
+            inflation = _covariance(active, errordef, inverse, work, index)
+        else:
+            _fill(inverse, np.nan)
+            inflation = np.nan
+            if status == CONVERGED:
+                status = HESSIAN_NOT_POSDEF
+        fit[t, 0], fit[t, 1], fit[t, 2], fit[t, 3] = value, edm, status, nfev
+        fit[t, 4], fit[t, 5] = 1.0 if posdef else 0.0, inflation
 
 
-# One call of an ordinary function per turn: array expressions inside a parallel function would cost seconds of
-# compilation and most of the scaling.
-def _fit_toys(
-    together, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef,
-    edm_goal, max_steps, values, covariance, fit, at_limit,
-):  # fmt: skip
-    n = len(toys)
-    for block in prange((n + together - 1) // together):
-        first = block * together
-        _fit_some(
-            first, min(first + together, n), kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit,
-            upper_limit, free, errordef, edm_goal, max_steps, values, covariance, fit, at_limit,
-        )  # fmt: skip
-
-
-@njit(**_HELPER)
 def _evaluate_some(first, last, kernel, memory, rows, shared, aux, offsets, toys, theta, results):
     n_outputs = results.shape[1]
     out = np.zeros(n_outputs + memory)
@@ -591,13 +591,34 @@ def _evaluate_some(first, last, kernel, memory, rows, shared, aux, offsets, toys
             results[t, i] = out[i]
 
 
-def _evaluate_toys(together, kernel, memory, rows, shared, aux, offsets, toys, theta, results):
+# One call per turn, through a pointer, so that nothing is compiled twice: array expressions inside a parallel function
+# would cost seconds of compilation and most of the scaling.
+def _fit_toys(
+    some, together, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef,
+    edm_goal, max_steps, values, covariance, fit, at_limit,
+):  # fmt: skip
     n = len(toys)
     for block in prange((n + together - 1) // together):
         first = block * together
-        _evaluate_some(
-            first, min(first + together, n), kernel, memory, rows, shared, aux, offsets, toys, theta, results
-        )
+        some(
+            first, min(first + together, n), kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit,
+            upper_limit, free, errordef, edm_goal, max_steps, values, covariance, fit, at_limit,
+        )  # fmt: skip
+
+
+def _evaluate_toys(some, together, kernel, memory, rows, shared, aux, offsets, toys, theta, results):
+    n = len(toys)
+    for block in prange((n + together - 1) // together):
+        first = block * together
+        some(first, min(first + together, n), kernel, memory, rows, shared, aux, offsets, toys, theta, results)
+
+
+def _in_parallel(some: Callable, toys: Callable, arguments: tuple) -> Callable:
+    """`toys` with the compiled `some`, which it gives the first toy, the one behind the last, and the arguments."""
+    signature = types.void(types.i8, types.i8, *arguments)
+    compiled = njit(signature, **_HELPER)(some)
+    given = (types.FunctionType(signature), types.i8, *arguments)
+    return functools.partial(njit(types.void(*given), parallel=True, **_HELPER)(toys), compiled)
 
 
 @functools.cache
@@ -608,13 +629,12 @@ def fit_toys() -> Callable:
     free, errordef, edm_goal, max_steps) and the arrays (values, covariance, fit, at_limit) for the results. A turn of
     a thread takes `together` toys, in the same memory; `memory` is `kernels.translate.memory_of(kernel)`. `toys` are
     the numbers of the toys to fit; `start` and the results have a row for each; `fit` holds
-    (fval, edm, status, nfev, posdef).
+    (fval, edm, status, nfev, posdef, inflation), as `engine.drivers.Fits` has them.
     """
-    signature = types.void(*_DATA, types.f8[:, ::1], *_BOX, types.f8, types.f8, types.i8, *_RESULTS)
-    return njit(signature, parallel=True, **_HELPER)(_fit_toys)
+    return _in_parallel(_fit_some, _fit_toys, (*_DATA, _TABLE, *_BOX, types.f8, types.f8, types.i8, *_RESULTS))
 
 
 @functools.cache
 def evaluate_toys() -> Callable:
     """The compiled evaluation of many toys, called with what `fit_toys` is up to `toys`, theta and the outputs."""
-    return njit(types.void(*_DATA, types.f8[:, ::1], types.f8[:, ::1]), parallel=True, **_HELPER)(_evaluate_toys)
+    return _in_parallel(_evaluate_some, _evaluate_toys, (*_DATA, _TABLE, _TABLE))

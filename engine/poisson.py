@@ -1,5 +1,6 @@
 """The Poisson likelihood of bins whose expectation is a vector function of the parameters: template fits."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ class PoissonNLL(Cost):
     def __init__(self, expected: Callable, *, mask: Any = None, name: Sequence[str] | None = None) -> None:
         self.model = expected
         self.names = parameter_names(expected, name, skip=0)
-        self.mask = None if mask is None else checked_mask(mask, self._n_bins())
+        self.mask = None if mask is None else checked_mask(mask, self._n_bins)
 
     def rows(self, data: Any) -> Rows:
         """Rows of histograms: every bin that is used is a row.
@@ -58,7 +59,7 @@ class PoissonNLL(Cost):
         ----------
         data : (n_toys, n_bins) counts, or (n_toys, n_bins, 2) sums of weights and of their squares
         """
-        columns, bad = counts_of(data, self._n_bins(), self.mask)
+        columns, bad = counts_of(data, self._n_bins, self.mask)
         _, n_toys, n_used = columns.shape
         return Rows(
             names=("n", "scale")[: len(columns)],
@@ -74,6 +75,7 @@ class PoissonNLL(Cost):
         mu = self.model(*theta)
         return mu if self.mask is None else mu[np.flatnonzero(self.mask)]
 
+    @functools.cached_property
     def _n_bins(self) -> int:
         with jax.enable_x64(True), model_mistakes(self.model, "the parameters", "write it with jax.numpy"):
             result = jax.eval_shape(self.model, *[jax.ShapeDtypeStruct((), np.float64)] * len(self.names))
@@ -84,7 +86,7 @@ class PoissonNLL(Cost):
         return shape[0]
 
     def _n_used(self) -> int:
-        return self._n_bins() if self.mask is None else int(self.mask.sum())
+        return self._n_bins if self.mask is None else int(self.mask.sum())
 
     def _compiled(self, rows: Rows) -> VectorKernel:
         kernels = self.__dict__.setdefault("_vector_kernels", {})

@@ -24,6 +24,7 @@ from engine.cost import Cost
 from engine.data import Rows, lane_data, shared_columns
 from engine.normalisation import excess
 from engine.ranges import NumericalIntegral
+from engine.resident import ResidentRows
 from kernels.elementwise import elementwise
 from kernels.graph import UntranslatableError
 
@@ -76,6 +77,8 @@ def warn_of_irregularities(
     if key in checked:
         return
     checked.add(key)
+    if isinstance(rows, ResidentRows):  # the others need not be copied
+        rows = rows.first(max(TOYS, int(np.searchsorted(rows.offsets, POOL))))
     for sentence in (*excess(cost, rows, theta), *irregularities(cost, rows, theta, lower, upper, free)):
         warnings.warn(sentence, stacklevel=3)
 

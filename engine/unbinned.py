@@ -10,8 +10,9 @@ import numpy as np
 from jax import Array
 
 from engine.cost import Cost, call_model, called, parameter_names, scalar_result
-from engine.data import Rows, Weighted, ragged_events
+from engine.data import Rows, Weighted, not_finite, ragged_events
 from engine.ranges import N_NODES, NumericalIntegral
+from engine.resident import Resident, ResidentRows
 from engine.sums import SumCost, pack
 from kernels.program import Program
 
@@ -50,6 +51,8 @@ class _Unbinned(Cost):
             Events outside of the fit range do not count.
         """
         events, weights = data.ragged() if isinstance(data, Weighted) else (ragged_events(data), None)
+        if isinstance(events, Resident) and weights is None and self.integral is None:
+            return ResidentRows(events)
         columns = events.values if events.values.ndim == 2 else events.values[None]
         names: tuple[str, ...] = tuple(f"x{k}" for k in range(columns.shape[0]))
         offsets = events.offsets
@@ -62,12 +65,7 @@ class _Unbinned(Cost):
         if used is not None and not used.all():
             columns, offsets = columns[:, used], np.concatenate([[0], np.cumsum(used)])[offsets]
         n_toys = len(events)
-        bad = np.zeros(n_toys, dtype=bool)
-        with np.errstate(over="ignore", invalid="ignore"):
-            suspect = not np.isfinite(np.sum(columns))  # one cheap pass; the second only where it must be
-        if suspect:
-            wrong = np.flatnonzero(~np.isfinite(columns).all(axis=0))
-            bad[np.searchsorted(offsets, wrong, side="right") - 1] = True
+        bad = not_finite(columns, offsets)
         rows = Rows(columns, offsets, np.zeros((0, 0)), np.zeros((n_toys, 0)), bad, names)
         return rows if self.integral is None else pack((rows, self.integral.rows(rows)))
 

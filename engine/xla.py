@@ -96,7 +96,7 @@ class XlaDriver:
         self.mesh = Mesh(np.array(devices), ("toys",))
         self.optimizer, self.scaled, self.optimizer_steps = optimizer, scaled, optimizer_steps
         n_rows = [int(np.max(np.diff(leaf.offsets), initial=1)) for leaf in rows.leaves]
-        n_columns = sum(max(leaf.columns.shape[0], 1) for leaf in rows.leaves)
+        n_columns = sum(max(leaf.n_columns, 1) for leaf in rows.leaves)
         memory = free_memory(devices)
         self.tile, padded, self.lanes = plan(
             self.device,
@@ -123,14 +123,8 @@ class XlaDriver:
                 theta, nfev = self._first_order(toys, start, box)
 
             def store(rows: np.ndarray, lanes: np.ndarray, state: NewtonState) -> None:
-                finished = self._finish(state, box, settings.errordef)
-                state, (covariance, posdef, at_limit) = jax.tree.map(lambda a: np.asarray(a)[lanes], finished)
-                fits.values[rows], fits.covariance[rows] = state.theta, covariance
-                fits.fval[rows], fits.edm[rows] = state.best.value, state.edm
-                undefined = (state.status == Status.CONVERGED) & ~posdef
-                fits.status[rows] = np.where(undefined, Status.HESSIAN_NOT_POSDEF, state.status)
-                fits.nfev[rows] = state.nfev + nfev[rows]
-                fits.posdef[rows], fits.at_limit[rows] = posdef, at_limit
+                fits.put(rows, self._finished(state, lanes, box, settings.errordef))
+                fits.nfev[rows] += nfev[rows]
                 if progress is not None:
                     progress(len(rows))
 
@@ -154,10 +148,13 @@ class XlaDriver:
             return outputs
 
     def _evaluated(self, *arrays: Any) -> Array:
-        def of_lanes(theta: Array, lanes: Array, data: Any, shared: Any) -> Array:
-            return jax.vmap(self._sums(2), in_axes=(0, 0, None))(theta, jax.tree.map(lambda a: a[lanes], data), shared)
+        def make() -> Callable:
+            sums = jax.vmap(self._sums(2), in_axes=(0, 0, None))
+            return jax.jit(
+                lambda theta, lanes, data, shared: sums(theta, jax.tree.map(lambda a: a[lanes], data), shared)
+            )
 
-        return self._compiled("evaluate", lambda: jax.jit(of_lanes))(*arrays)
+        return self._compiled("evaluate", make)(*arrays)
 
     def _resident(self, toys: np.ndarray, n_lanes: int) -> tuple[Any, np.ndarray]:
         """The data of a batch of toys, in ascending order, on the device, and the lane of each toy.
@@ -177,7 +174,10 @@ class XlaDriver:
         lanes.run(start, self.lanes, data_of, self._shared(), rules, store)
 
     def _compiled(self, what: Any, make: Callable) -> Any:
-        """What was compiled before for this cost, this form of data and these devices, else made now."""
+        """What was compiled before for this cost, this form of data and these devices, else made now.
+
+        It lives as long as the cost, and must not hold the driver, whose data take the memory of the device.
+        """
         key = (what, self.rows.form, self.tile, self.kernel_name, tuple(self.mesh.devices.flat))
         kept = self.cost.__dict__.setdefault("_xla", {})
         if key not in kept:
@@ -198,20 +198,42 @@ class XlaDriver:
         return of_leaf
 
     def _newton_lanes(self) -> Lanes:
+        n_params, unrolled = self.n_params, self.device != "cpu"
+
         def step(state: NewtonState, at: Callable, rules: tuple) -> NewtonState:
             box, errordef, edm_goal, max_steps = rules
-            here = unpack(at(state.trial), self.n_params)
+            here = unpack(at(state.trial), n_params)
             goals = {"errordef": errordef, "edm_goal": edm_goal, "max_steps": max_steps}
-            return newton_step(state, here, box, **goals, unrolled=self.device != "cpu")
+            return newton_step(state, here, box, **goals, unrolled=unrolled)
 
         return self._compiled(
             "newton",
             lambda: Lanes(self._sums(2), newton_init, step, lambda s: s.status == RUNNING, self.mesh, self.fewest),
         )
 
-    def _finish(self, state: NewtonState, box: Box, errordef: float) -> tuple:
-        finish = self._compiled("finish", lambda: jax.jit(jax.vmap(covariance_of, in_axes=(0, None, None))))
-        return state, finish(state, box, errordef)
+    def _finished(self, state: NewtonState, lanes: np.ndarray, box: Box, errordef: float) -> Fits:
+        """The fits of some lanes, which come to the host in one array."""
+
+        def numbers(state: NewtonState, box: Box, errordef: float) -> Array:
+            covariance, posdef, inflation, at_limit = covariance_of(state, box, errordef)
+            ends = [state.best.value, state.edm, state.status, state.nfev, posdef, inflation]
+            return jnp.concatenate([jnp.stack(ends, dtype=float), state.theta, at_limit, covariance.ravel()])
+
+        finish = self._compiled("finish", lambda: jax.jit(jax.vmap(numbers, in_axes=(0, None, None))))
+        found, n = np.asarray(finish(state, box, errordef))[lanes], self.n_params
+        (fval, edm, status, nfev, posdef, inflation), fit = found[:, :6].T, found[:, 6:]
+        undefined = (status == Status.CONVERGED) & (posdef == 0)
+        return Fits(
+            values=fit[:, :n],
+            covariance=fit[:, 2 * n :].reshape(-1, n, n),
+            fval=fval,
+            edm=edm,
+            status=np.where(undefined, Status.HESSIAN_NOT_POSDEF, status),
+            nfev=nfev,
+            posdef=posdef,
+            inflation=inflation,
+            at_limit=fit[:, n : 2 * n],
+        )
 
     def _first_order(self, toys: np.ndarray, start: np.ndarray, box: Box) -> tuple[np.ndarray, np.ndarray]:
         """Where the optimiser ends, and its numbers of evaluations."""
@@ -230,7 +252,7 @@ class XlaDriver:
         return theta, nfev
 
     def _first_order_lanes(self) -> Lanes:
-        optimizer = optax.with_extra_args_support(self.optimizer)
+        optimizer, n_params = optax.with_extra_args_support(self.optimizer), self.n_params
 
         def init(start: Array) -> FirstOrderState:
             theta, scale, unit = jnp.split(start, 3)
@@ -242,7 +264,7 @@ class XlaDriver:
             box, max_steps = rules
             # a lane that has ended sees a flat cost, so that its line search does not hold the others
             outputs = jnp.where(state.running, at(state.theta), 0.0)
-            slope = jnp.where(box.free, outputs[2 : 2 + self.n_params], 0.0)
+            slope = jnp.where(box.free, outputs[2 : 2 + n_params], 0.0)
             outward = ((state.theta <= box.lower) & (slope > 0)) | ((state.theta >= box.upper) & (slope < 0))
             reached = jnp.linalg.norm(jnp.where(outward, 0.0, slope * state.scale)) < FIRST_ORDER_GOAL
             updates, inner = optimizer.update(

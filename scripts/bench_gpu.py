@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from arguments import DONE, DOUBTFUL, Parser, leave
 
-PARTS = ("toys", "fits", "batches", "cases", "sums", "lanes", "steps", "rule", "run")
+PARTS = ("toys", "fits", "batches", "goal", "cases", "sums", "lanes", "steps", "rule", "run")
 CASES = (
     "peak-480", "peak-2000", "peak-15500", "peak-200000", "histogram", "counting", "templates-50", "templates-200",
     "line",
@@ -153,6 +153,52 @@ def batches(bench: Bench) -> dict:
             "lanes_bitwise": bool((lanes.values == lanes.values[0]).all()),
         }
     return found
+
+
+def goal(bench: Bench) -> dict:
+    """Toys of the main model drawn and fitted on the device, where their events stay there and through the host."""
+    from engine import Ragged, fit_batch
+    from engine.resident import Resident
+    from toys.models import peak
+    from toys.study import generate
+
+    study, n = peak(), bench.n_toys(MAIN)
+    options: dict[str, Any] = {"limits": study.limits, "backend": "jax", "device": bench.device}
+    made: dict[str, Any] = {}
+
+    def draw() -> None:
+        made["toys"] = generate(study, n, bench.seed, backend="jax")
+        bench.jax.block_until_ready(getattr(made["toys"], "padded", None))
+
+    def fit() -> None:
+        made["fits"] = fit_batch(study.cost, made["toys"], study.start, **options)
+
+    def copy() -> None:
+        made["toys"] = Ragged(made["toys"].values, made["toys"].offsets)
+
+    def whole() -> None:
+        draw()
+        fit()
+
+    def by_host() -> None:
+        draw()
+        copy()
+        fit()
+
+    with bench.jax.default_device(bench.devices[0]):
+        found: dict[str, Any] = {"whole": bench.timed(whole), "draw": bench.timed(draw), "fit": bench.timed(fit)}
+        there, fits = isinstance(made["toys"], Resident), made["fits"]
+        copied = "values" in vars(made["toys"]) if there else None
+        found["through the host"] = bench.timed(by_host)
+    same = all(np.array_equal(getattr(made["fits"], name), getattr(fits, name)) for name in ("values", "covariance"))
+    return {
+        "agree": same,
+        "n_toys": n,
+        "stays_on_device": there,
+        "copied_to_host": copied,
+        "not_valid": int((~fits.valid).sum()),
+        "evaluations": float(fits.nfev.mean()),
+    } | found
 
 
 def cases(bench: Bench) -> dict:

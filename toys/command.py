@@ -24,7 +24,8 @@ from rich.progress import (
 from rich.text import Text
 
 from engine.arguments import known
-from engine.fit import find_devices, fit_batch
+from engine.devices import find_devices
+from engine.fit import fit_batch
 from kernels.translate import cache_directory
 from toys.models import STUDIES
 from toys.observed import InputError, read_data

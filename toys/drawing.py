@@ -1,21 +1,9 @@
-"""Toys of any sampler, drawn by JAX and put together as data for `fit_batch`.
+"""Toys of any sampler, drawn by JAX and put together as data for `fit_batch`, as `toys.forms` has them."""
 
-A sampler is called as `sampler(key, theta)`, draws one toy and can be traced by JAX. What it returns follows from the
-cost that is fitted:
-
-| cost | one toy | data |
-| --- | --- | --- |
-| unbinned | `(padded values, n)`, values `(m,)` or `(d, m)`: n events | `Ragged` |
-| binned | counts `(n_bins,)` | `(n_toys, n_bins)` |
-| `LeastSquares` | `(x, y, yerror[, xerror])`, or `(x, y)` with a covariance | each with a leading toy axis |
-| constraint | measured values `(k,)` | `(n_toys, k)` |
-| sum | a tuple with one of these for each cost; None for a constraint that does not vary | a tuple |
-"""
-
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from itertools import chain
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +11,12 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from engine import ExtendedUnbinnedNLL, UnbinnedNLL
 from engine.cost import Cost
-from engine.data import Ragged, shown
-from engine.leastsquares import LeastSquares
-from engine.sums import SumCost
+from engine.data import shown
+from engine.resident import Resident
+from engine.xla import free_memory
 from kernels import randombits
+from toys.forms import Events, Form, Points, Row, Together, form_of
 
 __all__ = [
     "Events",
@@ -45,155 +33,9 @@ __all__ = [
     "padded_size",
 ]
 
-# JAX draws as many toys at once as have this many numbers (32 MiB)
-_NUMBERS_AT_ONCE = 2**22
-
-
-class Form(Protocol):
-    """What one toy of a cost looks like, and how many of them become its data."""
-
-    def check(self, drawn: Any) -> Any:
-        """One toy as arrays of float64; TypeError if it is none."""
-
-    def cut(self, drawn: Any, n: int) -> Any:
-        """The first n toys of a chunk."""
-
-    def join(self, chunks: list) -> Any:
-        """Data of all chunks."""
-
-
-@dataclass(frozen=True)
-class Events:
-    """(padded values, n): a toy of n events."""
-
-    def check(self, drawn: Any) -> tuple[Array, Array]:
-        try:
-            values, n = (jnp.asarray(part) for part in drawn)
-            of_events = values.ndim == 1 or (values.ndim == 2 and len(values) > 1)
-            if of_events and n.ndim == 0 and jnp.issubdtype(n.dtype, jnp.integer):
-                return values.astype(jnp.float64), n
-            got = f"shapes {values.shape} and {n.shape} of {values.dtype} and {n.dtype}"
-        except (TypeError, ValueError):
-            got = type(drawn).__name__
-        raise TypeError(
-            "a sampler must return (padded values, n): a 1-D array, or (d, m) for d > 1 observables, and a whole "
-            f"number, got {got}"
-        )
-
-    def cut(self, drawn: tuple[np.ndarray, np.ndarray], n: int) -> Ragged:
-        counts = drawn[1][:n]
-        values = [toy[..., :length] for toy, length in zip(drawn[0], counts, strict=False)]
-        joined = np.concatenate(values, axis=-1) if n else drawn[0][0, ..., :0]
-        return Ragged(joined, np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
-
-    def join(self, chunks: list[Ragged]) -> Ragged:
-        counts = np.concatenate([np.diff(chunk.offsets) for chunk in chunks])
-        values = np.concatenate([chunk.values for chunk in chunks], axis=-1)
-        return Ragged(values, np.concatenate([[0], np.cumsum(counts)]))
-
-
-class _Stacked:
-    """Toys of one shape, stacked."""
-
-    def cut(self, drawn: Any, n: int) -> Any:
-        return jax.tree.map(lambda array: array[:n], drawn)
-
-    def join(self, chunks: list) -> Any:
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *chunks)
-
-
-@dataclass(frozen=True)
-class Row(_Stacked):
-    """One number for each bin, or for each parameter of a constraint."""
-
-    what: str = "counts (n_bins,)"
-
-    def check(self, drawn: Any) -> Array:
-        [array] = _real([drawn], self.what)
-        if array.ndim != 1:
-            raise TypeError(f"a sampler must return {self.what}, a 1-D array, got shape {array.shape}")
-        return array
-
-
-@dataclass(frozen=True)
-class Points(_Stacked):
-    """Points with errors; an error may be one number for all points, x may hold several observables.
-
-    Attributes
-    ----------
-    names : tuple of str
-        Of the arrays, in order.
-    """
-
-    names: tuple[str, ...] = ("x", "y", "yerror")
-
-    def check(self, drawn: Any) -> tuple[Array, ...]:
-        what = f"({', '.join(self.names)})"
-        if not isinstance(drawn, tuple) or len(drawn) != len(self.names):
-            got = f"a tuple of {len(drawn)}" if isinstance(drawn, tuple) else type(drawn).__name__
-            raise TypeError(f"a sampler must return {what}, a tuple of arrays, got {got}")
-        arrays = dict(zip(self.names, _real(drawn, what), strict=True))
-        n = arrays["y"].shape
-        shapes = {"x": [n, (*arrays["x"].shape[:1], *n)], "y": [n]}
-        if len(n) != 1 or not all(a.shape in shapes.get(name, [n, ()]) for name, a in arrays.items()):
-            got = ", ".join(str(array.shape) for array in arrays.values())
-            raise TypeError(f"a sampler must return {what}, each of the shape (n,) of y, got shapes {got}")
-        return tuple(array if array.ndim else jnp.broadcast_to(array, n) for array in arrays.values())
-
-
-def _real(parts: Iterable, what: str) -> list[Array]:
-    """Arrays of float64."""
-    given = list(parts)
-    try:
-        arrays = [jnp.asarray(part) for part in given]
-        if all(jnp.issubdtype(a.dtype, jnp.floating) or jnp.issubdtype(a.dtype, jnp.integer) for a in arrays):
-            return [array.astype(jnp.float64) for array in arrays]
-        got = ", ".join(str(array.dtype) for array in arrays)
-    except (TypeError, ValueError):
-        got = ", ".join(type(part).__name__ for part in given)
-    raise TypeError(f"a sampler must return {what}, real numbers, got {got}")
-
-
-@dataclass(frozen=True)
-class Together:
-    """A tuple with one entry for each cost of a sum; None stands for what does not vary."""
-
-    forms: tuple[Form, ...]
-    optional: tuple[bool, ...]
-
-    def check(self, drawn: Any) -> tuple:
-        if not isinstance(drawn, tuple) or len(drawn) != len(self.forms):
-            got = f"a tuple of {len(drawn)}" if isinstance(drawn, tuple) else type(drawn).__name__
-            raise TypeError(
-                f"a sampler for a sum of {len(self.forms)} costs must return a tuple with one entry for each, got {got}"
-            )
-        checked = []
-        for k, (form, optional, entry) in enumerate(zip(self.forms, self.optional, drawn, strict=True)):
-            try:
-                checked.append(None if entry is None and optional else form.check(entry))
-            except TypeError as error:
-                raise TypeError(f"entry {k} of the toy of a sum: {error}") from None
-        return tuple(checked)
-
-    def cut(self, drawn: tuple, n: int) -> tuple:
-        pairs = zip(self.forms, drawn, strict=True)
-        return tuple(None if part is None else form.cut(part, n) for form, part in pairs)
-
-    def join(self, chunks: list[tuple]) -> tuple:
-        pairs = zip(self.forms, zip(*chunks, strict=True), strict=True)
-        return tuple(None if parts[0] is None else form.join(list(parts)) for form, parts in pairs)
-
-
-def form_of(cost: Cost | None) -> Form:
-    """The form of the toys of a cost; without one, that of unbinned data."""
-    if cost is None or isinstance(cost, UnbinnedNLL | ExtendedUnbinnedNLL):
-        return Events()
-    if isinstance(cost, SumCost):
-        return Together(tuple(map(form_of, cost.costs)), tuple(not part.takes_data for part in cost.costs))
-    if isinstance(cost, LeastSquares):
-        correlated = getattr(cost, "covariance", None) is not None
-        return Points(("x", "y", "yerror", "xerror")[: 2 if correlated else 4 if cost.xerror else 3])
-    return Row() if cost.takes_data else Row(f"measured values ({len(cost.names)},)")
+# JAX draws as many toys at once as have this many numbers: 32 MiB on a CPU, and on an accelerator four times as much,
+# which takes it longer than to be told to
+_NUMBERS_AT_ONCE = {"cpu": 2**22, "accelerator": 2**24}
 
 
 class Sampler:
@@ -267,7 +109,8 @@ class Sampler:
 
     def draw_all(self, tables: Any, keys: np.ndarray) -> Any:
         """What varies in the toys of these keys, by JAX."""
-        chunk = max(1, min(_NUMBERS_AT_ONCE // max(1, self.size(tables)), padded_size(len(keys))))
+        at_once = _NUMBERS_AT_ONCE["cpu" if _device().platform == "cpu" else "accelerator"]
+        chunk = max(1, min(at_once // max(1, self.size(tables)), padded_size(len(keys))))
         return drawn_by_jax(self.draw, tables, keys, self.form, chunk)
 
 
@@ -298,7 +141,7 @@ def draw_toys(
     chunk : int
         Toys drawn at once; has no effect on the result.
     cost : Cost, optional
-        What will be fitted: the module says what a sampler returns for it. Without it, the data are unbinned.
+        What will be fitted: `toys.forms` says what a sampler returns for it. Without it, the data are unbinned.
 
     Raises
     ------
@@ -322,16 +165,51 @@ def draw_toys(
 
 
 def drawn_by_jax(draw: Callable, argument: Any, keys: np.ndarray, form: Form, chunk: int = 256) -> Any:
-    """One toy for each key, as `form` joins them."""
-    n_toys, made = len(keys), []
+    """One toy for each key, as `form` joins them; events stay on an accelerator that holds them."""
+    n_toys = len(keys)
     words = keys if n_toys else np.zeros((1, 2), np.uint32)  # one toy tells the shapes
     with jax.enable_x64(True):
-        for begin in range(0, len(words), chunk):
-            # the last chunk is filled up, so that only one shape is compiled
-            toys = np.minimum(np.arange(begin, begin + chunk), len(words) - 1)
-            drawn = jax.device_get(_draw_chunk(draw, form, argument, words[toys]))
-            made.append(form.cut(drawn, min(chunk, n_toys - begin)))
+        argument = jax.device_put(argument)  # once for all chunks
+        # the last chunk is filled up, so that only one shape is compiled
+        chunks: Iterator = (
+            _draw_chunk(draw, form, argument, words[np.minimum(np.arange(begin, begin + chunk), len(words) - 1)])
+            for begin in range(0, len(words), chunk)
+        )
+        first = next(chunks)
+        chunks = chain([first], chunks)
+        if isinstance(form, Events) and n_toys and _stays(first[0].nbytes // len(first[0]) * n_toys):
+            return _resident(chunks, n_toys)
+        made = [form.cut(jax.device_get(drawn), min(chunk, n_toys - k * chunk)) for k, drawn in enumerate(chunks)]
     return form.join(made)
+
+
+def _device() -> jax.Device:
+    """Where JAX draws."""
+    [device] = jnp.zeros(()).devices()
+    return device
+
+
+def _stays(n_bytes: int) -> bool:
+    """Whether so many bytes of toys stay there: on an accelerator of which they take a quarter of the free memory."""
+    device = _device()
+    memory = free_memory([device])
+    return device.platform != "cpu" and (memory is None or n_bytes <= memory // 4)
+
+
+def _resident(chunks: Iterable[tuple[Array, Array]], n_toys: int) -> Resident:
+    """All chunks in one array, which is filled in place, so that not all of them are in memory besides."""
+    whole, n = jnp.zeros(()), []
+    for k, (values, counts) in enumerate(chunks):
+        if not k:
+            whole = jnp.zeros((-(-n_toys // len(values)) * len(values), *values.shape[1:]))
+        whole = _placed(whole, values, k * len(values))
+        n.append(counts)
+    return Resident(whole, np.concatenate(jax.device_get(n))[:n_toys])
+
+
+@partial(jax.jit, donate_argnums=0)
+def _placed(whole: Array, part: Array, begin: int) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, begin, axis=0)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

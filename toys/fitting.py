@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from engine.devices import preferred
 from engine.fit import fit_batch
 from engine.minos import MinosResult
 from engine.normalisation import check_integral
@@ -49,7 +50,10 @@ def compile_study(study: Study, options: Options) -> Compiled:
     except UntranslatableError:
         sampled = "jax"
         data = generate(study, 1, options.seed, 0, sampled)
-    result, _ = Fitter(study, options, options.backend).fit(data, 1)
+    device = options.device
+    if device == options.backend == "auto" and options.optimizer == "newton":
+        device = preferred(study.cost.rows(data), len(study.cost.names), options.n_toys)
+    result, _ = Fitter(study, options, options.backend, device).fit(data, 1)
     if result.status[0] == Status.BAD_DATA:
         raise ValueError(
             "the sampler throws what the cost cannot take, such as NaN, negative counts or an error of zero: toy 0 "
@@ -75,8 +79,8 @@ class Fitter:
         How many toys are fitted together; None is a whole chunk.
     """
 
-    def __init__(self, study: Study, options: Options, backend: str) -> None:
-        self.study, self.options, self.backend = study, options, backend
+    def __init__(self, study: Study, options: Options, backend: str, device: str) -> None:
+        self.study, self.options, self.backend, self.device = study, options, backend, device
         self.at_once: int | None = None
 
     def fit(
@@ -139,7 +143,7 @@ class Fitter:
             fixed=study.fixed,
             optimizer=options.optimizer,
             backend=self.backend,
-            device=options.device,
+            device=self.device,
             batch_size=self.at_once,
             progress=advance,
         )

@@ -206,8 +206,7 @@ class _Mixture(Sampler):
         return Ragged(values if len(values) > 1 else values[0], offsets)
 
     def complete(self, tables: Tables, drawn: Any) -> Any:
-        # the sum is taken first: it takes no memory
-        if isinstance(drawn, Ragged) and not np.isfinite(drawn.values.sum()) and not np.all(np.isfinite(drawn.values)):
+        if isinstance(drawn, Ragged) and drawn.not_finite.any():
             at = dict(zip(self.names, tables.theta.tolist(), strict=True))
             raise ValueError(f"a component has no density at {at}")
         return drawn

@@ -27,7 +27,7 @@ class Study:
         Its names are the parameters of the fits.
     sampler : callable
         `sampler(key, theta)` draws one toy and can be traced by JAX; what it returns for each cost stands in
-        `toys.drawing`. Its attribute `names`, by default the names of the cost, are the parameters in theta. A sampler
+        `toys.forms`. Its attribute `names`, by default the names of the cost, are the parameters in theta. A sampler
         with a method `generate` throws many at once.
     truth : dict
         Parameters of the toys, by the names of the sampler.

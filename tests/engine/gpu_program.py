@@ -1,4 +1,4 @@
-"""What XLA makes of the fitting programs for an NVIDIA H200, without one: numbers of kernels and bytes, as JSON.
+"""What XLA makes of the programs that draw and fit toys on an NVIDIA H200, without one: kernels and bytes, as JSON.
 
 Run by `test_gpu_program.py` in a process of its own, since the compiler has to be chosen before JAX starts.
 """
@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from engine import ExtendedBinnedNLL, ExtendedUnbinnedNLL, NormalConstraint, PoissonNLL, xla
+from engine import ExtendedBinnedNLL, ExtendedUnbinnedNLL, NormalConstraint, PoissonNLL, resident, xla
 from engine.lanes import STEPS_PER_CALL
 from engine.newton import Box
 from kernels import truncexpon, truncnorm
+from toys import drawing
+from toys.models import peak
 
 MEMORY = 150_754_820_096
 H200 = f"""
@@ -121,15 +123,43 @@ def facts(name):
     rows = cost.rows(data)
     driver = xla.XlaDriver(cost, rows, list(topology.devices), **options)
     program = compiled(driver)
-    text, memory = program.as_text(), program.memory_analysis()
-    state = 8 * driver.lanes * driver.n_params**2
-    return {
+    found = seen(program)
+    return found | {
         "lanes": driver.lanes,
-        "kernels per step": launches(computations(text), "ENTRY") / STEPS_PER_CALL,
+        "kernels per step": found["kernels"] / STEPS_PER_CALL,
         "tiles": driver.padded[0] // driver.tile,
+        "bytes of a Hessian of every toy": 8 * driver.lanes * driver.n_params**2,
+    }
+
+
+def toys():
+    """Of the main model: the programs that draw a chunk, put it in its place, and give rows to the lanes."""
+    chip, sampler = SingleDeviceSharding(topology.devices[0]), peak().sampler
+    shape = lambda a: jax.ShapeDtypeStruct(np.shape(a), np.asarray(a).dtype, sharding=chip)  # noqa: E731
+    tables = sampler.prepare(peak().theta)
+    n = drawing._NUMBERS_AT_ONCE["accelerator"] // sampler.size(tables)
+    numbers = shape(np.zeros(10_240, np.int64))
+    with jax.enable_x64(True):
+        drawn = (sampler.draw, sampler.form, jax.tree.map(shape, tables), shape(np.zeros((n, 2), np.uint32)))
+        whole, part = (jax.ShapeDtypeStruct((m, sampler.size(tables)), np.float64, sharding=chip) for m in (10_240, n))
+        programs = {
+            "draw": drawing._draw_chunk.lower(*drawn),
+            "placed": drawing._placed.lower(whole, part, 0),
+            "padded": resident._padded.lower(whole, numbers, numbers, 16_384),
+            "not finite": resident._not_finite.lower(whole, numbers),
+        }
+        return {
+            name: {"bytes of the toys": 8 * np.prod(whole.shape).item()} | seen(p.compile())
+            for name, p in programs.items()
+        }
+
+
+def seen(program):
+    text, memory = program.as_text(), program.memory_analysis()
+    return {
+        "kernels": launches(computations(text), "ENTRY"),
         "temporary bytes": memory.temp_size_in_bytes,
         "argument bytes": memory.argument_size_in_bytes,
-        "bytes of a Hessian of every toy": state,
         "donated bytes": memory.alias_size_in_bytes,
         "aliased": "input_output_alias" in text.partition("\n")[0],
         "float32": sorted(set(re.findall(r"= \(?(?:f32|bf16|f16)\[.*? ([a-z][\w\-]*)\(", text))),
@@ -140,4 +170,4 @@ def facts(name):
 if __name__ == "__main__":
     topology = topologies.get_topology_desc(platform="cuda", target_config=H200, topology="1x1x1")
     xla.free_memory = lambda devices: MEMORY  # a device that is not there does not tell
-    json.dump({name: facts(name) for name in sys.argv[1:]}, sys.stdout)
+    json.dump({name: toys() if name == "toys" else facts(name) for name in sys.argv[1:]}, sys.stdout)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine import ExtendedUnbinnedNLL, Ragged, UnbinnedNLL
-from engine.data import ragged_events
+from engine.data import SHORT, lane_data, ragged_events
 
 TOYS = [np.array([1.0, 2.0]), np.array([]), np.array([3.0, 4.0, 5.0])]
 
@@ -142,3 +142,28 @@ def test_rows_of_two_observables():
     rows = UnbinnedNLL(lambda x, mu: mu).rows(np.array([[[1.0, 2.0], [3.0, np.nan]], [[4.0, 5.0], [6.0, 7.0]]]))
     np.testing.assert_array_equal(rows.bad, [True, False])
     np.testing.assert_array_equal(rows.columns, [[1, 2, 4, 5], [3, np.nan, 6, 7]])
+
+
+@pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.parametrize("longest", [7, 2 * SHORT])
+@pytest.mark.parametrize("at_once", [1, 2**16])
+def test_toys_in_lanes(d, longest, at_once, monkeypatch):
+    """Some toys in any order, padded with their last row, or with 0 where there is none, be it the last toy."""
+    monkeypatch.setattr("engine.data.INDICES_AT_ONCE", max(at_once, longest + 3))
+    rng = np.random.default_rng(1)
+    toys = [rng.normal(size=(d, n)) for n in (2, 0, longest, longest, 1, 0)]
+    rows = UnbinnedNLL(lambda x, mu: mu).rows(toys)
+    for which in ([0, 1, 2, 3, 4, 5], [5], [4, 2, 2, 1], []):
+        columns, aux, n = lane_data(rows, np.array(which, dtype=int), longest + 3)
+        assert columns.shape == (len(which), d, longest + 3) and columns.dtype == np.float64
+        assert aux.shape == (len(which), 0)
+        np.testing.assert_array_equal(n, [toys[k].shape[1] for k in which])
+        for lane, k in zip(columns, which, strict=True):
+            end = toys[k][:, -1:] if toys[k].size else np.zeros((d, 1))
+            missing = longest + 3 - toys[k].shape[1]
+            np.testing.assert_array_equal(lane, np.concatenate([toys[k], np.repeat(end, missing, axis=1)], axis=1))
+
+
+def test_toys_without_any_rows_in_lanes():
+    rows = UnbinnedNLL(lambda x, mu: x).rows([[], []])
+    np.testing.assert_array_equal(lane_data(rows, np.array([1, 0]), 4)[0], np.zeros((2, 1, 4)))

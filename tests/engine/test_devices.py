@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from engine import Status, UnbinnedNLL, fit_batch
+from engine.resident import Resident
 from kernels import expon
 
 assert len(jax.devices()) == 4
@@ -20,6 +21,9 @@ rng = np.random.default_rng(11)
 toys = [rng.exponential(2.0, n) for n in rng.integers(3, 40, 37)]
 toys[5] = np.array([np.nan])
 start = rng.uniform(0.5, 4.0, (37, 1))
+with jax.enable_x64(True):
+    there = jnp.stack([jnp.asarray(np.pad(toy, (0, 40 - len(toy)))) for toy in toys])
+there = Resident(there, np.array([len(toy) for toy in toys]))
 one = fit_batch(cost, toys, start, limits={"tau": (0.0, None)}, backend="numba")
 # 8 lanes on 4 devices are refilled; 64 hold all toys at once and are regrouped into 16
 for batch_size in (8, 64):
@@ -31,6 +35,10 @@ for batch_size in (8, 64):
     worst = np.max(np.abs(many.values - one.values)[good] / one.errors[good])
     assert worst < 1e-9, worst
     np.testing.assert_allclose(many.errors[good], one.errors[good], rtol=1e-9)
+    # toys that lie on the first device are shared among all
+    same = fit_batch(cost, there, start, limits={"tau": (0.0, None)}, backend="jax", batch_size=batch_size)
+    np.testing.assert_array_equal(same.values, many.values)
+    np.testing.assert_array_equal(same.status, many.status)
 lanes = cost.__dict__["_xla"]
 assert all(len(key[-1]) == 4 for key in lanes), lanes.keys()
 # a single toy, fewer than devices

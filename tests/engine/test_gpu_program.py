@@ -38,7 +38,7 @@ def facts():
     program = Path(__file__).with_name("gpu_program.py")
     environment = os.environ | {"PYTHONPATH": str(program.parents[2])}
     done = subprocess.run(
-        [sys.executable, str(program), *CASES], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, str(program), *CASES, "toys"], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
@@ -72,3 +72,12 @@ def test_the_state_is_changed_in_place(facts, name):
     assert facts[name]["aliased"]
     # all of the state: more than the Hessians
     assert facts[name]["donated bytes"] > facts[name]["bytes of a Hessian of every toy"]
+
+
+def test_toys_are_drawn_and_handed_over_in_few_kernels(facts):
+    most = {"draw": 70, "placed": 1, "padded": 3, "not finite": 3}
+    for name, found in facts["toys"].items():
+        assert found["kernels"] <= most[name] and found["float32"] == [] and found["library calls"] == []
+        # nothing of the size of the toys but themselves
+        assert found["temporary bytes"] <= 0.02 * found["bytes of the toys"]
+    assert facts["toys"]["placed"]["donated bytes"] == facts["toys"]["placed"]["bytes of the toys"]

@@ -6,8 +6,10 @@ import re
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from engine import UnbinnedNLL, fit_batch, xla
+from engine.lanes import Lanes
 from kernels import norm
 
 
@@ -53,6 +55,42 @@ def test_compilations_are_bounded(monkeypatch, caplog):
     compiled(3, poor=0)
     for n_toys, poor in ((60, 3), (200, 1), (33, 4), (16, 2), (1, 0), (3, 1)):
         assert compiled(n_toys, poor) == []
+
+
+def test_a_first_batch_has_hardly_more_lanes_than_toys():
+    mesh = Mesh(np.array(jax.devices("cpu")[:1]), ("toys",))
+    lanes = Lanes(*[lambda *_: None] * 4, mesh, fewest=256)
+    # on a GPU: 15 500 rows for each toy
+    sizes = {n: lanes.fitting(16384, n) for n in range(1, 16384)}
+    assert all(n <= size for n, size in sizes.items()) and sizes[10_000] == 10_240
+    assert all(size < n + 1024 for n, size in sizes.items() if n > 4096)
+    assert {size for n, size in sizes.items() if n <= 4096} == {256, 1024, 4096}
+    assert len(set(sizes.values())) == 15
+    # a queue fills all lanes, and where few rows make a batch, there is one number of lanes for any number of toys
+    assert lanes.fitting(16384, 10**6) == 16384
+    assert {lanes.fitting(256, n) for n in range(1, 400)} == {256}
+
+
+@pytest.mark.parametrize(("n_toys", "sizes"), [(27, [28, 8, 2]), (32, [32, 8, 2]), (8, [8, 8, 2]), (40, [32, 32, 2])])
+def test_unfinished_toys_are_regrouped_into_few_numbers_of_lanes(n_toys, sizes):
+    """Each toy counts down from its start: four steps for most, eight for five of them, twelve for one."""
+    mesh, used, ends = Mesh(np.array(jax.devices("cpu")[:1]), ("toys",)), [], {}
+    step = lambda state, at, rules: state - (state[0] > 0) * at(state) * rules  # noqa: E731
+    lanes = Lanes(lambda theta, data, shared: data[0][0][0], lambda start: start, step, lambda s: s[0] > 0, mesh, 0)
+    advance = lanes.advance
+    lanes.advance = lambda state, *rest: used.append(len(state)) or advance(state, *rest)
+    start = np.full((n_toys, 2), 4.0)
+    start[:5, 0], start[3, 0], start[:, 1] = 8.0, 12.0, np.arange(n_toys)
+
+    def store(toys, where, state):
+        ends.update(zip(toys.tolist(), np.asarray(state)[where].tolist(), strict=True))
+
+    # one and zero: the second number of a state stays
+    data_of = lambda toys: ((np.tile([[1.0, 0.0]], (len(toys), 1, 1)), np.zeros((len(toys), 0)), np.ones(len(toys))),)  # noqa: E731
+    with jax.enable_x64(True):
+        lanes.run(start, 32, data_of, (np.zeros((0, 2)),), 1.0, store)
+    assert ends == {k: [0.0, k] for k in range(n_toys)}
+    assert used == sizes
 
 
 def test_data_of_toys_that_are_evaluated_again_are_not_sent_again(monkeypatch):

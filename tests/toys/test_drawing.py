@@ -1,11 +1,17 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine import ExtendedUnbinnedNLL, LeastSquares, NormalConstraint, PoissonNLL
+from engine import ExtendedUnbinnedNLL, LeastSquares, NormalConstraint, PoissonNLL, Ragged
+from engine.resident import Resident
 from kernels import randombits
+from toys import drawing
 from toys.drawing import draw_toys
+from toys.models import peak
+from toys.study import generate
 
 UNBINNED = ExtendedUnbinnedNLL(lambda x, n: (n, n))
 BINNED = PoissonNLL(lambda n: jnp.stack([n, n, n]))
@@ -85,6 +91,48 @@ def test_chunks_change_nothing():
         for a, b in zip(whole, drawn(sampler, LINE, n_toys=11, chunk=chunk), strict=True):
             np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(drawn(sampler, LINE, n_toys=3, first=6)[1], whole[1][6:9])
+
+
+def test_events_stay_on_an_accelerator(monkeypatch):
+    """In chunks of any size, with the values of the host."""
+
+    def sampler(key, theta):
+        u = randombits.uniform(key, 8)
+        return theta[0] * u.reshape(2, 4), jnp.where(u[0] < 0.5, 1, 3)
+
+    host = drawn(sampler, UNBINNED, n_toys=11)
+    assert type(host) is Ragged
+    monkeypatch.setattr(drawing, "_stays", lambda n_bytes: n_bytes == 11 * 2 * 4 * 8)
+    for chunk in (1, 4, 11, 64):
+        there = drawn(sampler, UNBINNED, n_toys=11, chunk=chunk)
+        assert isinstance(there, Resident) and there.padded.dtype == np.float64
+        np.testing.assert_array_equal(there.offsets, host.offsets)
+        np.testing.assert_array_equal(there.values, host.values)
+    assert type(drawn(sampler, UNBINNED, n_toys=12)) is Ragged
+    monkeypatch.setattr(drawing, "_stays", lambda n_bytes: True)
+    # nothing to keep, and what is small
+    assert type(drawn(sampler, UNBINNED, n_toys=0)) is Ragged
+    assert isinstance(drawn(lambda key, theta: theta * X[:3], BINNED), np.ndarray)
+
+
+@pytest.mark.parametrize(("platform", "free", "most"), [("gpu", 400, 100), ("gpu", None, 10**15), ("cpu", None, -1)])
+def test_events_stay_where_they_leave_memory_for_the_fits(platform, free, most, monkeypatch):
+    monkeypatch.setattr(drawing, "_device", lambda: SimpleNamespace(platform=platform))
+    monkeypatch.setattr(drawing, "free_memory", lambda devices: free)
+    assert drawing._stays(most) == (most > 0) and drawing._stays(most + 1) == (free is None and platform == "gpu")
+
+
+def test_toys_of_a_mixture_are_not_copied_to_the_host(monkeypatch):
+    study = peak().at({"ns": 20.0, "nb": 50.0})
+    host = generate(study, 6, 1, backend="jax")
+    monkeypatch.setattr(drawing, "_stays", lambda n_bytes: True)
+    there = generate(study, 6, 1, backend="jax")
+    rows = study.cost.rows(there)
+    study.cost.program(rows)
+    assert "values" not in vars(there) and "columns" not in vars(rows) and not rows.bad.any()
+    np.testing.assert_array_equal(there.values, host.values)
+    with pytest.raises(ValueError, match="a component has no density at"):
+        generate(study.at({"sigma": 0.0}), 2, 1, backend="jax")
 
 
 @pytest.mark.parametrize(

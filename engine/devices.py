@@ -1,0 +1,129 @@
+"""Which driver fits, on which device.
+
+With "auto" for both, an accelerator that JAX sees is taken where the fits are worth it: it has to be started, compiled
+for and sent the data, and small problems are done on the CPU before that.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+
+import jax
+import optax
+
+from engine.arguments import one_of
+from engine.cost import Cost
+from engine.cpu import NumbaDriver
+from engine.data import Rows
+from engine.xla import XlaDriver
+from kernels.graph import UntranslatableError
+
+__all__ = ["MAX_STEPS", "find_devices", "pick_driver", "preferred"]
+
+MAX_STEPS = {"newton": 200, "lbfgs": 200, "adam": 2000}
+# of the numba driver on one core, measured from 2 to 200 parameters: per fit, per row and number that is summed
+FIT_SECONDS, SUM_SECONDS = 2e-6, 0.3e-9
+EVALUATIONS = 4
+# fits that the CPU does in less time are not worth an accelerator: an estimate of its start, not measured
+ACCELERATOR_SECONDS = 1.0
+
+
+def cpu_seconds(rows: Rows, n_params: int, n_toys: int) -> float:
+    """About how long the numba driver takes on all cores for `n_toys` toys like these."""
+    n_rows = sum(int(leaf.offsets[-1]) for leaf in rows.leaves) / max(len(rows), 1)
+    sums = 2 + n_params + n_params * (n_params + 1) // 2
+    return n_toys * (FIT_SECONDS + EVALUATIONS * n_rows * sums * SUM_SECONDS) / (os.cpu_count() or 1)
+
+
+def preferred(rows: Rows, n_params: int, n_toys: int) -> str:
+    """The device for `n_toys` toys like these where it is left open: "cpu", or the accelerator that JAX sees."""
+    platform = jax.devices()[0].platform
+    return "cpu" if cpu_seconds(rows, n_params, n_toys) < ACCELERATOR_SECONDS else platform
+
+
+def pick_driver(
+    cost: Cost,
+    rows: Rows,
+    optimizer: str | optax.GradientTransformation,
+    backend: str,
+    device: str,
+    max_steps: int | None,
+    batch_size: int | None,
+) -> NumbaDriver | XlaDriver:
+    """The driver for what was asked; what cannot be had is an error that says what to pass or install."""
+    one_of("backend", backend, ("auto", "numba", "jax"))
+    one_of("device", device, ("auto", "cpu", "gpu", "tpu"))
+    if isinstance(optimizer, str):
+        one_of("optimizer", optimizer, tuple(MAX_STEPS))
+    elif not isinstance(optimizer, optax.GradientTransformation | optax.GradientTransformationExtraArgs):
+        raise TypeError(
+            f"optimizer must be 'newton', 'lbfgs', 'adam' or an optax transformation, got {type(optimizer).__name__}"
+        )
+    if backend == "numba" and device in ("gpu", "tpu"):
+        raise ValueError(f"backend 'numba' runs on the CPU only: pass backend='jax' for device {device!r}")
+    if backend == "numba" and optimizer != "newton":
+        raise ValueError("backend 'numba' has the optimizer 'newton' only: pass backend='jax' for any other")
+    if device == backend == "auto" and optimizer == "newton":
+        device = preferred(rows, len(cost.names), len(rows))
+    devices = find_devices(device) if backend != "numba" else []
+    if backend == "auto":
+        backend = "jax" if optimizer != "newton" or devices[0].platform != "cpu" else "numba"
+        if backend == "numba":
+            try:
+                return NumbaDriver(cost, rows, batch_size)
+            except UntranslatableError as reason:
+                warnings.warn(f"the model has no numba form ({reason}); fitting with backend 'jax'", stacklevel=3)
+                backend = "jax"
+    if backend == "numba":
+        try:
+            return NumbaDriver(cost, rows, batch_size)
+        except UntranslatableError as reason:
+            raise ValueError(
+                f"the model has no numba form ({reason}): rewrite that operation or pass backend='jax'"
+            ) from None
+    if optimizer == "newton":
+        return XlaDriver(cost, rows, devices, batch_size=batch_size)
+    named = {"lbfgs": optax.lbfgs, "adam": lambda: optax.adam(0.1)}
+    return XlaDriver(
+        cost,
+        rows,
+        devices,
+        optimizer=_named(optimizer, named) if isinstance(optimizer, str) else optimizer,
+        scaled=isinstance(optimizer, str),
+        optimizer_steps=max_steps or MAX_STEPS.get(optimizer if isinstance(optimizer, str) else "adam", 2000),
+        batch_size=batch_size,
+    )
+
+
+_OPTIMIZERS: dict[str, optax.GradientTransformation] = {}
+
+
+def _named(optimizer: str, make: Mapping[str, Callable]) -> optax.GradientTransformation:
+    """The same object for the same name, so that what was compiled for it is found again."""
+    if optimizer not in _OPTIMIZERS:
+        _OPTIMIZERS[optimizer] = make[optimizer]()
+    return _OPTIMIZERS[optimizer]
+
+
+def find_devices(device: str) -> list[jax.Device]:
+    """All devices of a platform; for "auto" those that JAX takes by default.
+
+    Raises
+    ------
+    ValueError
+        If there are none: says what was found and what to install.
+    """
+    if device == "auto":
+        return jax.devices()
+    try:
+        return jax.devices(device)
+    except RuntimeError:
+        found = sorted({d.platform for d in jax.devices()})
+        install = {
+            "gpu": "pip install 'batchfit[gpu]' on a machine with an NVIDIA GPU",
+            "tpu": "pip install 'jax[tpu]'",
+        }
+        raise ValueError(
+            f"no {device.upper()} here, JAX sees {', '.join(found)} only: pass device 'cpu', or "
+            f"{install.get(device, 'check the installation of JAX')}"
+        ) from None

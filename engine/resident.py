@@ -1,0 +1,124 @@
+"""Toys that stay on the accelerator on which they were drawn.
+
+Toys that are fitted where they are need not cross the bus: on their way through the host they would do so twice, and
+be taken apart and padded again there, which takes far longer than their fits. Whoever asks for their values, as who
+writes them to a file, gets a copy, which is made then and once.
+"""
+
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from engine.data import Ragged, Rows
+
+__all__ = ["Resident", "ResidentRows"]
+
+BYTES_AT_ONCE = 2**26  # of a copy to the host
+
+
+class Resident(Ragged):
+    """Toys in a padded array of an accelerator, which are `Ragged` for everybody else.
+
+    The memory of the accelerator is free again when the toys, and the result of their fits, are gone.
+
+    Parameters
+    ----------
+    padded : (n_rows, m) or (n_rows, d, m) float64 array of JAX
+        The events of toy k stand first in row k; what stands behind them, or in further rows, has no meaning.
+    n : (n_toys,) int
+        Events of each toy.
+
+    Attributes
+    ----------
+    padded
+        As above.
+    offsets : (n_toys + 1,) int64
+    values : (n_events,) or (d, n_events) float64
+        On the host.
+    """
+
+    padded: Array
+
+    def __init__(self, padded: Array, n: np.ndarray) -> None:
+        self.__dict__.update(padded=padded, offsets=np.concatenate([[0], np.cumsum(n, dtype=np.int64)]))
+
+    @cached_property
+    def values(self) -> np.ndarray:  # type: ignore[override]
+        n, shape = np.diff(self.offsets), self.padded.shape
+        values = np.empty((*shape[1:-1], self.offsets[-1]))
+        step = max(1, BYTES_AT_ONCE // max(8 * int(np.prod(shape[1:])), 1))
+        with jax.enable_x64(True):
+            for first in range(0, len(n), step):
+                # of a part: JAX keeps what was once copied to the host as long as the array itself
+                part = np.asarray(self.padded[first : first + step])
+                for k in range(first, min(first + step, len(n))):
+                    values[..., self.offsets[k] : self.offsets[k + 1]] = part[k - first, ..., : n[k]]
+        return values
+
+    @property
+    def n_observables(self) -> int:
+        return 1 if self.padded.ndim == 2 else self.padded.shape[1]
+
+    @cached_property
+    def not_finite(self) -> np.ndarray:  # type: ignore[override]
+        with jax.enable_x64(True):
+            n = np.zeros(len(self.padded), np.int64)
+            n[: len(self)] = np.diff(self.offsets)
+            return np.asarray(_not_finite(self.padded, n))[: len(self)]
+
+
+class ResidentRows(Rows):
+    """Events that stay on an accelerator, as rows without weights: `columns` are copied when they are asked for."""
+
+    events: Resident
+
+    def __init__(self, events: Resident) -> None:
+        self.__dict__.update(
+            events=events,
+            offsets=events.offsets,
+            shared=np.zeros((0, 0)),
+            aux=np.zeros((len(events), 0)),
+            bad=events.not_finite,
+            names=tuple(f"x{k}" for k in range(events.n_observables)),
+            parts=(),
+        )
+
+    @cached_property
+    def columns(self) -> np.ndarray:  # type: ignore[override]
+        return np.atleast_2d(self.events.values)
+
+    @property
+    def n_columns(self) -> int:
+        return len(self.names)
+
+    def first(self, n_toys: int) -> Rows:
+        """The first toys, on the host."""
+        with jax.enable_x64(True):
+            some = Resident(self.events.padded[:n_toys], np.diff(self.offsets)[:n_toys])
+        aux, bad = self.aux[:n_toys], self.bad[:n_toys]
+        return Rows(np.atleast_2d(some.values), some.offsets, self.shared, aux, bad, self.names)
+
+    def padded(self, toys: np.ndarray, n_padded: int) -> Any:
+        with jax.enable_x64(True):
+            return _padded(self.events.padded, np.diff(self.offsets)[toys], toys, n_padded)
+
+
+@jax.jit
+def _not_finite(padded: Array, n: ArrayLike) -> Array:
+    wrong = ~jnp.isfinite(padded.reshape(len(padded), -1, padded.shape[-1])).all(axis=1)
+    return (wrong & (jnp.arange(padded.shape[-1]) < jnp.asarray(n)[:, None])).any(axis=1)
+
+
+@partial(jax.jit, static_argnums=3)
+def _padded(padded: Array, n: ArrayLike, toys: ArrayLike, width: int) -> Array:
+    """(len(toys), d, width): behind the n events of a toy stands its last one, or 0 if it has none."""
+    events = padded.reshape(len(padded), -1, padded.shape[-1])[:, :, :width]
+    events = jnp.pad(events[toys], ((0, 0), (0, 0), (0, width - events.shape[-1])))
+    n = jnp.asarray(n)[:, None, None]
+    last = jnp.take_along_axis(events, jnp.maximum(n - 1, 0), axis=2)
+    return jnp.where(jnp.arange(width) < n, events, jnp.where(n > 0, last, 0.0))
