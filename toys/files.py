@@ -167,6 +167,7 @@ class Disk(io.FileIO):
     """
 
     failure: BaseException | None = None
+    _on_its_way = 0
 
     def write(self, data: Buffer, /) -> int:
         left = whole = memoryview(data)
@@ -181,6 +182,15 @@ class Disk(io.FileIO):
             with self._keep_failure():
                 super().truncate(size)
         return size
+
+    def hurry(self) -> None:
+        """Let the system begin to write what is new, where it can be told to: the wait at the end becomes short."""
+        end = os.fstat(self.fileno()).st_size
+        if hasattr(os, "posix_fadvise") and self.failure is None:
+            # what is to be dropped must be on the disk: Linux begins to write it, and does not wait
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self.fileno(), self._on_its_way, end - self._on_its_way, os.POSIX_FADV_DONTNEED)
+        self._on_its_way = end
 
     @contextlib.contextmanager
     def _keep_failure(self) -> Iterator[None]:

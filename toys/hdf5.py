@@ -1,8 +1,8 @@
 """The one door to HDF5: arrays and attributes are written so that whatever is damaged is noticed when it is read.
 
 Real numbers are float64, integers and booleans keep their dtype. Every array carries a fletcher32 checksum and lies in
-chunks of about 1 MiB. Nothing is compressed: random mantissas do not get smaller. Text is UTF-8 of fixed length, which
-h5py returns as bytes.
+chunks of about 256 KiB. Nothing is compressed: random mantissas do not get smaller. Text is UTF-8 of fixed length,
+which h5py returns as bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ __all__ = [
     "Dataset",
     "File",
     "Group",
+    "append",
     "create",
+    "create_growing",
     "dataset_names",
     "new_hdf5",
     "open_hdf5",
@@ -30,6 +32,7 @@ __all__ = [
     "plain",
     "read_dataset",
     "refuse_hollow",
+    "stored_dtype",
     "walk",
     "write_array",
     "write_attributes",
@@ -39,9 +42,10 @@ File, Group, Dataset = h5py.File, h5py.Group, h5py.Dataset
 
 # unlike the oldest format, this one has checksums in its headers too; HDF5 1.10 (2016) and later read it
 LIBVER = ("v110", "v110")
-CHUNK_BYTES = 2**20
+# what fits into a core's cache is copied, summed and written fastest
+CHUNK_BYTES = 2**18
 # parts seldom end with a chunk: it stays here until the next part fills it
-CACHE_BYTES = 4 * 2**20
+CACHE_BYTES = 2**20
 # deflate makes at most so little of zeros
 MOST_COMPRESSED = 1100
 # what to do about a damaged file that is none of ours
@@ -71,9 +75,33 @@ def create(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype
     if 0 in shape:
         # HDF5 has no chunks of nothing
         return group.create_dataset(name, shape, dtype)
-    n = min(shape[axis], per_block(CHUNK_BYTES, shape, dtype, axis))
-    chunks = (*shape[:axis], n, *shape[axis + 1 :])
+    chunks = (*shape[:axis], _per_chunk(shape, dtype, axis), *shape[axis + 1 :])
     return group.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=True)
+
+
+def create_growing(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
+    """A dataset that is empty, and to which `append` adds along the last axis; `shape` is what is expected of it."""
+    others = shape[:-1]
+    chunks = (*others, _per_chunk(shape, dtype, len(others)))
+    return group.create_dataset(name, (*others, 0), dtype, maxshape=(*others, None), chunks=chunks, fletcher32=True)
+
+
+def append(dataset: h5py.Dataset, array: np.ndarray) -> None:
+    before = dataset.shape[-1]
+    dataset.resize(before + array.shape[-1], axis=dataset.ndim - 1)
+    dataset[..., before:] = array
+
+
+def _per_chunk(shape: tuple[int, ...], dtype: np.dtype, axis: int) -> int:
+    """Entries of an axis in a chunk, such that the last chunk is about as full as the others."""
+    most = per_block(CHUNK_BYTES, shape, dtype, axis)
+    n_chunks = -(-shape[axis] // most)
+    return -(-shape[axis] // n_chunks) if n_chunks else most
+
+
+def stored_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype of an array in a file."""
+    return np.dtype(np.float64) if dtype.kind == "f" else dtype
 
 
 def write_array(group: h5py.Group, name: str, array: np.ndarray, *, axis: int = 0) -> None:
@@ -81,8 +109,7 @@ def write_array(group: h5py.Group, name: str, array: np.ndarray, *, axis: int = 
     array = np.asarray(array)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers or booleans, got {array.dtype}")
-    dtype = np.dtype(np.float64) if array.dtype.kind == "f" else array.dtype
-    create(group, name, array.shape, dtype, axis=axis)[...] = array
+    create(group, name, array.shape, stored_dtype(array.dtype), axis=axis)[...] = array
 
 
 def write_attributes(group: h5py.Group, attributes: Mapping[str, Any]) -> None:

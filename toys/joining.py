@@ -1,8 +1,13 @@
-"""The last step of a run: its parts become one file, in blocks of some MiB, whatever the number of toys."""
+"""The last step of a run: one file with all its toys.
+
+It grows aside while the run lasts, part by part as they are written (`Growing`). Where that is not possible, or was
+given up, it is made out of the parts in the end, in blocks of some MiB, whatever the number of toys (`join_files`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +16,7 @@ import numpy as np
 from engine.data import Ragged
 from toys import hdf5
 from toys.checksums import checksums
-from toys.files import StorageError, advice, identity, parts_directory, reading
+from toys.files import Disk, StorageError, advice, identity, parts_directory, reading
 from toys.layout import (
     CHECKSUM,
     columns,
@@ -25,34 +30,15 @@ from toys.layout import (
     write_group,
 )
 from toys.packing import Arrays
-from toys.parts import complete_parts, range_attributes, remove_parts
+from toys.parts import Part, complete_parts, part_path, range_attributes, remove_parts
 
-__all__ = ["join", "join_files"]
+__all__ = ["Growing", "join", "join_files"]
 
 # copied at once: larger blocks are no faster
 BLOCK_BYTES = 8 * 2**20
-
-
-class _Layout(NamedTuple):
-    """What all sources have in common.
-
-    Attributes
-    ----------
-    arrays : dict
-        (table, name) -> (axis of the toys, dtype, shape of the other axes).
-    n_events : dict
-        (table, name) -> number of events of all sources, of each ragged array.
-    toys, results : dict
-        Attributes of these tables.
-    shared : dict
-        The shared arrays.
-    """
-
-    arrays: dict[tuple[str, str], tuple[int, np.dtype, tuple[int, ...]]]
-    n_events: dict[tuple[str, str], int]
-    toys: dict[str, Any]
-    results: dict[str, Any]
-    shared: dict[str, np.ndarray]
+# attributes of results, of which all that the sources have are listed
+LABELS = ("backend", "device")
+_FAILURES = (StorageError, OSError, RuntimeError, MemoryError)
 
 
 def join(
@@ -64,6 +50,7 @@ def join(
     first: int = 0,
     base: int = 0,
     found: tuple | None = None,
+    grown: Callable[[Mapping[str, Any], Mapping[str, np.ndarray] | None], bool] = lambda attributes, validation: False,
 ) -> None:
     """Make the final file out of its parts, which must be toys `first` or `base` to n_toys - 1, and remove the parts.
 
@@ -79,6 +66,8 @@ def join(
         So many toys are taken from the file that is there, which is valid until the new one replaces it.
     found : tuple, optional
         What `files.identity` said of `path` when the run began.
+    grown : callable, optional
+        Completes the file with attributes and validation if it has grown meanwhile, and tells whether it has.
 
     Raises
     ------
@@ -89,10 +78,11 @@ def join(
     if n_toys < 1:
         raise ValueError(f"n_toys must be at least 1, got {n_toys}")
     path, begin = Path(path), max(first, base)
-    parts = [part for part in complete_parts(path) if part[0] >= begin]
-    _check_cover(path, parts, n_toys, begin)
-    files = ([(0, base, path)] if base else []) + parts
-    join_files(path, files, attributes, validation, aside=parts_directory(path), found=found)
+    if not grown(attributes, validation):
+        parts = [part for part in complete_parts(path) if part[0] >= begin]
+        _check_cover(path, parts, n_toys, begin)
+        files = ([(0, base, path)] if base else []) + parts
+        join_files(path, files, attributes, validation, aside=parts_directory(path), found=found)
     remove_parts(path)
 
 
@@ -125,26 +115,246 @@ def join_files(
     StorageError
         As `join`.
     """
-    begin, end = files[0][0], files[-1][1]
-    layout = _common_layout(files)
     with hdf5.new_hdf5(path, aside=aside) as (file, disk):
-        hdf5.write_attributes(file, attributes)
-        hdf5.write_attributes(file, range_attributes(begin, end))
+        joined = _Joined(file, disk, range(files[0][0], files[-1][1]))
+        for source in files:
+            joined.add_file(*source)
+        joined.complete(attributes, validation)
+        _refuse_changed(path, found)
+
+
+class Growing:
+    """The final file of a run while the run lasts. Where it cannot grow, it is given up without a word.
+
+    Everything but `stop` is called by one thread.
+
+    Parameters
+    ----------
+    path : path of the final file
+    toys : range
+        All toys of the file.
+    there : sequence of (first, stop, path)
+        Files with toys that are there already, as for `join_files`.
+    found : tuple, optional
+        As for `join`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        toys: range,
+        there: Sequence[tuple[int, int, Path]] = (),
+        found: tuple | None = None,
+    ) -> None:
+        self.path, self.toys, self.there, self.found = path, toys, list(there), found
+        self.stack = contextlib.ExitStack()
+        self.disk: Disk | None = None
+        self.joined: _Joined | None = None
+        self.given_up = False
+
+    def add(self, part: Part) -> None:
+        """Add a part that is on disk; the parts come in the order of their toys."""
+        self._attempt(lambda: self._add(part))
+
+    def complete(self, attributes: Mapping[str, Any], validation: Mapping[str, np.ndarray] | None = None) -> bool:
+        """Give the file its name: whether that could be done."""
+        return self.joined is not None and self._attempt(lambda: self._complete(attributes, validation))
+
+    def give_up(self) -> None:
+        """Remove what has grown, unless it has its name."""
+        self.stop()
+        self._attempt(lambda: None)
+
+    def stop(self) -> None:
+        """Let what another thread does here come to nothing, soon."""
+        self.given_up = True
+        if self.disk is not None:
+            self.disk.failure = self.disk.failure or InterruptedError()
+
+    def _add(self, part: Part) -> None:
+        if self.joined is None:
+            file, self.disk = self.stack.enter_context(hdf5.new_hdf5(self.path, aside=parts_directory(self.path)))
+            self.joined = _Joined(file, self.disk, self.toys)
+        self._add_there(self.joined, part.first)
+        self.joined.add_part(part, part_path(self.path, part.first, part.stop))
+        self.joined.disk.hurry()
+
+    def _complete(self, attributes: Mapping[str, Any], validation: Mapping[str, np.ndarray] | None) -> None:
+        if self.joined is not None:
+            self._add_there(self.joined, self.toys.stop)
+            self.joined.complete(attributes, validation)
+            _refuse_changed(self.path, self.found)
+            self.stack.close()
+
+    def _add_there(self, joined: _Joined, stop: int) -> None:
+        """Add what was there of the toys before `stop`."""
+        while self.there and self.there[0][0] < stop:
+            joined.add_file(*self.there.pop(0))
+            joined.disk.hurry()
+
+    def _attempt(self, step: Callable[[], None]) -> bool:
+        if not self.given_up:
+            try:
+                step()
+                return True
+            except _FAILURES:
+                self.stop()
+        # the disk now has a failure, so that what is closed is removed
+        with contextlib.suppress(*_FAILURES):
+            self.stack.close()
+        return False
+
+
+class _Layout(NamedTuple):
+    """How a source is laid out.
+
+    Attributes
+    ----------
+    tables : list
+        Their names.
+    arrays : dict
+        (table, name) -> (axis of the toys or events, dtype, shape of the other axes).
+    n_events : dict
+        (table, name) -> number of events, of each ragged array.
+    of_toys, of_results : dict
+        Attributes of these tables.
+    shared : dict
+        The shared arrays.
+    """
+
+    tables: list[str]
+    arrays: dict[tuple[str, str], tuple[int, np.dtype, tuple[int, ...]]]
+    n_events: dict[tuple[str, str], int]
+    of_toys: dict[str, Any]
+    of_results: dict[str, Any]
+    shared: dict[str, np.ndarray]
+
+    def common(self) -> tuple:
+        """What is the same in all sources of a file."""
+        of_results = {name: value for name, value in self.of_results.items() if name not in LABELS}
+        numbers = {name: (array.shape, array.tobytes()) for name, array in self.shared.items()}
+        return self.tables, self.arrays, self.of_toys, of_results, numbers
+
+
+class _Joined:
+    """A new file to which sources are added in the order of their toys."""
+
+    def __init__(self, file: hdf5.File, disk: Disk, toys: range) -> None:
+        self.file, self.disk, self.toys = file, disk, toys
+        self.next = toys.start
+        self.first_source: tuple[Path, _Layout] | None = None
+        self.labels = {label: set[str]() for label in LABELS}
         # closing a dataset empties its chunk cache: all stay open until the end
-        targets = _targets(file, layout, end - begin)
-        hdf5.write_attributes(file["toys"], layout.toys)
-        hdf5.write_attributes(file["results"], layout.results)
-        write_group(file, "shared", layout.shared)
-        write_group(file, "validation", dict(validation or {}))
-        first_event = dict.fromkeys(layout.n_events, 0)
-        for first, stop, source in files:
-            with open_file(source) as opened:
-                for table in tables(opened):
-                    for at, rows, sums in _blocks(source, opened, table, stop - first):
-                        _put(targets, table, first - begin + at, rows, sums, first_event)
-                        disk.check()
-        if found is not None and identity(path) not in (found, ()):
-            raise StorageError(f"{path} was changed by another program meanwhile: move it, then continue with --resume")
+        self.targets: dict[tuple[str, str], hdf5.Dataset] = {}
+
+    def add_file(self, first: int, stop: int, source: Path) -> None:
+        with open_file(source) as opened:
+            with reading(source):
+                layout = _layout_of_file(opened, stop - first)
+            self._begin(layout, first, stop, source)
+            for table in layout.tables:
+                for at, rows, sums in _blocks(source, opened, table, stop - first):
+                    self._put(table, first - self.toys.start + at, rows.toys, sums)
+
+    def add_part(self, part: Part, source: Path) -> None:
+        """Add what was written to `source`, which is not read."""
+        self._begin(_layout_of_part(part), part.first, part.stop, source)
+        for table, (rows, sums) in part.tables.items():
+            self._put(table, part.first - self.toys.start, rows, sums)
+
+    def complete(self, attributes: Mapping[str, Any], validation: Mapping[str, np.ndarray] | None) -> None:
+        if self.first_source is None or self.next != self.toys.stop:
+            raise StorageError(f"toys {self.next} to {self.toys.stop - 1} are missing: continue with --resume")
+        layout = self.first_source[1]
+        labels = {label: "+".join(sorted(texts)) for label, texts in self.labels.items()}
+        hdf5.write_attributes(self.file, attributes)
+        hdf5.write_attributes(self.file, range_attributes(self.toys.start, self.toys.stop))
+        hdf5.write_attributes(self.file["toys"], layout.of_toys)
+        hdf5.write_attributes(self.file["results"], layout.of_results | labels)
+        write_group(self.file, "shared", layout.shared)
+        write_group(self.file, "validation", dict(validation or {}))
+        self.disk.check()
+
+    def _begin(self, layout: _Layout, first: int, stop: int, source: Path) -> None:
+        """Make room for toys `first` to `stop - 1`, if they are the next."""
+        if first != self.next:
+            raise StorageError(f"toys {self.next} to {first - 1} are missing: continue with --resume")
+        if self.first_source is None:
+            self.first_source = source, layout
+            self._create(layout, stop - first)
+        elif layout.common() != self.first_source[1].common():
+            raise StorageError(
+                f"{source} differs from {self.first_source[0].name} in its arrays or parameters: {advice(source)}"
+            )
+        for label, texts in self.labels.items():
+            texts.update(layout.of_results[label].split("+"))
+        self.next = stop
+
+    def _create(self, layout: _Layout, n_first: int) -> None:
+        """Create all arrays; the number of events is expected as the first source, of `n_first` toys, tells it."""
+        n_toys = len(self.toys)
+        for (table, name), (axis, dtype, shape) in layout.arrays.items():
+            group = self.file.require_group(table)
+            if (table, name) in layout.n_events:
+                expected = -(-layout.n_events[table, name] * n_toys // n_first)
+                self.targets[table, name] = hdf5.create_growing(group, name, (*shape, expected), dtype)
+            else:
+                whole = (*shape[:axis], n_toys + is_offsets(name), *shape[axis:])
+                self.targets[table, name] = hdf5.create(group, name, whole, dtype, axis=axis)
+        for table in layout.tables:
+            sums = hdf5.create(self.file.require_group(table), CHECKSUM, (n_toys,), np.dtype(np.uint64))
+            self.targets[table, CHECKSUM] = sums
+
+    def _put(self, table: str, at: int, rows: Mapping[str, np.ndarray | Ragged], sums: np.ndarray) -> None:
+        """Write rows from index `at` on."""
+        for name, array in rows.items():
+            target = self.targets[table, name]
+            if not isinstance(array, Ragged):
+                target[at : at + len(array)] = array
+                continue
+            if name.rpartition("/")[2] == "values":
+                # the first of these is the last offset of the rows before
+                offsets = self.targets[table, offsets_of(name)]
+                offsets[at : at + len(array) + 1] = array.offsets + target.shape[-1]
+            hdf5.append(target, array.values)
+        self.targets[table, CHECKSUM][at : at + len(sums)] = sums
+        self.disk.check()
+
+
+def _layout_of_file(file: hdf5.File, n_toys: int) -> _Layout:
+    """Of a file of which the first `n_toys` toys are taken."""
+    arrays, n_events = {}, {}
+    for table in tables(file):
+        found = columns(file, table)
+        for name, array in found.items():
+            axis = array.ndim - 1 if is_ragged(found, name) else 0
+            arrays[table, name] = (axis, array.dtype, array.shape[:axis] + array.shape[axis + 1 :])
+            if is_ragged(found, name):
+                n_events[table, name] = int(found[offsets_of(name)][n_toys])
+    of_toys, of_results = hdf5.plain(file["toys"]), hdf5.plain(file["results"])
+    return _Layout(tables(file), arrays, n_events, of_toys, of_results, read_group(file, "shared"))
+
+
+def _layout_of_part(part: Part) -> _Layout:
+    """That of its file."""
+    arrays, n_events = dict[tuple[str, str], tuple[int, np.dtype, tuple[int, ...]]](), {}
+    for table, (rows, _) in part.tables.items():
+        for name, array in rows.items():
+            if isinstance(array, Ragged):
+                arrays[table, offsets_of(name)] = (0, array.offsets.dtype, ())
+                arrays[table, name] = (array.values.ndim - 1, array.values.dtype, array.values.shape[:-1])
+                n_events[table, name] = array.values.shape[-1]
+            else:
+                arrays[table, name] = (0, hdf5.stored_dtype(array.dtype), array.shape[1:])
+    of_results = {name: np.asarray(value).tolist() for name, value in part.of_results.items()}
+    shared = {name: np.asarray(array) for name, array in part.shared.items()}
+    shared = {name: array.astype(hdf5.stored_dtype(array.dtype)) for name, array in shared.items()}
+    return _Layout(list(part.tables), arrays, n_events, part.of_toys, of_results, shared)
+
+
+def _refuse_changed(path: Path, found: tuple | None) -> None:
+    if found is not None and identity(path) not in (found, ()):
+        raise StorageError(f"{path} was changed by another program meanwhile: move it, then continue with --resume")
 
 
 def _check_cover(path: Path, parts: list[tuple[int, int, Path]], n_toys: int, begin: int) -> None:
@@ -160,48 +370,6 @@ def _check_cover(path: Path, parts: list[tuple[int, int, Path]], n_toys: int, be
         )
 
 
-def _common_layout(sources: Sequence[tuple[int, int, Path]]) -> _Layout:
-    seen: list[tuple[dict, dict, dict, dict]] = []
-    n_events, labels = dict[tuple[str, str], int](), {"backend": set[str](), "device": set[str]()}
-    shared: dict[str, np.ndarray] = {}
-    for first, stop, source in sources:
-        with open_file(source) as file, reading(source):
-            arrays = {}
-            for table in tables(file):
-                found = columns(file, table)
-                for name, array in found.items():
-                    axis = array.ndim - 1 if is_ragged(found, name) else 0
-                    arrays[table, name] = (axis, array.dtype, array.shape[:axis] + array.shape[axis + 1 :])
-                    if is_ragged(found, name):
-                        length = int(found[offsets_of(name)][stop - first])
-                        n_events[table, name] = n_events.get((table, name), 0) + length
-            of_toys, attributes = hdf5.plain(file["toys"]), hdf5.plain(file["results"])
-            for label, texts in labels.items():
-                texts.update(attributes.pop(label).split("+"))
-            shared = read_group(file, "shared")
-        numbers = {name: (array.shape, array.tobytes()) for name, array in shared.items()}
-        seen = [*seen[:1], (arrays, of_toys, attributes, numbers)]
-        if seen[0] != seen[-1]:
-            raise StorageError(
-                f"{source} differs from {sources[0][2].name} in its arrays or parameters: {advice(source)}"
-            )
-    arrays, of_toys, attributes, _ = seen[0]
-    attributes |= {label: "+".join(sorted(texts)) for label, texts in labels.items()}
-    return _Layout(arrays, n_events, of_toys, attributes, shared)
-
-
-def _targets(file: hdf5.File, layout: _Layout, n_toys: int) -> dict[tuple[str, str], hdf5.Dataset]:
-    targets = {}
-    for (table, name), (axis, dtype, shape) in layout.arrays.items():
-        length = layout.n_events.get((table, name), n_toys + is_offsets(name))
-        whole = (*shape[:axis], length, *shape[axis:])
-        targets[table, name] = hdf5.create(file.require_group(table), name, whole, dtype, axis=axis)
-    for table in {"toys", *(table for table, _ in layout.arrays)}:
-        sums = hdf5.create(file.require_group(table), CHECKSUM, (n_toys,), np.dtype(np.uint64))
-        targets[table, CHECKSUM] = sums
-    return targets
-
-
 def _blocks(source: Path, file: hdf5.File, table: str, n_toys: int) -> Iterator[tuple[int, Arrays, np.ndarray]]:
     """The first `n_toys` rows of a table in blocks: (index of the first, rows, checksums)."""
     with reading(source):
@@ -215,25 +383,3 @@ def _blocks(source: Path, file: hdf5.File, table: str, n_toys: int) -> Iterator[
             kept = CHECKSUM in file[table]
             sums = file[table][CHECKSUM][first:stop] if kept else checksums(rows.toys, stop - first)
         yield first, rows, sums
-
-
-def _put(
-    targets: dict[tuple[str, str], hdf5.Dataset],
-    table: str,
-    at: int,
-    rows: Arrays,
-    sums: np.ndarray,
-    first_event: dict[tuple[str, str], int],
-) -> None:
-    """Write rows from index `at` on; `first_event` tells where the events of ragged arrays go on."""
-    for name, array in rows.toys.items():
-        if not isinstance(array, Ragged):
-            targets[table, name][at : at + len(array)] = array
-            continue
-        start = first_event[table, name]
-        first_event[table, name] = start + array.values.shape[-1]
-        targets[table, name][..., start : first_event[table, name]] = array.values
-        if name.rpartition("/")[2] == "values":
-            # the first of these is the last offset of the rows before
-            targets[table, offsets_of(name)][at : at + len(array) + 1] = array.offsets + start
-    targets[table, CHECKSUM][at : at + len(sums)] = sums

@@ -7,9 +7,9 @@ of the final file.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,9 +33,32 @@ from toys.layout import (
     write_table,
 )
 
-__all__ = ["complete_parts", "range_attributes", "remove_parts", "write_part"]
+__all__ = ["Part", "complete_parts", "part_path", "range_attributes", "remove_parts", "write_part"]
 
 _TEMPORARY = re.compile(r".+\.tmp\.(\d+)")
+
+
+class Part(NamedTuple):
+    """What a part holds.
+
+    Attributes
+    ----------
+    first, stop : int
+        It holds toys `first` to `stop - 1`.
+    tables : dict
+        Name of a table -> (its arrays by name, their checksums).
+    of_toys, of_results : dict
+        Attributes of these tables.
+    shared : dict
+        What all toys have in common.
+    """
+
+    first: int
+    stop: int
+    tables: dict[str, tuple[dict[str, np.ndarray | Ragged], np.ndarray]]
+    of_toys: dict[str, Any]
+    of_results: dict[str, Any]
+    shared: dict[str, np.ndarray]
 
 
 def write_part(
@@ -47,6 +70,7 @@ def write_part(
     shared: Mapping[str, np.ndarray] | None = None,
     minos: MinosResult | None = None,
     save_toys: bool = True,
+    told: Callable[[Part], None] = lambda part: None,
 ) -> Path:
     """Write toys first, first + 1, ... and their fits as one part of `path`.
 
@@ -66,6 +90,8 @@ def write_part(
         Intervals of these fits.
     save_toys : bool
         False writes the checksums of the toys alone.
+    told : callable
+        Gets what was written, once it is on disk.
 
     Returns
     -------
@@ -77,6 +103,33 @@ def write_part(
         If arrays do not have one row per toy, or hold something that cannot be stored.
     StorageError
     """
+    whole = _part(first, toys, result, shared or {}, minos, save_toys)
+    directory = parts_directory(path)
+    with writing(directory):
+        if not directory.is_dir():
+            directory.mkdir()
+            synchronise(directory.parent)
+    part = part_path(path, whole.first, whole.stop)
+    with hdf5.new_hdf5(part) as (file, _):
+        hdf5.write_attributes(file, attributes)
+        hdf5.write_attributes(file, range_attributes(whole.first, whole.stop))
+        for table, (rows, sums) in whole.tables.items():
+            write_table(file, table, rows, sums)
+        hdf5.write_attributes(file["toys"], whole.of_toys)
+        hdf5.write_attributes(file["results"], whole.of_results)
+        write_group(file, "shared", whole.shared)
+    told(whole)
+    return part
+
+
+def _part(
+    first: int,
+    toys: Mapping[str, np.ndarray | Ragged],
+    result: FitResult,
+    shared: Mapping[str, np.ndarray],
+    minos: MinosResult | None,
+    save_toys: bool,
+) -> Part:
     n_toys = len(result)
     if first < 0 or n_toys == 0:
         raise ValueError(f"a part starts at toy 0 or later and holds a toy, got first = {first}, {n_toys} toys")
@@ -87,29 +140,26 @@ def write_part(
             raise ValueError(f"ragged toys must be called 'values', got {name!r}")
         if not isinstance(array, Ragged) and np.asarray(array).dtype.kind not in "fiub":
             raise TypeError(f"{name} must hold real numbers or booleans, got {np.asarray(array).dtype}")
-    for name in (*toys, *(shared or {})):
+    for name in (*toys, *shared):
         if not NAME.fullmatch(name) or name.endswith("offsets") or name == CHECKSUM:
             raise ValueError(f"toys cannot be called {name!r}")
-    directory = parts_directory(path)
-    with writing(directory):
-        if not directory.is_dir():
-            directory.mkdir()
-            synchronise(directory.parent)
-    part = directory / f"toys_{first:010d}-{first + n_toys:010d}.h5"
     rows: dict[str, Any] = {name: a if isinstance(a, Ragged) else np.asarray(a) for name, a in toys.items()}
-    fits = {name: getattr(result, name) for name in RESULT_ARRAYS}
-    with hdf5.new_hdf5(part) as (file, _):
-        hdf5.write_attributes(file, attributes)
-        hdf5.write_attributes(file, range_attributes(first, first + n_toys))
-        write_table(file, "toys", rows if save_toys else {}, checksums(rows, n_toys))
-        hdf5.write_attributes(file["toys"], {} if save_toys else {"kept": False})
-        write_group(file, "shared", dict(shared or {}))
-        write_table(file, "results", fits, checksums(fits, n_toys))
-        hdf5.write_attributes(file["results"], {name: getattr(result, name) for name in RESULT_ATTRIBUTES})
-        if minos is not None:
-            intervals = {name: _of_all(minos, name) for name in MINOS_ARRAYS}
-            write_table(file, "results/minos", intervals, checksums(intervals, n_toys))
-    return part
+    fits: dict[str, Any] = {name: getattr(result, name) for name in RESULT_ARRAYS}
+    tables = {
+        "toys": (rows if save_toys else {}, checksums(rows, n_toys)),
+        "results": (fits, checksums(fits, n_toys)),
+    }
+    if minos is not None:
+        intervals: dict[str, Any] = {name: _of_all(minos, name) for name in MINOS_ARRAYS}
+        tables["results/minos"] = (intervals, checksums(intervals, n_toys))
+    return Part(
+        first,
+        first + n_toys,
+        tables,
+        {} if save_toys else {"kept": False},
+        {name: getattr(result, name) for name in RESULT_ATTRIBUTES},
+        dict(shared),
+    )
 
 
 def _of_all(minos: MinosResult, field: str) -> np.ndarray:
@@ -118,6 +168,11 @@ def _of_all(minos: MinosResult, field: str) -> np.ndarray:
     whole = np.full((len(array), len(names)), np.nan if array.dtype.kind == "f" else 0, array.dtype)
     whole[:, [names.index(name) for name in minos.names]] = array
     return whole
+
+
+def part_path(path: str | Path, first: int, stop: int) -> Path:
+    """Where toys `first` to `stop - 1` of `path` lie."""
+    return parts_directory(path) / f"toys_{first:010d}-{stop:010d}.h5"
 
 
 def range_attributes(first: int, stop: int) -> dict[str, int]:

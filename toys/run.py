@@ -1,14 +1,13 @@
-"""The run: chunks of toys are thrown, fitted and written, one after the other, and then joined into one file.
+"""The run: chunks of toys are thrown, fitted and written, one after the other, into one file.
 
-Chunks are a fixed grid of toy indices. While one chunk is written, the next is thrown and fitted. Memory follows
-the chunk, not the number of toys.
+Chunks are a fixed grid of toy indices. While one chunk is written, as a part that stays whatever happens and in the
+final file, the next is thrown and fitted. Memory follows the chunk, not the number of toys.
 """
 
 import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,12 +18,14 @@ from engine.result import FitResult
 from toys import memory, storage
 from toys.files import check_output, identity, lock, reading
 from toys.fitting import Compiled, Fitter, compile_study
+from toys.joining import Growing
 from toys.options import Options, shard_range
-from toys.packing import Arrays, pack
+from toys.packing import pack
 from toys.provenance import DECISIVE, PACKAGES, attributes_of, check_same
 from toys.study import Study, generate
 from toys.tally import Tally
 from toys.validation import validate_run
+from toys.writer import Writer
 
 __all__ = [
     "DECISIVE",
@@ -101,38 +102,6 @@ class Workers(Protocol):
         """Write each of these ranges of toys as a part of `out`."""
 
 
-class _Writer:
-    """Writes one part at a time in a thread of its own; an error comes out at the next call."""
-
-    def __init__(self, path: Path, attributes: Mapping[str, Any], save_toys: bool) -> None:
-        self.path, self.attributes, self.save_toys = path, attributes, save_toys
-        self.seconds = 0.0
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
-        self.pending: Future | None = None
-
-    def _write(self, first: int, toys: Arrays, result: FitResult, minos: MinosResult | None) -> None:
-        started = time.perf_counter()
-        storage.write_part(self.path, first, toys.toys, result, self.attributes, toys.shared, minos, self.save_toys)
-        self.seconds += time.perf_counter() - started
-
-    def put(self, first: int, toys: Arrays, result: FitResult, minos: MinosResult | None) -> None:
-        """Write a part once the one before is on disk, so that no more than two are in memory."""
-        self._wait()
-        self.pending = self.pool.submit(self._write, first, toys, result, minos)
-
-    def _wait(self) -> None:
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            pending.result()
-
-    def close(self) -> None:
-        """Wait until all parts are on disk."""
-        try:
-            self._wait()
-        finally:
-            self.pool.shutdown()
-
-
 def run(
     study: Study,
     out: str | Path,
@@ -202,24 +171,32 @@ def run(
         ranges = list(_missing(first, stop, chunk, base, done))
         n_resumed = stop - first - sum(map(len, ranges))
 
-        phase("fit", stop - first)
-        advance(n_resumed)
-        if workers:
-            with _timed(times, "fit"):
-                workers.fit(out, options, compiled, attributes, ranges, advance)
-        else:
-            fit_parts(study, out, options, compiled, attributes, ranges, advance, times)
+        there = ([(0, base, out)] if base else []) + [part for part in parts if part[0] >= base]
+        growing = None if workers else Growing(out, range(0 if base else first, stop), there, found)
+        with Writer(out, attributes, options.save_toys, growing) as writer:
+            phase("fit", stop - first)
+            advance(n_resumed)
+            if workers:
+                with _timed(times, "fit"):
+                    workers.fit(out, options, compiled, attributes, ranges, advance)
+            else:
+                _fit(study, options, compiled, ranges, writer, advance, times)
+                with _timed(times, "wait for the disk"):
+                    writer.wait()
+                times["write"] = writer.seconds
 
-        if options.validate:
-            n_validated = min(options.validate, options.n_toys)
-            phase("validate", n_validated)
-            files = ([(0, base, out)] if base else []) + [p for p in storage.complete_parts(out) if p[0] >= base]
-            with _timed(times, "validate"):
-                report.validation = validate_run(study, files, attributes, n_validated, advance)
-        phase("join", 1)
-        with _timed(times, "join"):
-            checked = report.validation._asdict() if report.validation else None
-            storage.join(out, attributes, stop, checked, first=first, base=base, found=found)
+            if options.validate:
+                n_validated = min(options.validate, options.n_toys)
+                phase("validate", n_validated)
+                files = ([(0, base, out)] if base else []) + [p for p in storage.complete_parts(out) if p[0] >= base]
+                with _timed(times, "validate"):
+                    report.validation = validate_run(study, files, attributes, n_validated, advance)
+            phase("join", 1)
+            with _timed(times, "join"):
+                checked = report.validation._asdict() if report.validation else None
+                storage.join(out, attributes, stop, checked, first=first, base=base, found=found, grown=writer.complete)
+            if not workers:
+                times["write"] = writer.seconds
         advance(1)
         return _counted(report, n_resumed)
 
@@ -232,27 +209,32 @@ def fit_parts(
     attributes: Mapping[str, Any],
     ranges: Sequence[range],
     advance: Callable[[int], None] = lambda n: None,
-    times: dict[str, float] | None = None,
 ) -> None:
     """Throw and fit ranges of toys, and write each as a part of `out`.
 
     Raises as `run` does.
     """
-    times = {} if times is None else times
-    fitter = Fitter(study, options, compiled.backend)
-    writer = _Writer(out, attributes, options.save_toys)
-    try:
-        for toys in ranges:
-            with _timed(times, "generate"):
-                data = generate(study, len(toys), options.seed, toys.start, compiled.sampled)
-            with _timed(times, "fit"):
-                result, minos = fitter.fit(data, len(toys), advance)
-            with _timed(times, "wait for the disk"):
-                writer.put(toys.start, pack(study.cost, data), result, minos)
-    finally:
+    with Writer(out, attributes, options.save_toys) as writer:
+        _fit(study, options, compiled, ranges, writer, advance, {})
+
+
+def _fit(
+    study: Study,
+    options: Options,
+    compiled: Compiled,
+    ranges: Sequence[range],
+    writer: Writer,
+    advance: Callable[[int], None],
+    times: dict[str, float],
+) -> None:
+    fitter = Fitter(study, options, compiled.backend, compiled.device)
+    for toys in ranges:
+        with _timed(times, "generate"):
+            data = generate(study, len(toys), options.seed, toys.start, compiled.sampled)
+        with _timed(times, "fit"):
+            result, minos = fitter.fit(data, len(toys), advance)
         with _timed(times, "wait for the disk"):
-            writer.close()
-        times["write"] = writer.seconds
+            writer.put(toys.start, pack(study.cost, data), result, minos)
 
 
 def _base(

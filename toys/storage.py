@@ -1,15 +1,16 @@
 """Toys, fits and validation of a study in one HDF5 file, written part by part.
 
 `toys.layout` tells what the file holds. While a run lasts, each part is an immutable file in `toys.h5.parts/`
-(`toys.parts`), and `join` copies the parts into `toys.h5` (`toys.joining`). Here is what reads: everything that is
-read is compared with its checksums. Whatever goes wrong with a file is a `StorageError` (see `toys.files`).
+(`toys.parts`), and `toys.h5` grows aside, or is joined out of the parts in the end (`toys.joining`). Here is what
+reads: everything that is read is compared with its checksums. Whatever goes wrong with a file is a `StorageError`
+(see `toys.files`).
 
 `dataset_names` and `read_dataset` read any HDF5 file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ __all__ = [
     "load_data",
     "load_minos",
     "load_shared",
+    "load_some",
     "load_toys",
     "read_attributes",
     "read_checksums",
@@ -136,13 +138,14 @@ def load_toys(path: str | Path, first: int = 0, stop: int | None = None) -> dict
         As `load`, or if the run did not keep its toys.
     """
     with open_file(path) as file:
-        first, stop = _range(path, file, first, stop)
-        with reading(path):
-            if "kept" in file["toys"].attrs:
-                raise StorageError(
-                    f"{path} holds the checksums of its toys alone: throw them again with toys.regenerate(file, index)"
-                )
-            return read_rows(file, "toys", first, stop).toys
+        return _toys(path, file, *_range(path, file, first, stop))
+
+
+def load_some(path: str | Path, rows: Sequence[int]) -> list[dict[str, np.ndarray | Ragged]]:
+    """Some toys of a file, each as `load_toys(path, row, row + 1)` gives it. Raises as `load_toys` does."""
+    with open_file(path) as file:
+        _range(path, file, min(rows), max(rows) + 1)
+        return [_toys(path, file, row, row + 1) for row in rows]
 
 
 def load_data(path: str | Path, first: int = 0, stop: int | None = None) -> Any:
@@ -198,6 +201,15 @@ def read_validation(path: str | Path) -> dict[str, np.ndarray]:
     """
     with open_file(path) as file, reading(path):
         return read_group(file, "validation")
+
+
+def _toys(path: str | Path, file: hdf5.File, first: int, stop: int) -> dict[str, np.ndarray | Ragged]:
+    with reading(path):
+        if "kept" in file["toys"].attrs:
+            raise StorageError(
+                f"{path} holds the checksums of its toys alone: throw them again with toys.regenerate(file, index)"
+            )
+        return read_rows(file, "toys", first, stop).toys
 
 
 def _range(path: str | Path, file: hdf5.File, first: int, stop: int | None) -> tuple[int, int]:

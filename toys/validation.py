@@ -65,15 +65,17 @@ def _validate(
     advance: Callable[[int], None],
 ) -> Validation:
     names = study.cost.names
-    fits, thrown, shared = [], [], dict[str, np.ndarray]()
+    fits, thrown, shared = list[FitResult](), [], dict[str, np.ndarray]()
     for first, stop, path in files:
         inside = toys[(toys >= first) & (toys < stop)]
         if not len(inside):
             continue
         rows = inside - first
-        fits += [storage.load(path, row, row + 1) for row in rows.tolist()]
+        # as many fits at once as there are in a chunk
+        for some in np.split(rows, np.flatnonzero(np.diff(rows // attributes["chunk"])) + 1):
+            fits.append(cast(FitResult, storage.load(path, int(some[0]), int(some[-1]) + 1)[some - some[0]]))
         if attributes.get("save_toys", True):
-            thrown += [storage.load_toys(path, row, row + 1) for row in rows.tolist()]
+            thrown += storage.load_some(path, rows.tolist())
             shared = storage.load_shared(path)
         else:
             arrays = _thrown_again(study, attributes, inside, cast(np.ndarray, storage.read_checksums(path))[rows])

@@ -1,7 +1,9 @@
 """The run: its file holds what was thrown and fitted, whatever the chunks, stops and errors on the way."""
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 
 import jax
@@ -15,7 +17,7 @@ from engine.data import Ragged
 from engine.fit import fit_batch
 from engine.result import FitResult
 from kernels import expon, norm
-from toys import memory, storage
+from toys import joining, memory, storage
 from toys import run as run_module
 from toys.files import StorageError, parts_directory
 from toys.models import peak
@@ -380,6 +382,42 @@ def test_directory_that_is_removed_meanwhile(study, whole, chunks_of_8, tmp_path
     out.parent.mkdir(exist_ok=True)
     run(study, out, dataclasses.replace(OPTIONS, resume=True))
     assert_same_contents(out, whole[0])
+
+
+def test_final_file_grows_while_the_run_lasts(study, whole, chunks_of_8, tmp_path, monkeypatch):
+    """No part is read again, but for those that a stopped run left."""
+    out, read = tmp_path / "toys.h5", []
+    add_file = joining._Joined.add_file
+    monkeypatch.setattr(joining, "join_files", None)
+    monkeypatch.setattr(
+        joining._Joined, "add_file", lambda *arguments: read.append(arguments[1:3]) or add_file(*arguments)
+    )
+    run(study, out, OPTIONS)
+    assert_same_contents(out, whole[0])
+    assert read == []
+    out.unlink()
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            run(study, out, OPTIONS)
+    storage.complete_parts(out)[0][2].unlink()
+    run(study, out, dataclasses.replace(OPTIONS, resume=True))
+    assert_same_contents(out, whole[0])
+    assert read == [(8, 16)]
+
+
+def test_final_file_that_could_not_grow_is_joined(study, whole, chunks_of_8, tmp_path, monkeypatch):
+    out, tried = tmp_path / "toys.h5", []
+
+    def fail(joined, part, source):
+        tried.append(part.first)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(joining._Joined, "add_part", fail)
+    run(study, out, OPTIONS)
+    assert tried == [0]
+    assert_same_contents(out, whole[0])
+    assert [file.name for file in tmp_path.iterdir()] == ["toys.h5"]
 
 
 # --- extending ---------------------------------------------------------------------------------------------

@@ -362,9 +362,9 @@ def test_every_array_has_a_dtype_chunks_and_a_checksum(path):
         assert real == {"toys/values", "toys/y", "validation/values"} | {
             f"results/{name}" for name in ("values", "errors", "covariance", "fval", "edm")
         }
-        # events in chunks of 1 MiB; whole toys of 480 kB
-        assert datasets["toys/values"].chunks == (2**17,)
-        assert datasets["toys/y"].chunks == (2, 60_000)
+        # 300 000 events in equal chunks of at most 256 KiB; whole toys of 480 kB
+        assert datasets["toys/values"].chunks == (30_000,)
+        assert datasets["toys/y"].chunks == (1, 60_000)
 
 
 # --- damage ------------------------------------------------------------------------------------------------
@@ -475,6 +475,17 @@ def test_damage_is_noticed_when_parts_are_joined(path):
         storage.join(path, {}, N_TOYS)
     assert_clear(raised, part)
     assert not path.exists() and len(storage.complete_parts(path)) == 3
+
+
+def test_some_toys(full):
+    toys = make_toys("ragged")
+    for row, some in zip([9, 2, 3], storage.load_some(full, [9, 2, 3]), strict=True):
+        assert_equal_toys(some, {name: array[row : row + 1] for name, array in toys.items()})
+    with pytest.raises(ValueError, match="toys must be in 0 <= first <= stop <= 11, got 2 and 12"):
+        storage.load_some(full, [2, 11])
+    wiped(full, "toys/measured")
+    with pytest.raises(StorageError, match="the data of toy 3 in it"):
+        storage.load_some(full, [3, 2])
 
 
 def test_damage_elsewhere_does_not_hide_a_toy(full):
@@ -757,7 +768,7 @@ def small_disk(tmp_path):
 
 def test_disk_that_is_really_full(small_disk):
     """It fills up while a part is written, and while the parts are joined; space is freed, and all is there."""
-    path, toys, result = small_disk / "toys.h5", {"y": np.random.default_rng(1).random((N_TOYS, 8000))}, make_result()
+    path, toys, result = small_disk / "toys.h5", {"y": np.random.default_rng(1).random((N_TOYS, 7000))}, make_result()
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(1_200_000))
     write_parts(path, toys, result, BOUNDS[:1])
