@@ -175,6 +175,8 @@ class Rows:
         """The columns of some toys, (len(toys), n_columns, n_padded); padding repeats a toy's last row."""
         first, n = self.offsets[toys], np.diff(self.offsets)[toys]
         lanes = np.empty((len(toys), self.n_columns, n_padded))
+        if not lanes.size:
+            return lanes
         if n_padded > SHORT:
             for lane, (begin, rows) in enumerate(zip(first.tolist(), n.tolist(), strict=True)):
                 lanes[lane, :, :rows] = self.columns[:, begin : begin + rows]

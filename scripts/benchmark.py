@@ -65,7 +65,7 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict:
 
     cores = 1 if args.cores == "1" else numba.config.NUMBA_NUM_THREADS
     conditions = race.Conditions(args.repeat, args.seconds, cores, not args.no_jax)
-    before = machine.load()
+    before = machine.load_average()
     report: dict[str, Any] = {"cases": []}
     chosen = [name for name in CASES if name in args.case]
     try:
@@ -109,7 +109,7 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict:
             "cores": numba.config.NUMBA_NUM_THREADS,
             "system": f"{platform.system()} {platform.machine()}",
             "jax_devices": sorted({f"{device.platform}: {device.device_kind}" for device in jax.devices()}),
-            "load_before_and_after": None if before is None else [before, machine.load()],
+            "load_before_and_after": None if before is None else [before, machine.load_average()],
             "svml": bool(numba.config.USING_SVML),
         },
         "versions": machine.versions(),

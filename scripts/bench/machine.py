@@ -5,7 +5,7 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["PACKAGES", "cpu_name", "load", "versions"]
+__all__ = ["PACKAGES", "cpu_name", "load_average", "versions"]
 
 PACKAGES = (
     "batchfit", "numpy", "numba", "llvmlite", "jax", "jaxlib", "optax", "scipy", "iminuit", "numba-stats", "pyhf",
@@ -33,6 +33,6 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def load() -> float | None:
+def load_average() -> float | None:
     """Of the last minute, where the system tells."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
