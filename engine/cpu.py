@@ -15,7 +15,7 @@ from kernels.translate import memory_of
 __all__ = ["NumbaDriver"]
 
 BLOCK_ROWS = 2**20  # of all toys that are handed to numba at once
-TURNS, MOST_TOGETHER = 4, 16
+TURNS, MOST_TOGETHER = 4, 64
 
 # numba's default threading layer aborts the process when two Python threads enter it at once.
 _ONE_AT_A_TIME = threading.Lock()

@@ -338,8 +338,12 @@ def _propose(theta, gradient, hessian, lower_limit, upper_limit, free, radius, s
                     if work[MOVING, j] == 0.0:
                         total += hessian[i, j] * step[j]
             work[B, r] = total * work[SCALE, i]
-            for c in range(r + 1):
-                work[MATRIX + r, c] = hessian[i, index[c]] * work[SCALE, i] * work[SCALE, index[c]]
+            if n == n_params:
+                for c in range(r + 1):
+                    work[MATRIX + r, c] = hessian[r, c] * work[SCALE, r] * work[SCALE, c]
+            else:
+                for c in range(r + 1):
+                    work[MATRIX + r, c] = hessian[i, index[c]] * work[SCALE, i] * work[SCALE, index[c]]
         shift, block_posdef = _solve_within(work, n, radius)
         if round_ == 0:
             posdef = block_posdef

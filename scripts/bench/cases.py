@@ -204,10 +204,10 @@ CASES: dict[str, _Recipe] = {
     "histogram": _Recipe("the same spectrum in 1000 bins", 1000, functools.partial(histogram_case, 1000)),
     "counting": _Recipe("2 bins, signal strength and 1 nuisance parameter", 20000, counting_case),
     "templates-50": _Recipe(
-        "50 bins, signal strength and 50 nuisance parameters", 200, functools.partial(templates_case, 50, 50)
+        "50 bins, signal strength and 50 nuisance parameters", 2000, functools.partial(templates_case, 50, 50)
     ),
     "templates-200": _Recipe(
-        "100 bins, signal strength and 200 nuisance parameters", 20, functools.partial(templates_case, 200, 100)
+        "100 bins, signal strength and 200 nuisance parameters", 100, functools.partial(templates_case, 200, 100)
     ),
     "line": _Recipe("straight line through 30 points", 10000, functools.partial(line_case, 30)),
 }
