@@ -113,16 +113,17 @@ class NormalConstraint(_Constraint):
             self.covariance = given
         inverse = np.linalg.inv(covariance_factor(self.covariance, "error"))
         self._inverse = inverse.T @ inverse
+        self._uncorrelated = np.array_equal(self._inverse, np.diag(np.diag(self._inverse)))
 
     def kernel(self, rows: Rows) -> Callable:
-        return compile_source(_NORMAL)
+        return compile_source(_UNCORRELATED if self._uncorrelated else _NORMAL)
 
     def curved(self) -> np.ndarray:
         return self._inverse != 0.0
 
     def kernel_shared(self, rows: Rows) -> np.ndarray:
-        """The inverse covariance matrix, row after row."""
-        return self._inverse.reshape(1, -1).copy()
+        """The inverse covariance matrix, row after row, or its diagonal where it has no other elements."""
+        return np.array(np.diag(self._inverse) if self._uncorrelated else self._inverse).reshape(1, -1)
 
     def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
         inverse, below = self._inverse, np.tril_indices(len(self.names))
@@ -247,6 +248,22 @@ class GammaConstraint(PoissonConstraint):
             raise ValueError(f"value / error^2 must be finite and positive, got {shown(self.scale)}")
 
 
+_UNCORRELATED = """
+def row_sums(theta, rows, shared, aux, begin, end, out):
+    n = len(theta)
+    total, k = 0.0, 2 + n
+    for i in range(n):
+        slope = shared[0, i] * (theta[i] - aux[i])
+        total += (theta[i] - aux[i]) * slope
+        out[2 + i] = 2.0 * slope
+        for j in range(i):
+            out[k] = 0.0
+            k += 1
+        out[k] = 2.0 * shared[0, i]
+        k += 1
+    out[0] = total
+    out[1] = total
+"""
 _NORMAL = """
 def row_sums(theta, rows, shared, aux, begin, end, out):
     n = len(theta)
