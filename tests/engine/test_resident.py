@@ -78,19 +78,19 @@ def test_bad_values_count_among_the_events_alone(bad):
 class Watched:
     """NumPy, or JAX, that notes what goes from the device to the host, or from there to the device."""
 
-    def __init__(self, library, noted):
-        self.library, self.noted = library, noted
+    def __init__(self, original, noted):
+        self.original, self.noted = original, noted
 
     def __getattr__(self, name):
-        return getattr(self.library, name)
+        return getattr(self.original, name)
 
     def asarray(self, a, *args):
         self.noted.extend([a.shape] if isinstance(a, jax.Array) else [])
-        return self.library.asarray(a, *args)
+        return self.original.asarray(a, *args)
 
     def device_put(self, tree, *args):
         self.noted.extend(a.shape for a in jax.tree.leaves(tree) if isinstance(a, np.ndarray))
-        return self.library.device_put(tree, *args)
+        return self.original.device_put(tree, *args)
 
 
 def test_their_fits_are_those_of_the_host_without_a_copy(monkeypatch):
