@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arguments import DONE, DOUBTFUL, Parser, leave
+from arguments import DONE, DOUBTFUL, WRONG_INPUT, Parser, leave
 
 PARTS = ("toys", "fits", "batches", "goal", "cases", "sums", "lanes", "steps", "rule", "run")
 CASES = (
@@ -42,9 +42,11 @@ class Bench:
         import jax
         from bench import cases
 
+        from engine.devices import find_devices
+
         self.jax, self.cases = jax, cases
         self.device, self.quick, self.seed = device, quick, seed
-        self.devices = jax.devices("cuda" if device == "gpu" else "cpu")[:1]
+        self.devices = find_devices(device)[:1]
         self.turns = 2 if quick else 7
         self.end = 0.0
 
@@ -353,7 +355,11 @@ def main() -> int:
     import jax
     import jaxlib
 
-    bench, whole = Bench(args.device, args.quick, args.seed), True
+    try:
+        bench, whole = Bench(args.device, args.quick, args.seed), True
+    except ValueError as error:
+        print(f"bench_gpu.py: {error}", file=sys.stderr)
+        return WRONG_INPUT
     report: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["bench_gpu.py", *sys.argv[1:]]),

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # wherever this file is loaded from
 
-from arguments import DONE, WRONG_INPUT, Parser, leave, natural, number, positive
+from arguments import DONE, INTERRUPTED, WRONG_INPUT, Parser, leave, natural, number, positive
 
 CASES = (
     "peak-480", "peak-2000", "peak-15500", "peak-200000", "histogram", "counting", "templates-50", "templates-200",
@@ -32,7 +32,9 @@ UNIFORMS = 2**20
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = Parser(prog="benchmark.py", description=__doc__, epilog="Exit code 0: done; 2: a wrong argument.")
+    parser = Parser(
+        prog="benchmark.py", description=__doc__, epilog="Exit code 0: done; 2: a wrong argument; 130: ended by Ctrl-C."
+    )
     parser.add_argument(
         "--case", nargs="+", choices=(*CASES, *PARTS), default=[*CASES, *PARTS], metavar="NAME", help="default: all"
     )
@@ -146,8 +148,12 @@ def main(argv: list[str] | None = None) -> int:
     from bench.tables import markdown, show
     from rich.console import Console
 
-    with Console(stderr=True).status("starting") as status:
-        report = measure(args, status.update)
+    try:
+        with Console(stderr=True).status("starting") as status:
+            report = measure(args, status.update)
+    except KeyboardInterrupt:
+        print("\nstopped: nothing was written", file=sys.stderr)
+        return INTERRUPTED
     show(report)
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")

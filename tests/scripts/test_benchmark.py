@@ -164,3 +164,12 @@ def test_help_needs_no_heavy_import():
 
 def test_numbers_are_rounded_to_two_digits():
     assert [tables.number(x) for x in (None, 3.14, 99.94, 123.4, 25_432.0)] == ["-", "3.1", "99.9", "123", "25 000"]
+
+
+def test_ctrl_c_ends_it_with_a_sentence(monkeypatch, capsys):
+    def interrupted(args, say):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "measure", interrupted)
+    assert benchmark.main(["--case", "line"]) == 130
+    assert capsys.readouterr().err.endswith("stopped: nothing was written\n")
