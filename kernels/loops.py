@@ -193,6 +193,9 @@ class _Writer:
                     itself = _Value(buffer, buffer.memory, buffer.mask)
                     buffer.writes.append(_Write(itself, "set", itself))
             done = ready[buffer]
+            buffer.writes = [part for write in buffer.writes for part in self.split(write)]
+            if buffer.op and buffer.writes and buffer.writes[0].value.buffer is not buffer:
+                buffer.op, buffer.args = "", ()  # made by its terms
             for write in buffer.writes:
                 reads = [write.value, *(write.indirect.indices if write.indirect else ())]
                 when = max(ready[v.buffer] for v in reads)
@@ -206,6 +209,26 @@ class _Writer:
                 buffer.stored = True
                 ready[buffer] = done
         return rounds
+
+    def split(self, write: _Write) -> list[_Write]:
+        """A write of a sum as one for each term, where most terms are zero at most places."""
+        terms = self.terms(write.value)
+        sizes = [np.count_nonzero(np.broadcast_to(term.mask, term.shape)) for term in (write.value, *terms)]
+        if write.mode != "set" or write.indirect or write.after or 2 * sum(sizes[1:]) > len(terms) * sizes[0]:
+            return [write]
+        target = write.target
+        return [_Write(_Value(target.buffer, target.view, term.mask), "add", term) for term in terms]
+
+    def terms(self, value: _Value) -> list[_Value]:
+        """What is added to a value, if nobody else needs the sums on the way."""
+        buffer = value.buffer
+        if buffer.op != "add" or buffer.stored or value.view is not buffer.memory:
+            return [value]
+        return [
+            term
+            for arg in buffer.args
+            for term in (self.terms(arg) if self.uses[arg.buffer] == 1 and arg.buffer not in self.viewed else [arg])
+        ]
 
     def integer(self, n: int) -> str:
         """The name of an unsigned constant: an index that may be negative would count from the end."""
@@ -250,8 +273,10 @@ class _Writer:
         if self.n_scratch and not own_memory:
             body += [f"for k in range({self.integer(self.n_scratch)}):", "    w[k] = 0.0"]
         for buffer in self.order:
-            thin = own_memory and buffer.place.startswith("y") and not buffer.writes[0].value.mask.all()
-            if buffer.writes and (buffer.start != 0.0 or thin):
+            output = buffer.place.startswith("y")
+            added = output and any(write.mode == "add" for write in buffer.writes)
+            thin = own_memory and output and not buffer.writes[0].value.mask.all()
+            if buffer.writes and (buffer.start != 0.0 or added or thin):
                 place = f"{buffer.place}[{self.integer(self.offset(buffer))} + k]"
                 body += [f"for k in range({self.integer(buffer.memory.size)}):"]
                 body += [f"    {place} = {constant(buffer.start)}"]
