@@ -62,21 +62,24 @@ class Fits:
 
     @staticmethod
     def empty(n_toys: int, n_params: int) -> Fits:
+        """Memory for fits, every row of which is still to be put in."""
         return Fits(
-            values=np.full((n_toys, n_params), np.nan),
-            covariance=np.full((n_toys, n_params, n_params), np.nan),
-            fval=np.full(n_toys, np.nan),
-            edm=np.full(n_toys, np.nan),
-            status=np.zeros(n_toys, dtype=np.int8),
-            nfev=np.zeros(n_toys, dtype=np.int64),
-            posdef=np.zeros(n_toys, dtype=bool),
-            inflation=np.full(n_toys, np.nan),
-            at_limit=np.zeros((n_toys, n_params), dtype=bool),
+            values=np.empty((n_toys, n_params)),
+            covariance=np.empty((n_toys, n_params, n_params)),
+            fval=np.empty(n_toys),
+            edm=np.empty(n_toys),
+            status=np.empty(n_toys, dtype=np.int8),
+            nfev=np.empty(n_toys, dtype=np.int64),
+            posdef=np.empty(n_toys, dtype=bool),
+            inflation=np.empty(n_toys),
+            at_limit=np.empty((n_toys, n_params), dtype=bool),
         )
 
     def among(self, n_toys: int, rows: np.ndarray) -> Fits:
         """These fits as the given rows of all toys, of which the others have bad data."""
         fits = Fits.empty(n_toys, self.values.shape[1])
+        for array in vars(fits).values():
+            array[:] = np.nan if array.dtype.kind == "f" else 0
         fits.status[:] = Status.BAD_DATA
         fits.put(rows, self)
         return fits

@@ -200,9 +200,9 @@ def _finished(problem: Problem, fits: Fits, start: np.ndarray, rescued: np.ndarr
 
 def is_valid(fits: Fits, settings: Settings) -> np.ndarray:
     """Converged, EDM below 1e-6 errordef, finite, free Hessian positive definite."""
-    finite = (
-        np.isfinite(fits.fval) & np.isfinite(fits.values).all(axis=1) & np.isfinite(fits.covariance).all(axis=(1, 2))
-    )
+    # no covariance exceeds the larger of its two variances
+    variance = np.diagonal(fits.covariance, axis1=1, axis2=2)
+    finite = np.isfinite(fits.fval) & np.isfinite(fits.values).all(axis=1) & np.isfinite(variance).all(axis=1)
     with np.errstate(invalid="ignore"):
         return (fits.status == Status.CONVERGED) & fits.posdef & finite & (fits.edm < VALID_EDM * settings.errordef)
 
