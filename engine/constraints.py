@@ -249,39 +249,58 @@ class GammaConstraint(PoissonConstraint):
 
 
 _UNCORRELATED = """
-def row_sums(theta, rows, shared, aux, begin, end, out):
-    n = len(theta)
-    total, k = 0.0, 2 + n
-    for i in range(n):
+CHEAP_GRADIENT = True
+EXPECTS = True
+
+
+def row_sums(theta, rows, shared, aux, begin, end, order, out):
+    total = 0.0
+    for i in range(len(theta)):
         slope = shared[0, i] * (theta[i] - aux[i])
         total += (theta[i] - aux[i]) * slope
         out[2 + i] = 2.0 * slope
+    out[0] = total
+    out[1] = total
+    if order == FIRST:
+        return
+    k = 2 + len(theta)
+    for i in range(len(theta)):
         for j in range(i):
             out[k] = 0.0
             k += 1
         out[k] = 2.0 * shared[0, i]
         k += 1
-    out[0] = total
-    out[1] = total
 """
 _NORMAL = """
-def row_sums(theta, rows, shared, aux, begin, end, out):
+CHEAP_GRADIENT = True
+EXPECTS = True
+
+
+def row_sums(theta, rows, shared, aux, begin, end, order, out):
     n = len(theta)
-    total, k = 0.0, 2 + n
+    total = 0.0
     for i in range(n):
         slope = 0.0
         for j in range(n):
             slope += shared[0, i * n + j] * (theta[j] - aux[j])
         total += (theta[i] - aux[i]) * slope
         out[2 + i] = 2.0 * slope
+    out[0] = total
+    out[1] = total
+    if order == FIRST:
+        return
+    k = 2 + n
+    for i in range(n):
         for j in range(i + 1):
             out[k] = 2.0 * shared[0, i * n + j]
             k += 1
-    out[0] = total
-    out[1] = total
 """
 _POISSON = """
-def row_sums(theta, rows, shared, aux, begin, end, out):
+CHEAP_GRADIENT = True
+EXPECTS = True
+
+
+def row_sums(theta, rows, shared, aux, begin, end, order, out):
     total, absolute, k = 0.0, 0.0, 2 + len(theta)
     for i in range(len(theta)):
         scale, n = shared[0, i], shared[1, i] * aux[i]
@@ -293,14 +312,17 @@ def row_sums(theta, rows, shared, aux, begin, end, out):
             curvature = n / (m * m)
         elif n == 0.0 and m >= 0.0:
             term, slope, curvature = m, 1.0, 0.0
+        if order == EXPECTED:
+            curvature = 1.0 / m
         total += term
         absolute += math.fabs(term)
         out[2 + i] = scale * slope
-        for j in range(i):
-            out[k] = 0.0
+        if order != FIRST:
+            for j in range(i):
+                out[k] = 0.0
+                k += 1
+            out[k] = scale * scale * curvature
             k += 1
-        out[k] = scale * scale * curvature
-        k += 1
     out[0] = total
     out[1] = absolute
 """

@@ -10,12 +10,13 @@ from engine import newton_numba
 from engine.cost import Cost
 from engine.data import Rows
 from engine.drivers import Fits, Settings
-from kernels.translate import memory_of
+from kernels.translate import traits_of
 
 __all__ = ["NumbaDriver"]
 
 BLOCK_ROWS = 2**20  # of all toys that are handed to numba at once
 TURNS, MOST_TOGETHER = 4, 64
+FEWEST_STEPS = 3  # so many evaluations leave room for another way than Newton's
 
 # numba's default threading layer aborts the process when two Python threads enter it at once.
 _ONE_AT_A_TIME = threading.Lock()
@@ -40,6 +41,7 @@ class NumbaDriver:
         self.batch_size = batch_size
         self.n_params = len(cost.names)
         self.kernel = compiled(cost, rows)
+        self.traits = traits_of(self.kernel)
         # numba's types are of writable arrays
         arrays = (rows.columns, cost.kernel_shared(rows), rows.aux, rows.offsets)
         self._arrays = tuple(
@@ -50,6 +52,8 @@ class NumbaDriver:
         """Fit the toys with these numbers, each from its row of `start`."""
         n_toys, n_params = start.shape
         fits = Fits.empty(n_toys, n_params)
+        many = n_params >= newton_numba.WIDE and settings.max_steps >= FEWEST_STEPS
+        approach = 1 + self.traits.expects if many and self.traits.cheap_gradient else 0
         # in blocks, so that a progress bar moves and Ctrl-C is heard
         block = self.batch_size or max(64, n_toys // 20, self._per_block)
         for first in range(0, n_toys, block):
@@ -59,7 +63,7 @@ class NumbaDriver:
                 newton_numba.fit_toys()(
                     together(len(toys[part])),
                     self.kernel,
-                    memory_of(self.kernel),
+                    self.traits.memory,
                     *self._arrays,
                     toys[part].astype(np.int64),
                     np.ascontiguousarray(start[part]),
@@ -69,6 +73,7 @@ class NumbaDriver:
                     settings.errordef,
                     settings.edm_goal,
                     settings.max_steps,
+                    approach,
                     fits.values[part],
                     fits.covariance[part],
                     raw,
@@ -90,7 +95,7 @@ class NumbaDriver:
                 newton_numba.evaluate_toys()(
                     together(len(toys[part])),
                     self.kernel,
-                    memory_of(self.kernel),
+                    self.traits.memory,
                     *self._arrays,
                     toys[part].astype(np.int64),
                     np.array(theta[part], dtype=np.float64, order="C"),

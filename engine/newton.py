@@ -165,7 +165,10 @@ def _on_boundary(
 
 
 def _propose(theta: Array, best: Evaluation, box: Box, radius: Array, unrolled: bool) -> tuple[Array, ...]:
-    """Best step within the trust region and the limits: (step, gain, length, shift, posdef, slope)."""
+    """Best step within the trust region and the limits: (step, gain, length, shift, posdef, slope).
+
+    The shift is infinite where the step ends at the first limit, so that its gain says nothing of the minimum.
+    """
     gradient, hessian = best.gradient, best.hessian
     diagonal = jnp.abs(jnp.diagonal(hessian))
     scale = jnp.where(diagonal > 0, 1.0 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 1.0)
@@ -202,7 +205,8 @@ def _propose(theta: Array, best: Evaluation, box: Box, radius: Array, unrolled: 
     room = jnp.where(whole < 0, box.lower - theta, box.upper - theta)
     fractions = jnp.where(crossing(whole), room / jnp.where(whole == 0, 1.0, whole), 1.0)
     truncated = whole * jnp.min(fractions)
-    step = jnp.where(jnp.any(crossing(whole)) & (gain_of(truncated) > gain_of(step)), truncated, step)
+    short = jnp.any(crossing(whole)) & (gain_of(truncated) > gain_of(step))
+    step, shift = jnp.where(short, truncated, step), jnp.where(short, jnp.inf, shift)
     return step, gain_of(step), jnp.linalg.norm(step / scale), shift, posdef, slope
 
 
@@ -280,13 +284,14 @@ def newton_step(
     radius = jnp.where(~posdef & jnp.isinf(radius), FIRST_RADIUS, radius)
     full = (shift == 0.0) | ~posdef
     # where the errors are but nominal, errordef may exceed the whole cost, and says little of where the minimum is
-    at_end |= (length <= SMALLEST_RADIUS) | jnp.all(jnp.abs(step) <= AT_REST * jnp.abs(theta))
+    stuck = ~(length > SMALLEST_RADIUS) & ~jnp.isinf(shift)
+    at_end |= stuck | jnp.all(jnp.abs(step) <= AT_REST * jnp.abs(theta))
     goal = edm_goal * jnp.where(at_end, errordef, jnp.minimum(errordef, best.absolute))
     ended = (gain <= jnp.maximum(goal, ROUNDING * best.absolute)) & full
     at_end = (gain <= edm_goal * errordef) & full
     edm = jnp.where(live & ((shift == 0.0) | ended), gain, state.edm)
     status = jnp.select(
-        [first & ~finite, ran_away, ended & posdef, ended, nfev >= max_steps, ~(length > SMALLEST_RADIUS)],
+        [first & ~finite, ran_away, ended & posdef, ended, nfev >= max_steps, stuck],
         [
             Status.NONFINITE,
             Status.UNBOUNDED,
@@ -297,7 +302,9 @@ def newton_step(
         ],
         RUNNING,
     ).astype(jnp.int32)
-    trial = jnp.clip(theta + step, box.lower, box.upper)
+    # onto a limit itself, and not next to it: theta + (limit - theta) may be another number
+    trial = jnp.where(step >= box.upper - theta, box.upper, theta + step)
+    trial = jnp.where(step <= box.lower - theta, box.lower, trial)
 
     # the last Newton step is taken, and its result is known well enough not to be evaluated
     converged = status == Status.CONVERGED

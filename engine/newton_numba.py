@@ -32,6 +32,11 @@ RUNAWAY = 1e15  # a parameter that has grown by this factor runs away
 RADIUS_TOLERANCE = 0.1
 MAX_SHIFTS = 40
 WIDE = 8  # from so many parameters on, loops are in vectors
+# the orders of `kernels.program` (a test compares them)
+FIRST, SECOND, EXPECTED = 1, 2, 3
+MOST_PAIRS = 12  # steps of the approach
+CLOSER = 0.5  # by which the gain to be expected must fall in each of them
+SAFE = 0.25  # part of the goal at which the approach ends: its gains are estimates
 
 _HELPER = {"error_model": "numpy", "cache": True, "nogil": True}
 _SUMS = {"fastmath": {"reassoc", "contract", "nsz"}, **_HELPER}  # sums in vectors; NaN and infinity as ever
@@ -42,6 +47,21 @@ _SUMS = {"fastmath": {"reassoc", "contract", "nsz"}, **_HELPER}  # sums in vecto
 def _copy(source, target):
     for i in range(len(source)):
         target[i] = source[i]
+
+
+@njit(**_HELPER)
+def _copy_matrix(source, target):
+    for i in range(source.shape[0]):
+        for j in range(source.shape[1]):
+            target[i, j] = source[i, j]
+
+
+@njit(**_HELPER)
+def _differ(a, b):
+    different = False
+    for i in range(len(a)):
+        different |= a[i] != b[i]
+    return different
 
 
 @njit(**_HELPER)
@@ -308,7 +328,8 @@ def _gain_wide(gradient, hessian, step):
 def _propose(theta, gradient, hessian, lower_limit, upper_limit, free, radius, step, work, index):
     """Best step within the trust region and the limits.
 
-    Returns (predicted gain, scaled length, shift, posdef of the free block, gradient norm).
+    Returns (predicted gain, scaled length, shift, posdef of the free block, gradient norm). The shift is infinite where
+    the step ends at the first limit, so that its gain says nothing of the minimum.
     """
     n_params = len(theta)
     slope = 0.0
@@ -380,12 +401,24 @@ def _propose(theta, gradient, hessian, lower_limit, upper_limit, free, radius, s
             whole[i] *= fraction
         truncated = _gain(gradient, hessian, whole)
         if truncated > gain:
-            gain = truncated
+            gain, shift = truncated, np.inf
             _copy(whole, step)
     length = 0.0
     for i in range(n_params):
         length += (step[i] / work[SCALE, i]) ** 2
     return gain, np.sqrt(length), shift, posdef, np.sqrt(slope)
+
+
+@njit(**_HELPER)
+def _move(theta, step, lower_limit, upper_limit, target):
+    """Take a step, onto a limit itself and not next to it: theta + (limit - theta) may be another number."""
+    for i in range(len(theta)):
+        if step[i] <= lower_limit[i] - theta[i]:
+            target[i] = lower_limit[i]
+        elif step[i] >= upper_limit[i] - theta[i]:
+            target[i] = upper_limit[i]
+        else:
+            target[i] = theta[i] + step[i]
 
 
 @njit(**_HELPER)
@@ -452,6 +485,148 @@ def _covariance(active, errordef, covariance, work, index):
     return inflation
 
 
+@njit(**_SUMS)
+def _apply(metric, vector, result):
+    """result = metric vector, of a symmetric matrix."""
+    for i in range(len(vector)):
+        total = 0.0
+        for j in range(len(vector)):
+            total += metric[i, j] * vector[j]
+        result[i] = total
+
+
+@njit(**_SUMS)
+def _dot(a, b):
+    total = 0.0
+    for i in range(len(a)):
+        total += a[i] * b[i]
+    return total
+
+
+@njit(**_SUMS)
+def _add(factor, a, b):
+    """b += factor a"""
+    for i in range(len(a)):
+        b[i] += factor * a[i]
+
+
+@njit(**_HELPER)
+def _downhill(metric, gradient, steps, changes, weights, n_pairs, work, step):
+    """The step of BFGS from the pairs of steps and changes of the gradient, of which `metric` is the first inverse.
+
+    Nocedal & Wright, algorithm 7.4. Returns what a step of this kind gains.
+    """
+    rest = work[B]
+    _copy(gradient, rest)
+    for k in range(n_pairs - 1, -1, -1):
+        weights[k] = _dot(steps[k], rest) / _dot(steps[k], changes[k])
+        _add(-weights[k], changes[k], rest)
+    _apply(metric, rest, step)
+    for k in range(n_pairs):
+        back = _dot(changes[k], step) / _dot(steps[k], changes[k])
+        _add(weights[k] - back, steps[k], step)
+    for i in range(len(step)):
+        step[i] = -step[i]
+    return -0.5 * _dot(step, gradient)
+
+
+@njit(**_HELPER)
+def _hold(metric, i):
+    """Make the inverse of a matrix that of its block without parameter i."""
+    pivot = 1.0 / metric[i, i]
+    for j in range(len(metric)):
+        if j != i:
+            _add(-metric[j, i] * pivot, metric[i], metric[j])
+    for j in range(len(metric)):
+        metric[i, j] = 0.0
+        metric[j, i] = 0.0
+
+
+@njit(**_HELPER)
+def _crossing(theta, step, lower_limit, upper_limit, metric):
+    """The first parameter of the metric that would leave its limits, or -1."""
+    for i in range(len(theta)):
+        if metric[i, i] > 0.0 and (theta[i] + step[i] < lower_limit[i] or theta[i] + step[i] > upper_limit[i]):
+            return i
+    return -1
+
+
+@njit(**_HELPER)
+def _slopes(out, gradient):
+    """Copy the gradient; whether it and the value are finite."""
+    finite = np.isfinite(out[0])
+    for i in range(len(gradient)):
+        gradient[i] = out[2 + i]
+        finite &= np.isfinite(gradient[i])
+    return finite
+
+
+@njit(**_HELPER)
+def _approach(
+    kernel, rows, shared, measured, begin, end, out, nfev, theta, lower_limit, upper_limit, errordef, edm_goal,
+    max_steps, common, own, steps, changes, weights, gradient, trial, trial_gradient, step, work,
+):  # fmt: skip
+    """Go towards the minimum by values and gradients alone, as long as that is quick; returns the evaluations so far.
+
+    Quasi-Newton steps from `common`, the inverse of the expected Hessian at the start. Each must bring down the cost
+    and what is still to be gained; where one does not, or nothing is left to gain, Newton goes on from `theta`. Who is
+    put onto a limit stays there. `out` holds the first evaluation if there was any; all behind `common` is memory.
+    """
+    if nfev == 0:
+        kernel(theta, rows, shared, measured, begin, end, FIRST, out)
+        nfev = 1
+    n_pairs, metric = ZERO, common
+    value, absolute = out[0], out[1]
+    if not _slopes(out, gradient):
+        return nfev
+    gain = _downhill(metric, gradient, steps, changes, weights, n_pairs, work, step)
+    while nfev + 1 < max_steps and n_pairs < MOST_PAIRS:
+        unit = min(errordef, absolute)
+        if not gain > max(SAFE * edm_goal * unit, ROUNDING * absolute):
+            break
+        i = _crossing(theta, step, lower_limit, upper_limit, metric)
+        onto = i >= 0
+        if onto:
+            if metric is common:
+                _copy_matrix(common, own)
+                metric = own
+            n_pairs = ZERO
+            _downhill(metric, gradient, steps, changes, weights, n_pairs, work, step)
+            i = _crossing(theta, step, lower_limit, upper_limit, metric)
+        while i >= 0:
+            wanted = (lower_limit[i] if step[i] < 0.0 else upper_limit[i]) - theta[i]
+            _add((wanted - step[i]) / metric[i, i], metric[i], step)
+            step[i] = wanted
+            _hold(metric, i)
+            i = _crossing(theta, step, lower_limit, upper_limit, metric)
+        _move(theta, step, lower_limit, upper_limit, trial)
+        kernel(trial, rows, shared, measured, begin, end, FIRST, out)
+        nfev += 1
+        if not _slopes(out, trial_gradient):
+            break
+        rounding = 100.0 * ROUNDING * absolute
+        near = max(NEAR * unit, rounding)
+        if gain > near and value - out[0] < ACCEPT * gain:
+            break
+        if not onto:
+            for i in range(len(theta)):
+                steps[n_pairs, i] = trial[i] - theta[i]
+                changes[n_pairs, i] = trial_gradient[i] - gradient[i]
+            if not _dot(steps[n_pairs], changes[n_pairs]) > 0.0:
+                break
+            n_pairs += 1
+        left = _downhill(metric, trial_gradient, steps, changes, weights, n_pairs, work, step)
+        if not (left < gain or onto):
+            break
+        quick = left < CLOSER * gain or onto
+        gain, value, absolute = left, out[0], out[1]
+        _copy(trial, theta)
+        _copy(trial_gradient, gradient)
+        if not quick:
+            break
+    return nfev
+
+
 _KERNEL = types.FunctionType(types.void(*normalize_signature(KERNEL_SIGNATURE)[0]))
 _TABLE, _NUMBERS = types.f8[:, ::1], types.i8[::1]
 _DATA = (_KERNEL, types.i8, _TABLE, _TABLE, _TABLE, _NUMBERS, _NUMBERS)
@@ -461,12 +636,16 @@ _RESULTS = (_TABLE, types.f8[:, :, ::1], _TABLE, types.b1[:, ::1])
 
 def _fit_some(
     first, last, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef,
-    edm_goal, max_steps, values, covariance, fit, at_limit,
+    edm_goal, max_steps, approach, values, covariance, fit, at_limit,
 ):  # fmt: skip
     """Fit some toys one after the other, in memory that is taken once."""
     n_params = start.shape[1]
     out = np.zeros(2 + n_params + n_params * (n_params + 1) // 2 + memory)
     trial, gradient, trial_gradient = np.empty(n_params), np.empty(n_params), np.empty(n_params)
+    n = n_params if approach else ZERO
+    common, own, weights = np.empty((n, n)), np.empty((n, n)), np.empty(MOST_PAIRS)
+    steps, changes = np.empty((MOST_PAIRS, n)), np.empty((MOST_PAIRS, n))
+    usable = False
     step, origin = np.empty(n_params), np.empty(n_params)
     hessian, trial_hessian = np.empty((n_params, n_params)), np.empty((n_params, n_params))
     work = np.empty((MATRIX + 3 * n_params, n_params))
@@ -478,8 +657,25 @@ def _fit_some(
         theta, inverse, outward = values[t], covariance[t], at_limit[t]
         _copy(start[t], theta)
         _copy(start[t], origin)
-        kernel(theta, rows, shared, measured, begin, end, out)
-        nfev = 1
+        nfev = 0
+        if approach:
+            if approach == 1 or t == first or _differ(start[t], start[t - 1]):
+                kernel(theta, rows, shared, measured, begin, end, EXPECTED, out)
+                _unpack(out, gradient, hessian)
+                for i in range(n_params):
+                    active[i] = not free[i]
+                usable = _factorised(hessian, active, work, index)
+                if usable:
+                    _covariance(active, 0.5, common, work, index)
+                nfev += approach == 1  # one for all toys is none of this one
+            if usable:
+                nfev = _approach(
+                    kernel, rows, shared, measured, begin, end, out, nfev, theta, lower_limit, upper_limit, errordef,
+                    edm_goal, max_steps, common, own, steps, changes, weights, gradient, trial, trial_gradient, step,
+                    work,
+                )  # fmt: skip
+        kernel(theta, rows, shared, measured, begin, end, SECOND, out)
+        nfev += 1
         value, absolute = out[0], out[1]
         status = RUNNING
         edm, posdef = np.nan, False
@@ -497,7 +693,8 @@ def _fit_some(
                 edm = gain
             # where the errors are but nominal, errordef may exceed the whole cost, and tells little of the minimum
             unit = min(errordef, absolute)
-            at_end = at_end or length <= SMALLEST_RADIUS or _at_rest(theta, step)
+            stuck = not length > SMALLEST_RADIUS and shift != np.inf
+            at_end = at_end or stuck or _at_rest(theta, step)
             goal = edm_goal * (errordef if at_end else unit)
             if gain <= max(goal, ROUNDING * absolute):
                 if posdef and shift == 0.0:
@@ -510,13 +707,11 @@ def _fit_some(
             if nfev >= max_steps:
                 status = MAX_STEPS
                 break
-            if not length > SMALLEST_RADIUS:
+            if stuck:
                 status = STALLED
                 break
-            for i in range(n_params):
-                # onto the limit itself, not next to it
-                trial[i] = min(max(theta[i] + step[i], lower_limit[i]), upper_limit[i])
-            kernel(trial, rows, shared, measured, begin, end, out)
+            _move(theta, step, lower_limit, upper_limit, trial)
+            kernel(trial, rows, shared, measured, begin, end, SECOND, out)
             nfev += 1
             finite = _unpack(out, trial_gradient, trial_hessian)
             actual = value - out[0]
@@ -561,8 +756,7 @@ def _fit_some(
                 for j in range(n_params):
                     total += hessian[i, j] * step[j]
                 trial_gradient[i] = gradient[i] + total
-            for i in range(n_params):
-                theta[i] = min(max(theta[i] + step[i], lower_limit[i]), upper_limit[i])
+            _move(theta, step, lower_limit, upper_limit, theta)
             value -= gain
             _copy(trial_gradient, gradient)
         # the last step has factorised the Hessian of the parameters that moved
@@ -590,7 +784,7 @@ def _evaluate_some(first, last, kernel, memory, rows, shared, aux, offsets, toys
     out = np.zeros(n_outputs + memory)
     for t in range(first, last):
         k = toys[t]
-        kernel(theta[t], rows, shared, aux[k], offsets[k], offsets[k + 1], out)
+        kernel(theta[t], rows, shared, aux[k], offsets[k], offsets[k + 1], SECOND, out)
         for i in range(n_outputs):
             results[t, i] = out[i]
 
@@ -599,14 +793,14 @@ def _evaluate_some(first, last, kernel, memory, rows, shared, aux, offsets, toys
 # would cost seconds of compilation and most of the scaling.
 def _fit_toys(
     some, together, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef,
-    edm_goal, max_steps, values, covariance, fit, at_limit,
+    edm_goal, max_steps, approach, values, covariance, fit, at_limit,
 ):  # fmt: skip
     n = len(toys)
     for block in prange((n + together - 1) // together):
         first = block * together
         some(
             first, min(first + together, n), kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit,
-            upper_limit, free, errordef, edm_goal, max_steps, values, covariance, fit, at_limit,
+            upper_limit, free, errordef, edm_goal, max_steps, approach, values, covariance, fit, at_limit,
         )  # fmt: skip
 
 
@@ -630,12 +824,15 @@ def fit_toys() -> Callable:
     """The compiled fit of many toys, one after the other in each thread.
 
     It is called with (together, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit,
-    free, errordef, edm_goal, max_steps) and the arrays (values, covariance, fit, at_limit) for the results. A turn of
-    a thread takes `together` toys, in the same memory; `memory` is `kernels.translate.memory_of(kernel)`. `toys` are
+    free, errordef, edm_goal, max_steps, approach) and the arrays (values, covariance, fit, at_limit) for the results. A
+    turn of a thread takes `together` toys, in the same memory; `memory` is that of `kernels.translate.traits_of`.
+    `approach` says whether fits begin with quasi-Newton steps, which only pays where a gradient is much cheaper than a
+    Hessian: 0 no, 1 from the expected Hessian of each toy, 2 from one that toys with the same start share. `toys` are
     the numbers of the toys to fit; `start` and the results have a row for each; `fit` holds
     (fval, edm, status, nfev, posdef, inflation), as `engine.drivers.Fits` has them.
     """
-    return _in_parallel(_fit_some, _fit_toys, (*_DATA, _TABLE, *_BOX, types.f8, types.f8, types.i8, *_RESULTS))
+    goals = (types.f8, types.f8, types.i8, types.i8)
+    return _in_parallel(_fit_some, _fit_toys, (*_DATA, _TABLE, *_BOX, *goals, *_RESULTS))
 
 
 @functools.cache

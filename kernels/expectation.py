@@ -67,33 +67,66 @@ _KERNEL = """
 
 @njit(**COMPILE_ROW)
 def weighted_products(jacobian, weights, hessian, scaled):
-    for i in range(N_PARAMS):
+    # blocks of two rows and four columns: what is read is used eight times, and the sums fit the registers
+    for i in range(ZERO, N_PARAMS, TWO):
+        last = min(i + ONE, N_PARAMS - ONE)
         for k in range(N_BINS):
             scaled[k] = weights[k] * jacobian[i * N_BINS + k]
-        row = i * (i + ONE) // TWO
+            scaled[N_BINS + k] = weights[k] * jacobian[last * N_BINS + k]
+        row, below = i * (i + ONE) // TWO, last * (last + ONE) // TWO
         blocks = (i + ONE) // FOUR * FOUR
         for j in range(ZERO, blocks, FOUR):
-            a, b, c, d = 0.0, 0.0, 0.0, 0.0
+            a0, a1, a2, a3 = 0.0, 0.0, 0.0, 0.0
+            b0, b1, b2, b3 = 0.0, 0.0, 0.0, 0.0
             first = j * N_BINS
             for k in range(N_BINS):
-                s = scaled[k]
-                a += s * jacobian[first + k]
-                b += s * jacobian[first + N_BINS + k]
-                c += s * jacobian[first + TWO * N_BINS + k]
-                d += s * jacobian[first + THREE * N_BINS + k]
-            hessian[row + j] = a
-            hessian[row + j + ONE] = b
-            hessian[row + j + TWO] = c
-            hessian[row + j + THREE] = d
-        for j in range(blocks, i + ONE):
-            a = 0.0
+                a, b = scaled[k], scaled[N_BINS + k]
+                x0, x1 = jacobian[first + k], jacobian[first + N_BINS + k]
+                x2, x3 = jacobian[first + TWO * N_BINS + k], jacobian[first + THREE * N_BINS + k]
+                a0 += a * x0
+                a1 += a * x1
+                a2 += a * x2
+                a3 += a * x3
+                b0 += b * x0
+                b1 += b * x1
+                b2 += b * x2
+                b3 += b * x3
+            hessian[row + j], hessian[row + j + ONE] = a0, a1
+            hessian[row + j + TWO], hessian[row + j + THREE] = a2, a3
+            hessian[below + j], hessian[below + j + ONE] = b0, b1
+            hessian[below + j + TWO], hessian[below + j + THREE] = b2, b3
+        for j in range(blocks, last + ONE):
+            a, b = 0.0, 0.0
             for k in range(N_BINS):
                 a += scaled[k] * jacobian[j * N_BINS + k]
-            hessian[row + j] = a
+                b += scaled[N_BINS + k] * jacobian[j * N_BINS + k]
+            if j <= i:
+                hessian[row + j] = a
+            hessian[below + j] = b
+
+
+@njit(**COMPILE_ROW)
+def weighted_sums(jacobian, weights, sums):
+    blocks = N_PARAMS // FOUR * FOUR
+    for i in range(ZERO, blocks, FOUR):
+        a, b, c, d = 0.0, 0.0, 0.0, 0.0
+        first = i * N_BINS
+        for k in range(N_BINS):
+            w = weights[k]
+            a += w * jacobian[first + k]
+            b += w * jacobian[first + N_BINS + k]
+            c += w * jacobian[first + TWO * N_BINS + k]
+            d += w * jacobian[first + THREE * N_BINS + k]
+        sums[i], sums[i + ONE], sums[i + TWO], sums[i + THREE] = a, b, c, d
+    for i in range(blocks, N_PARAMS):
+        total = 0.0
+        for k in range(N_BINS):
+            total += weights[k] * jacobian[i * N_BINS + k]
+        sums[i] = total
 
 
 @njit({signature!r}, cache=True, **COMPILE_ROW)
-def row_sums(theta, rows, shared, aux, begin, end, out):
+def row_sums(theta, rows, shared, aux, begin, end, order, out):
     constants = shared[0]
 {views}
     expectation(constants, theta, {shared}mu, jacobian, w0)
@@ -105,17 +138,18 @@ def row_sums(theta, rows, shared, aux, begin, end, out):
         absolute += math.fabs(terms[k])
     out[0] = value
     out[1] = absolute
-    for i in range(N_PARAMS):
-        total = 0.0
-        for k in range(N_BINS):
-            total += slope[k] * jacobian[i * N_BINS + k]
-        out[TWO + i] = total
+    weighted_sums(jacobian, slope, out[2:{hessian}])
+    if order == FIRST:
+        return
+    if order == EXPECTED:
+        derivatives(constants, mu, {expectations}terms, slope, curvature, w1)
     hessian = out[{hessian}:{memory}]
-    weighted_products(jacobian, curvature, hessian, mu)
+    weighted_products(jacobian, curvature, hessian, scaled)
 """
-_CURVED = """    bend(constants, theta, {shared}slope, second, w2)
-    for r in range(len(BENT)):
-        hessian[BENT[r, 0]] += second[BENT[r, 1]]
+_CURVED = """    if order == SECOND:
+        bend(constants, theta, {shared}slope, second, w2)
+        for r in range(len(BENT)):
+            hessian[BENT[r, 0]] += second[BENT[r, 1]]
 """
 
 
@@ -136,7 +170,8 @@ def expectation_kernel(
         `expected(*theta, *shared) -> (n_bins,)`, with shared columns of shape (n_bins,).
     n_params, n_bins : int
     term : callable
-        `term(mu, *columns)`: what the rows add to the cost, elementwise on arrays (n_bins,).
+        `term(mu, *columns)`: what the rows add to the cost, elementwise on arrays (n_bins,). The first column is what
+        is measured, and has the expectation mu.
     n_columns, n_shared : int
         Number of columns of each toy that the term takes, and of columns shared by all toys that `expected` takes.
 
@@ -180,7 +215,8 @@ def expectation_kernel(
     second, [bent], n2 = _function_source(bend, [theta, *[column] * (n_shared + 1)], "bend", pool, False)
     linear, hessian = not bent.any(), 2 + n_params
     memory = hessian + n_params * (n_params + 1) // 2
-    lengths = dict.fromkeys(("mu", "terms", "slope", "curvature"), n_bins) | {"jacobian": n_params * n_bins}
+    lengths = dict.fromkeys(("mu", "terms", "slope", "curvature"), n_bins)
+    lengths |= {"scaled": 2 * n_bins, "jacobian": n_params * n_bins}
     lengths |= {"w0": n0, "w1": n1} | ({} if linear else {"second": n_params**2, "w2": n2})
     ends = list(itertools.accumulate(lengths.values(), initial=memory))
     views = [f"    {name} = out[{a}:{b}]" for name, (a, b) in zip(lengths, itertools.pairwise(ends), strict=True)]
@@ -188,16 +224,18 @@ def expectation_kernel(
     below = np.argwhere(np.tril(bent))
     places = [[int(i * (i + 1) // 2 + j), int(i * n_params + j)] for i, j in below]
     text = "" if linear else f"BENT = np.array({places}, dtype=np.uint64)\n"
-    text += f"MEMORY = {ends[-1] - memory}\n"
+    text += f"MEMORY = {ends[-1] - memory}\nCHEAP_GRADIENT = True\nEXPECTS = {n_columns == 1}\n"
     text += "".join(f"{name} = np.uint64({value})\n" for name, value in sizes.items())
     text += "\n\n".join([first, terms] if linear else [first, terms, second])
+    columns = [f"rows[{k}, begin:end], " for k in range(n_columns)]
     given = {
         "signature": KERNEL_SIGNATURE,
         "views": "\n".join(views),
         "hessian": hessian,
         "memory": memory,
         "shared": "".join(f"shared[{1 + k}], " for k in range(n_shared)),
-        "columns": "".join(f"rows[{k}, begin:end], " for k in range(n_columns)),
+        "columns": "".join(columns),
+        "expectations": "".join(["mu, ", *columns[1:]]),
     }
     text += (_KERNEL if linear else _KERNEL + _CURVED).format(**given)
     return VectorKernel(import_source(_HEADER + text).row_sums, pool.flat()[None, :], linear)

@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array
 
 from kernels.program import GRADIENT
-from kernels.translate import _HEADER, KERNEL_SIGNATURE, import_source, memory_of
+from kernels.translate import _HEADER, KERNEL_SIGNATURE, import_source, traits_of
 
 __all__ = ["compile_log", "log_outputs"]
 
@@ -18,8 +18,8 @@ MEMORY = {memory}
 
 
 @njit({signature!r}, cache=True, **COMPILE_ROW)
-def row_sums(theta, rows, shared, aux, begin, end, out):
-    inner(theta, rows, shared, aux, begin, end, out)
+def row_sums(theta, rows, shared, aux, begin, end, order, out):
+    inner(theta, rows, shared, aux, begin, end, order, out)
     n, total, factor = len(theta), out[0], aux[0]
     out[0] = factor * math.log(total)
     out[1] = math.fabs(out[0])
@@ -37,7 +37,8 @@ def row_sums(theta, rows, shared, aux, begin, end, out):
 def compile_log(kernel: Callable) -> Callable:
     """The kernel of aux[0] * log(value), and its derivatives, of a compiled kernel whose value is positive."""
     module = kernel.py_func.__module__  # type: ignore[attr-defined]
-    source = _KERNEL.format(module=module, signature=KERNEL_SIGNATURE, gradient=GRADIENT, memory=memory_of(kernel))
+    memory = traits_of(kernel).memory
+    source = _KERNEL.format(module=module, signature=KERNEL_SIGNATURE, gradient=GRADIENT, memory=memory)
     return import_source(_HEADER + source.lstrip()).row_sums
 
 

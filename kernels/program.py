@@ -28,10 +28,13 @@ from kernels.graph import trace
 from kernels.nodes import LEAVES, Graph, too_long
 from kernels.secondorder import Derivatives, Vector, differentiate
 
-__all__ = ["ABSOLUTE", "GRADIENT", "VALUE", "Outer", "Program", "build_program"]
+__all__ = ["ABSOLUTE", "EXPECTED", "FIRST", "GRADIENT", "SECOND", "VALUE", "Outer", "Program", "build_program"]
 
 # Layout of a cost's outputs: value, sum of |term|, gradient, packed lower triangle of the Hessian.
 VALUE, ABSOLUTE, GRADIENT = 0, 1, 2
+# What is asked of a kernel: value and gradient, where the Hessian may be left as it was; all; or all, with the Hessian
+# that the data have on average at theta (Fisher's information) where a cost knows it.
+FIRST, SECOND, EXPECTED = 1, 2, 3
 # A node that multiplies out to more products than this stays one node.
 MAX_PRODUCTS = 48
 # A longer program is not compiled: 1000 operations take about 3 s.

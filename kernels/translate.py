@@ -17,7 +17,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite
 import numba
@@ -27,32 +27,34 @@ from kernels import vectormath, vectorpower, vectortrig
 from kernels.graph import trace
 from kernels.nodes import Graph
 from kernels.outer import BEYOND, BLOCK, add_outer, outer_source, tables
-from kernels.program import Program
+from kernels.program import EXPECTED, FIRST, GRADIENT, SECOND, Program
 from kernels.statements import assignments
 
 __all__ = [
     "KERNEL_SIGNATURE",
     "MAP_SIGNATURE",
+    "KernelTraits",
     "cache_directory",
     "compile_kernel",
     "compile_map",
     "compile_source",
     "compile_sum",
     "kernel_source",
-    "memory_of",
+    "traits_of",
 ]
 
-# kernel(theta, rows, shared, aux, begin, end, out): rows begin to end of the toy; see kernels.program for `out`, which
-# goes on with the kernel's own memory: `memory_of(kernel)` numbers, zero at the first call and kept from call to call
-KERNEL_SIGNATURE = "void(f8[::1], f8[:, ::1], f8[:, ::1], f8[::1], i8, i8, f8[::1])"
+# kernel(theta, rows, shared, aux, begin, end, order, out): rows begin to end of the toy; `kernels.program` has `order`
+# and `out`, which goes on with the kernel's own memory: numbers that are zero at the first call and kept from call to
+# call. `KernelTraits` is what a kernel's module tells.
+KERNEL_SIGNATURE = "void(f8[::1], f8[:, ::1], f8[:, ::1], f8[::1], i8, i8, i8, f8[::1])"
 # map(theta, rows, begin, end): column 0 of the rows begin to end, in place
 MAP_SIGNATURE = "void(f8[::1], f8[:, ::1], i8, i8)"
 
-_DEFINITION = "def row_sums(theta, rows, shared, aux, begin, end, out):"
+_DEFINITION = "def row_sums(theta, rows, shared, aux, begin, end, order, out):"
 
 
 def kernel_source(program: Program) -> str:
-    """The numba source of a program, whose last function is `row_sums(theta, rows, shared, aux, begin, end, out)`."""
+    """The numba source of a program, whose last function is `row_sums(theta, ..., out)`, see `KERNEL_SIGNATURE`."""
     graph, cores, outer, outer_rest = program.graph, program.cores, program.outer, program.outer_rest
     live = program.live
     lines = ["use_wide_vectors()", *assignments(graph, live, on_row=False)]
@@ -118,7 +120,7 @@ def _directory_of_this_process() -> Path:
     return Path(tempfile.mkdtemp(prefix="batchfit-"))
 
 
-_HEADER = """import math
+_HEADER = f"""import math
 
 import numpy as np
 from numba import njit
@@ -127,6 +129,8 @@ from kernels.vectormath import COMPILE_HELPER, COMPILE_ROW, use_wide_vectors
 from kernels.vectormath import digamma, erf, erfc, exp, lgamma, log, trigamma
 from kernels.vectorpower import cbrt, expm1, log1p, pow
 from kernels.vectortrig import acos, acosh, asin, asinh, atan, atan2, atanh, cos, cosh, sin, sinh, tan, tanh
+
+FIRST, SECOND, EXPECTED = {FIRST}, {SECOND}, {EXPECTED}
 
 """
 
@@ -169,9 +173,28 @@ def compile_source(source: str) -> Callable:
     return import_source(_HEADER + source.lstrip().replace(_DEFINITION, decorator + _DEFINITION)).row_sums
 
 
-def memory_of(kernel: Callable) -> int:
-    """How many numbers a kernel keeps behind its outputs."""
-    return vars(sys.modules[kernel.py_func.__module__]).get("MEMORY", 0)  # type: ignore[attr-defined]
+class KernelTraits(NamedTuple):
+    """What is known of a kernel.
+
+    Attributes
+    ----------
+    memory : int
+        How many numbers it keeps behind its outputs.
+    cheap_gradient : bool
+        Whether it takes much less time without the Hessian.
+    expects : bool
+        Whether the Hessian of order EXPECTED is the same for all toys.
+    """
+
+    memory: int
+    cheap_gradient: bool
+    expects: bool
+
+
+def traits_of(kernel: Callable) -> KernelTraits:
+    """What the module of a kernel tells; a kernel that tells nothing keeps no memory and always makes its Hessian."""
+    told = vars(sys.modules[kernel.py_func.__module__])  # type: ignore[attr-defined]
+    return KernelTraits(told.get("MEMORY", 0), told.get("CHEAP_GRADIENT", False), told.get("EXPECTS", False))
 
 
 def compile_map(function: Callable, n_params: int, n_columns: int = 1):
@@ -224,7 +247,7 @@ def compile_sum(
     places : sequence of sequences of int
         For each, the positions of its outputs among those of the sum.
     filled : sequence of sequences of int
-        For each, which of its outputs may differ from zero.
+        For each, which of its outputs may differ from zero: value, sum of moduli, gradient, then these of the Hessian.
     factors : sequence of float
     shapes : sequence of (n_shared, n_aux)
         How many shared columns and measured values each takes. They stand one after the other; before the measured
@@ -236,17 +259,17 @@ def compile_sum(
     for p, (place, some) in enumerate(zip(places, filled, strict=True)):
         lines += [f"ADD{p} = np.array({[(int(place[k]), int(k)) for k in some]}, dtype=np.uint64)"]
     lines += [f"@njit({KERNEL_SIGNATURE!r}, cache=True, **COMPILE_ROW)"]
-    lines += ["def row_sums(theta, rows, shared, aux, begin, end, out):"]
+    lines += [_DEFINITION]
     n_outputs = 2 + n_params + n_params * (n_params + 1) // 2
     # a first part of all parameters writes its outputs where those of the sum are wanted
     whole = list(places[0]) == list(range(n_outputs)) and factors[0] == 1.0
     lines += [] if whole else [f"    for k in range({n_outputs}):", "        out[k] = 0.0"]
     lines += ["    first = begin"]
-    n_shared, n_aux, memory = 0, n, n_outputs
+    n_shared, n_aux, memory, traits = 0, n, n_outputs, [traits_of(kernel) for kernel in kernels]
     for p, (index, place, factor, (more_shared, more_aux)) in enumerate(
         zip(indices, places, factors, shapes, strict=True)
     ):
-        theta, out, behind = "theta", "out", memory + memory_of(kernels[p])
+        theta, out, behind = "theta", "out", memory + traits[p].memory
         lines += [f"    last = first + int(aux[{p}])"]
         if p or not whole:
             theta, out, outputs = f"theta{p}", f"out{p}", memory + len(index)
@@ -254,10 +277,11 @@ def compile_sum(
             lines += [f"    {theta} = out[{memory}:{outputs}]", f"    {out} = out[{outputs}:{behind}]"]
             lines += [f"    {theta}[{k}] = theta[{i}]" for k, i in enumerate(index)]
         given = f"shared[{n_shared}:{n_shared + more_shared}], aux[{n_aux}:{n_aux + more_aux}], first, last"
-        lines += [f"    part{p}({theta}, rows, {given}, {out})", "    first = last"]
+        lines += [f"    part{p}({theta}, rows, {given}, order, {out})", "    first = last"]
         if p or not whole:
             add = f"        out[ADD{p}[k, 0]] += {float(factor)!r} * {out}[ADD{p}[k, 1]]"
-            lines += [f"    for k in range({len(filled[p])}):", add]
+            lines += [f"    for k in range({GRADIENT + len(index)} if order == FIRST else {len(filled[p])}):", add]
         n_shared, n_aux, memory = n_shared + more_shared, n_aux + more_aux, behind
-    lines += [f"MEMORY = {memory - n_outputs}"]
+    lines += [f"MEMORY = {memory - n_outputs}", f"CHEAP_GRADIENT = {all(t.cheap_gradient for t in traits)}"]
+    lines += [f"EXPECTS = {all(t.expects for t in traits)}"]
     return import_source(_HEADER + "\n".join(lines) + "\n").row_sums

@@ -14,6 +14,7 @@ from bench.hand import nll_of
 from bench.peers import PEERS, missing
 
 from engine.cpu import NumbaDriver
+from kernels.program import SECOND
 from kernels.randombits import uniforms
 from toys.study import generate
 
@@ -32,7 +33,7 @@ def time_evaluations(case: Case, repeat: int) -> list[dict]:
     by_hand = nll_of(case)
 
     def ours(k: int) -> Any:
-        driver.kernel(theta, rows.columns, shared, aux[k], rows.offsets[k], rows.offsets[k + 1], out)
+        driver.kernel(theta, rows.columns, shared, aux[k], rows.offsets[k], rows.offsets[k + 1], SECOND, out)
 
     evaluations: dict[str, Callable[[int], Any]] = {
         "batchfit: value, gradient and exact Hessian": ours,

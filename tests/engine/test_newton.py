@@ -12,6 +12,7 @@ import pytest
 from engine import Cost, Status, cholesky, fit_batch, newton, newton_numba, xla
 from engine import newton as newton_transformation
 from engine.data import Rows
+from kernels import program
 from kernels.derivatives import packed_index
 
 COEFFICIENTS = (
@@ -107,6 +108,8 @@ def test_integers_and_constants_are_shared():
     for status in Status:
         assert getattr(newton_numba, status.name) == status
     assert newton_numba.RUNNING not in list(Status)
+    for order in ("FIRST", "SECOND", "EXPECTED"):
+        assert getattr(newton_numba, order) == getattr(program, order)
     # the JAX form imports the constants; a copy with its own number would drift
     modules = [importlib.import_module(f"engine.{name}") for name in ("newton", "cholesky")]
     names = [name for name, value in vars(newton_numba).items() if name.isupper() and isinstance(value, int | float)]
@@ -375,3 +378,20 @@ def test_packed_hessian_is_unpacked_symmetrically():
             assert hessian[i, j] == outputs[2 + n + packed_index(i, j)]
     outputs[-1] = np.nan
     assert not _unpack(outputs, gradient, hessian)
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_a_start_next_to_a_limit_is_no_minimum(backend):
+    """The full step takes a and b across their limits; with a on its own b stays inside, far from where it started.
+
+    The way to the first limit, which is next to the start, gains nothing, and is not the end.
+    """
+    problem = {"aa": 1.0, "bb": 1.0, "ab": 0.9, "a1": 1.0, "b1": -0.5}
+    free = np.linalg.solve([[1.0, 0.9], [0.9, 1.0]], [-1.0, 0.5])
+    assert free[0] < 0 and free[1] > 2.0
+    starts = [(distance, 1.9) for distance in (1e-300, 1e-17, 1e-12, 1e-6, 1e-3)]
+    result = fit([problem] * len(starts), starts, backend, limits={"a": (0, None), "b": (None, 2.0)})
+    assert result.valid.all()
+    np.testing.assert_array_equal(result.values[:, 0], 0.0)
+    np.testing.assert_allclose(result.values[:, 1], 0.5, rtol=1e-9)
+    np.testing.assert_array_equal(result.at_limit, [[True, False]] * len(starts))

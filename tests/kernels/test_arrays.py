@@ -11,8 +11,8 @@ from kernels.arrays import _function_source, compile_arrays
 from kernels.expectation import expectation_kernel
 from kernels.graph import UntranslatableError
 from kernels.loops import _Pool
-from kernels.program import ABSOLUTE, GRADIENT, VALUE
-from kernels.translate import memory_of
+from kernels.program import ABSOLUTE, GRADIENT, SECOND, VALUE
+from kernels.translate import traits_of
 
 RNG = np.random.default_rng(1)
 X = RNG.uniform(0.2, 0.9, 6)
@@ -234,7 +234,23 @@ def shifted(n_params, n_bins):
     return lambda mu, scale, shift: 5 + mu * jnp.interp(x * (1 + 0.01 * scale) + 0.01 * shift, GRID, np.sin(3 * GRID))
 
 
+def groups(n_params, n_bins):
+    """Five backgrounds, each with nuisance parameters of its own, which scale and bend it."""
+    n_each = (n_params - 1) // 5
+    backgrounds = np.random.default_rng(9).uniform(5, 20, (5, n_bins))
+    bends = 0.1 * np.random.default_rng(10).normal(size=(5, n_each - 1, n_bins))
+
+    def expected(mu, *alphas):
+        total, each = mu * np.linspace(1, 2, n_bins), jnp.stack(alphas).reshape(5, n_each)
+        for own, background, bend in zip(each, backgrounds, bends, strict=True):
+            total += jnp.exp(0.1 * own[0]) * (background + own[1:] @ bend)
+        return total
+
+    return expected
+
+
 MODELS = {
+    "groups": (groups, 31, 24),
     "two bins": (templates, 3, 2),
     "templates": (templates, 101, 200),
     "more parameters than bins": (templates, 12, 5),
@@ -261,10 +277,10 @@ def evaluate(model, theta, counts):
     columns = np.full((2, len(counts) + 5), np.nan)
     columns[0, 3:-2] = counts
     n_outputs = GRADIENT + n + n * (n + 1) // 2
-    out = np.zeros(n_outputs + memory_of(model.kernel))
+    out = np.zeros(n_outputs + traits_of(model.kernel).memory)
     # what the kernel keeps of another point, or of none, must not matter
     for point in (0.9 * theta, np.full(n, np.nan), theta):
-        model.kernel(point, columns, model.shared, np.empty(0), 3, 3 + len(counts), out)
+        model.kernel(point, columns, model.shared, np.empty(0), 3, 3 + len(counts), SECOND, out)
     hessian = np.zeros((n, n))
     hessian[np.tril_indices(n)] = out[GRADIENT + n : n_outputs]
     return out[VALUE], out[ABSOLUTE], out[GRADIENT : GRADIENT + n], hessian
@@ -333,3 +349,28 @@ def test_source_does_not_grow_with_the_square_of_the_parameters():
 
     n = [n_lines(k) for k in (6, 12, 24)]
     assert n[2] - n[1] <= 2.2 * (n[1] - n[0])
+
+
+def test_a_sum_of_terms_that_are_mostly_zero_takes_what_its_terms_take():
+    """The Jacobian of groups of parameters: each row belongs to one group, and so is written once, not five times."""
+    n_params, n_bins = 31, 24
+    directions = np.eye(n_params)
+
+    def jacobian(theta):
+        push = lambda direction: jax.jvp(lambda t: groups(n_params, n_bins)(*t), (theta,), (direction,))[1]  # noqa: E731
+        return (jax.vmap(push)(directions),)
+
+    text, *_ = _function_source(jacobian, [(n_params,)], "f", _Pool())
+    assert f"for i0 in range(U{n_params})" not in text and text.count(f"for i1 in range(U{n_bins})") > 5
+
+    def used_twice(x):
+        first, second, third = (jnp.where(np.arange(12) // 2 == k, x * (k + 1.5), 0.0) for k in range(3))
+        partly = first * 2.0 + second
+        return partly + third, partly, jnp.flip(partly + third * 3.0)
+
+    x = np.random.default_rng(11).normal(size=12)
+    with jax.enable_x64(True):
+        expected = [np.asarray(y) for y in used_twice(x)]
+    found = call(compile_arrays(used_twice, [(12,)]), [(12,)] * 3, x)
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-14)

@@ -47,7 +47,7 @@ from kernels import (
     xla,
 )
 from kernels.graph import UntranslatableError
-from kernels.program import GRADIENT, build_program
+from kernels.program import GRADIENT, SECOND, build_program
 from kernels.translate import compile_kernel, compile_map, kernel_source
 from kernels.truncated import truncate, trunccauchy, trunccrystalball, trunccrystalball_ex
 
@@ -776,7 +776,7 @@ def run_source(program, theta, x, out):
     names["use_wide_vectors"] = lambda: None
     exec(kernel_source(program), names)
     with np.errstate(all="ignore"):
-        names["row_sums"](theta, x[None], np.empty((0, len(x))), np.empty(0), 0, len(x), out)
+        names["row_sums"](theta, x[None], np.empty((0, len(x))), np.empty(0), 0, len(x), SECOND, out)
 
 
 @pytest.mark.parametrize("function", ["pdf", "cdf"])
@@ -822,7 +822,7 @@ def weighted(names):
 
 
 def run_compiled(program, theta, x, out):
-    compile_kernel(program)(theta, x[None].copy(), np.empty((0, len(x))), np.empty(0), 0, len(x), out)
+    compile_kernel(program)(theta, x[None].copy(), np.empty((0, len(x))), np.empty(0), 0, len(x), SECOND, out)
 
 
 def check_kernel(term, theta, x, run=run_compiled):

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from kernels.expectation import expectation_kernel, expectation_outputs, saturated, term_derivatives
-from kernels.translate import memory_of
+from kernels.program import SECOND
+from kernels.translate import traits_of
 
 N = 9
 
@@ -38,8 +39,8 @@ def test_any_term_with_columns_of_the_toy_and_shared_ones():
 
     exact = jax.jit(lambda theta: (cost(theta), jax.grad(cost)(theta), jax.hessian(cost)(theta)))
     for theta in rng.uniform(0.3, 1.5, (3, 3)):
-        out = np.zeros(2 + 3 + 6 + memory_of(model.kernel))
-        model.kernel(theta, rows, shared, np.empty(0), 4, 4 + N, out)
+        out = np.zeros(2 + 3 + 6 + traits_of(model.kernel).memory)
+        model.kernel(theta, rows, shared, np.empty(0), 4, 4 + N, SECOND, out)
         out = out[: 2 + 3 + 6]
         with jax.enable_x64(True):
             value, gradient, hessian = map(np.asarray, exact(theta))

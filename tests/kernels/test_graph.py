@@ -12,7 +12,7 @@ from jax.scipy import special, stats
 
 from kernels.graph import _ELEMENTWISE, Graph, UntranslatableError, trace
 from kernels.operations import FUNCTIONS
-from kernels.program import build_program
+from kernels.program import SECOND, build_program
 from kernels.statements import EXPRESSIONS
 from kernels.translate import compile_kernel, kernel_source
 from kernels.xla import row_sums, row_sums_untranslated
@@ -184,7 +184,7 @@ def by_python(program, rows, theta=POINT):
     names |= {"digamma": scipy.special.digamma, "trigamma": lambda x: scipy.special.polygamma(1, x)}
     exec(kernel_source(program), names)
     out = np.empty(len(program.combinations))
-    names["row_sums"](theta, rows, np.zeros((0, 0)), np.zeros(0), 0, rows.shape[1], out)
+    names["row_sums"](theta, rows, np.zeros((0, 0)), np.zeros(0), 0, rows.shape[1], SECOND, out)
     return out
 
 
@@ -216,7 +216,7 @@ def test_compiled_kernel_against_jax(group, truth, tmp_path, monkeypatch):
     kernel = compile_kernel(build(lambda *args: sum(w * CASES[n](*args) for w, n in zip(weights, names, strict=True))))
     rows = make_rows()
     out = np.empty(7)
-    kernel(POINT, rows, np.zeros((0, 0)), np.zeros(0), 0, rows.shape[1], out)
+    kernel(POINT, rows, np.zeros((0, 0)), np.zeros(0), 0, rows.shape[1], SECOND, out)
     linear = [0, 2, 3, 4, 5, 6]  # without the sum of moduli
     expected, scale = (sum(w * of[n] for w, n in zip(weights, names, strict=True))[linear] for of in truth)
     assert np.all(np.abs(out[linear] - expected) < 1e-13 * scale), (out[linear], expected)

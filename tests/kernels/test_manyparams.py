@@ -11,7 +11,7 @@ from jax import lax
 
 from kernels import norm, voigt
 from kernels.graph import UntranslatableError
-from kernels.program import build_program
+from kernels.program import SECOND, build_program
 from kernels.secondorder import MAX_SINGLE
 from kernels.translate import compile_kernel, kernel_source
 from kernels.xla import row_sums, row_sums_untranslated
@@ -153,7 +153,7 @@ def by_python(program):
     exec(kernel_source(program), names)
     out = np.empty(len(program.combinations))
     with np.errstate(all="ignore"):
-        names["row_sums"](THETA, ROWS, np.zeros((0, 0)), AUX, 0, N_ROWS, out)
+        names["row_sums"](THETA, ROWS, np.zeros((0, 0)), AUX, 0, N_ROWS, SECOND, out)
     return out
 
 
@@ -231,7 +231,7 @@ def test_compiled_kernel_against_jax(truth, tmp_path, monkeypatch):
     expected, scale = (sum(truth[name][k] for name in names)[linear] for k in (0, 1))
     found = np.empty((5, len(linear)))
     for part, (begin, end) in enumerate([(0, 0), (0, N_ROWS), (0, 64), (64, 67), (67, N_ROWS)]):
-        kernel(THETA, ROWS, np.zeros((0, 0)), AUX, begin, end, found[part])
+        kernel(THETA, ROWS, np.zeros((0, 0)), AUX, begin, end, SECOND, found[part])
     once, whole, *parts = found
     assert np.all(np.abs((whole - once)[linear] - expected) < 1e-13 * scale)
     np.testing.assert_allclose(sum(parts) - 3 * once, whole - once, rtol=1e-12, atol=1e-12 * scale.max())

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.program import ABSOLUTE, GRADIENT, VALUE, build_program
+from kernels.program import ABSOLUTE, GRADIENT, SECOND, VALUE, build_program
 from kernels.translate import cache_directory, compile_kernel, compile_map, kernel_source
 from kernels.xla import row_sums, row_sums_untranslated
 
@@ -40,7 +40,7 @@ def by_numba(case, theta, columns, shared=None, aux=(), begin=0, end=None):
     end = columns.shape[1] if end is None else end
     shared = np.zeros((0, 0)) if shared is None else np.ascontiguousarray(shared)
     out = np.full(len(case.program.combinations), 777.0)
-    case.kernel(np.array(theta, dtype=float), columns, shared, np.array(aux, dtype=float), begin, end, out)
+    case.kernel(np.array(theta, dtype=float), columns, shared, np.array(aux, dtype=float), begin, end, SECOND, out)
     return out
 
 
@@ -391,7 +391,7 @@ def test_a_compilation_that_was_interrupted_can_be_repeated(monkeypatch):
         with pytest.raises(ValueError):
             compile_kernel(program)
     out = np.empty(4)
-    compile_kernel(program)(np.ones(1), np.ones((1, 1)), np.zeros((0, 0)), np.zeros(0), 0, 1, out)
+    compile_kernel(program)(np.ones(1), np.ones((1, 1)), np.zeros((0, 0)), np.zeros(0), 0, 1, SECOND, out)
     assert out[VALUE] == 7.0
 
 
