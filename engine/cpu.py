@@ -16,7 +16,7 @@ __all__ = ["NumbaDriver"]
 
 BLOCK_ROWS = 2**20  # of all toys that are handed to numba at once
 TURNS, MOST_TOGETHER = 4, 64
-FEWEST_STEPS = 3  # so many evaluations leave room for another way than Newton's
+FEWEST_STEPS = 2 * newton_numba.MOST_APPROACH  # evaluations that leave room for another way than Newton's
 
 # numba's default threading layer aborts the process when two Python threads enter it at once.
 _ONE_AT_A_TIME = threading.Lock()
@@ -53,34 +53,30 @@ class NumbaDriver:
         n_toys, n_params = start.shape
         fits = Fits.empty(n_toys, n_params)
         many = n_params >= newton_numba.WIDE and settings.max_steps >= FEWEST_STEPS
-        approach = 1 + self.traits.expects if many and self.traits.cheap_gradient else 0
+        approaches = many and self.traits.cheap_gradient
         # in blocks, so that a progress bar moves and Ctrl-C is heard
         block = self.batch_size or max(64, n_toys // 20, self._per_block)
         for first in range(0, n_toys, block):
             part = slice(first, min(first + block, n_toys))
-            raw = np.empty((part.stop - part.start, 6))
+            raw, approach = np.empty((part.stop - part.start, 6)), np.zeros(part.stop - part.start, dtype=np.int64)
+            of_part = (
+                together(len(approach)),
+                self.kernel,
+                self.traits.memory,
+                *self._arrays,
+                toys[part].astype(np.int64),
+            )
+            box = (settings.lower, settings.upper, settings.free, settings.errordef, settings.edm_goal)
+            begin, values = np.ascontiguousarray(start[part]), fits.values[part]
             with _ONE_AT_A_TIME:
-                newton_numba.fit_toys()(
-                    together(len(toys[part])),
-                    self.kernel,
-                    self.traits.memory,
-                    *self._arrays,
-                    toys[part].astype(np.int64),
-                    np.ascontiguousarray(start[part]),
-                    settings.lower,
-                    settings.upper,
-                    settings.free,
-                    settings.errordef,
-                    settings.edm_goal,
-                    settings.max_steps,
-                    approach,
-                    fits.values[part],
-                    fits.covariance[part],
-                    raw,
-                    fits.at_limit[part],
-                )
+                if approaches:
+                    newton_numba.approach_toys()(*of_part, begin, *box, self.traits.expects, values, approach)
+                    begin = values
+                max_steps = settings.max_steps - (newton_numba.MOST_APPROACH if approaches else 0)
+                results = (values, fits.covariance[part], raw, fits.at_limit[part])
+                newton_numba.fit_toys()(*of_part, begin, *box, max_steps, *results)
             fits.fval[part], fits.edm[part] = raw[:, 0], raw[:, 1]
-            fits.status[part], fits.nfev[part] = raw[:, 2], raw[:, 3]
+            fits.status[part], fits.nfev[part] = raw[:, 2], raw[:, 3] + approach
             fits.posdef[part], fits.inflation[part] = raw[:, 4], raw[:, 5]
             if progress is not None:
                 progress(part.stop - part.start)

@@ -14,7 +14,7 @@ from numba.core.sigutils import normalize_signature
 
 from kernels.translate import KERNEL_SIGNATURE
 
-__all__ = ["evaluate_toys", "fit_toys"]
+__all__ = ["approach_toys", "evaluate_toys", "fit_toys"]
 
 # numba takes no members of an enumeration, and notices changes of its own file only: here stand the integers of
 # `engine.status.Status` (a test compares them) and the constants of the algorithm, which `engine.newton` imports.
@@ -34,7 +34,7 @@ MAX_SHIFTS = 40
 WIDE = 8  # from so many parameters on, loops are in vectors
 # the orders of `kernels.program` (a test compares them)
 FIRST, SECOND, EXPECTED = 1, 2, 3
-MOST_PAIRS = 12  # steps of the approach
+MOST_APPROACH, MOST_PAIRS = 20, 12  # evaluations and steps of the approach
 CLOSER = 0.5  # by which the gain to be expected must fall in each of them
 SAFE = 0.25  # part of the goal at which the approach ends: its gains are estimates
 
@@ -563,14 +563,14 @@ def _slopes(out, gradient):
 
 @njit(**_HELPER)
 def _approach(
-    kernel, rows, shared, measured, begin, end, out, nfev, theta, lower_limit, upper_limit, errordef, edm_goal,
-    max_steps, common, own, steps, changes, weights, gradient, trial, trial_gradient, step, work,
+    kernel, rows, shared, measured, begin, end, out, nfev, theta, lower_limit, upper_limit, errordef, edm_goal, common,
+    own, steps, changes, weights, gradient, trial, trial_gradient, step, work,
 ):  # fmt: skip
     """Go towards the minimum by values and gradients alone, as long as that is quick; returns the evaluations so far.
 
     Quasi-Newton steps from `common`, the inverse of the expected Hessian at the start. Each must bring down the cost
-    and what is still to be gained; where one does not, or nothing is left to gain, Newton goes on from `theta`. Who is
-    put onto a limit stays there. `out` holds the first evaluation if there was any; all behind `common` is memory.
+    and what is still to be gained; where one does not, or nothing is left to gain, it ends at `theta`. Who is put onto
+    a limit stays there. `out` holds the first evaluation if there was any; all behind `common` is memory.
     """
     if nfev == 0:
         kernel(theta, rows, shared, measured, begin, end, FIRST, out)
@@ -580,7 +580,7 @@ def _approach(
     if not _slopes(out, gradient):
         return nfev
     gain = _downhill(metric, gradient, steps, changes, weights, n_pairs, work, step)
-    while nfev + 1 < max_steps and n_pairs < MOST_PAIRS:
+    while nfev < MOST_APPROACH and n_pairs < MOST_PAIRS:
         unit = min(errordef, absolute)
         if not gain > max(SAFE * edm_goal * unit, ROUNDING * absolute):
             break
@@ -636,16 +636,12 @@ _RESULTS = (_TABLE, types.f8[:, :, ::1], _TABLE, types.b1[:, ::1])
 
 def _fit_some(
     first, last, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef,
-    edm_goal, max_steps, approach, values, covariance, fit, at_limit,
+    edm_goal, max_steps, values, covariance, fit, at_limit,
 ):  # fmt: skip
     """Fit some toys one after the other, in memory that is taken once."""
     n_params = start.shape[1]
     out = np.zeros(2 + n_params + n_params * (n_params + 1) // 2 + memory)
     trial, gradient, trial_gradient = np.empty(n_params), np.empty(n_params), np.empty(n_params)
-    n = n_params if approach else ZERO
-    common, own, weights = np.empty((n, n)), np.empty((n, n)), np.empty(MOST_PAIRS)
-    steps, changes = np.empty((MOST_PAIRS, n)), np.empty((MOST_PAIRS, n))
-    usable = False
     step, origin = np.empty(n_params), np.empty(n_params)
     hessian, trial_hessian = np.empty((n_params, n_params)), np.empty((n_params, n_params))
     work = np.empty((MATRIX + 3 * n_params, n_params))
@@ -657,25 +653,8 @@ def _fit_some(
         theta, inverse, outward = values[t], covariance[t], at_limit[t]
         _copy(start[t], theta)
         _copy(start[t], origin)
-        nfev = 0
-        if approach:
-            if approach == 1 or t == first or _differ(start[t], start[t - 1]):
-                kernel(theta, rows, shared, measured, begin, end, EXPECTED, out)
-                _unpack(out, gradient, hessian)
-                for i in range(n_params):
-                    active[i] = not free[i]
-                usable = _factorised(hessian, active, work, index)
-                if usable:
-                    _covariance(active, 0.5, common, work, index)
-                nfev += approach == 1  # one for all toys is none of this one
-            if usable:
-                nfev = _approach(
-                    kernel, rows, shared, measured, begin, end, out, nfev, theta, lower_limit, upper_limit, errordef,
-                    edm_goal, max_steps, common, own, steps, changes, weights, gradient, trial, trial_gradient, step,
-                    work,
-                )  # fmt: skip
         kernel(theta, rows, shared, measured, begin, end, SECOND, out)
-        nfev += 1
+        nfev = 1
         value, absolute = out[0], out[1]
         status = RUNNING
         edm, posdef = np.nan, False
@@ -779,6 +758,42 @@ def _fit_some(
         fit[t, 4], fit[t, 5] = 1.0 if posdef else 0.0, inflation
 
 
+def _approach_some(
+    first, last, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef,
+    edm_goal, shares, values, nfev,
+):  # fmt: skip
+    n_params = start.shape[1]
+    out = np.zeros(2 + n_params + n_params * (n_params + 1) // 2 + memory)
+    trial, gradient, trial_gradient = np.empty(n_params), np.empty(n_params), np.empty(n_params)
+    step, weights, active = np.empty(n_params), np.empty(MOST_PAIRS), np.empty(n_params, np.bool_)
+    steps, changes = np.empty((MOST_PAIRS, n_params)), np.empty((MOST_PAIRS, n_params))
+    hessian, common, own = (
+        np.empty((n_params, n_params)), np.empty((n_params, n_params)), np.empty((n_params, n_params))
+    )  # fmt: skip
+    work = np.empty((MATRIX + 3 * n_params, n_params))
+    index = np.empty(n_params, np.int64)
+    for i in range(n_params):
+        active[i] = not free[i]
+    usable = False
+    for t in range(first, last):
+        k = toys[t]
+        measured, begin, end, theta = aux[k], offsets[k], offsets[k + 1], values[t]
+        _copy(start[t], theta)
+        # one for all toys is none of this toy
+        nfev[t] = 0 if shares else 1
+        if not shares or t == first or _differ(start[t], start[t - 1]):
+            kernel(theta, rows, shared, measured, begin, end, EXPECTED, out)
+            _unpack(out, gradient, hessian)
+            usable = _factorised(hessian, active, work, index)
+            if usable:
+                _covariance(active, 0.5, common, work, index)
+        if usable:
+            nfev[t] = _approach(
+                kernel, rows, shared, measured, begin, end, out, nfev[t], theta, lower_limit, upper_limit, errordef,
+                edm_goal, common, own, steps, changes, weights, gradient, trial, trial_gradient, step, work,
+            )  # fmt: skip
+
+
 def _evaluate_some(first, last, kernel, memory, rows, shared, aux, offsets, toys, theta, results):
     n_outputs = results.shape[1]
     out = np.zeros(n_outputs + memory)
@@ -793,14 +808,27 @@ def _evaluate_some(first, last, kernel, memory, rows, shared, aux, offsets, toys
 # would cost seconds of compilation and most of the scaling.
 def _fit_toys(
     some, together, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef,
-    edm_goal, max_steps, approach, values, covariance, fit, at_limit,
+    edm_goal, max_steps, values, covariance, fit, at_limit,
 ):  # fmt: skip
     n = len(toys)
     for block in prange((n + together - 1) // together):
         first = block * together
         some(
             first, min(first + together, n), kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit,
-            upper_limit, free, errordef, edm_goal, max_steps, approach, values, covariance, fit, at_limit,
+            upper_limit, free, errordef, edm_goal, max_steps, values, covariance, fit, at_limit,
+        )  # fmt: skip
+
+
+def _approach_toys(
+    some, together, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef,
+    edm_goal, shares, values, nfev,
+):  # fmt: skip
+    n = len(toys)
+    for block in prange((n + together - 1) // together):
+        first = block * together
+        some(
+            first, min(first + together, n), kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit,
+            upper_limit, free, errordef, edm_goal, shares, values, nfev,
         )  # fmt: skip
 
 
@@ -824,15 +852,23 @@ def fit_toys() -> Callable:
     """The compiled fit of many toys, one after the other in each thread.
 
     It is called with (together, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit,
-    free, errordef, edm_goal, max_steps, approach) and the arrays (values, covariance, fit, at_limit) for the results. A
-    turn of a thread takes `together` toys, in the same memory; `memory` is that of `kernels.translate.traits_of`.
-    `approach` says whether fits begin with quasi-Newton steps, which only pays where a gradient is much cheaper than a
-    Hessian: 0 no, 1 from the expected Hessian of each toy, 2 from one that toys with the same start share. `toys` are
+    free, errordef, edm_goal, max_steps) and the arrays (values, covariance, fit, at_limit) for the results. A turn of
+    a thread takes `together` toys, in the same memory; `memory` is that of `kernels.translate.traits_of`. `toys` are
     the numbers of the toys to fit; `start` and the results have a row for each; `fit` holds
     (fval, edm, status, nfev, posdef, inflation), as `engine.drivers.Fits` has them.
     """
-    goals = (types.f8, types.f8, types.i8, types.i8)
-    return _in_parallel(_fit_some, _fit_toys, (*_DATA, _TABLE, *_BOX, *goals, *_RESULTS))
+    return _in_parallel(_fit_some, _fit_toys, (*_DATA, _TABLE, *_BOX, types.f8, types.f8, types.i8, *_RESULTS))
+
+
+@functools.cache
+def approach_toys() -> Callable:
+    """The compiled approach of many toys, from where Newton goes on: for kernels with a cheap gradient.
+
+    It is called with what `fit_toys` is up to `edm_goal`, then (shares, values, nfev): whether toys with the same start
+    have the same expected Hessian, and the results.
+    """
+    given = (*_DATA, _TABLE, *_BOX, types.f8, types.f8, types.b1, _TABLE, _NUMBERS)
+    return _in_parallel(_approach_some, _approach_toys, given)
 
 
 @functools.cache

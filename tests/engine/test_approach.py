@@ -152,11 +152,11 @@ def test_a_fit_does_not_depend_on_its_neighbours(toys):
 
 
 def test_evaluations_are_counted_and_limited(toys):
-    for steps in range(1, 10):
+    for steps in (1, 2, 3, 5, 9, 40, 45):
         result = fit_batch(COST, (toys, None, None, None), TRUTH, backend="numba", max_steps=steps, retries=0)
         assert result.nfev.max() <= steps
         np.testing.assert_array_equal(result.status[~result.valid], Status.MAX_STEPS)
-    assert result.valid.any() and (steps > 1)
+    assert result.valid.all()
 
 
 def test_a_toy_whose_gradient_is_none_keeps_its_status(toys, monkeypatch):
