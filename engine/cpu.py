@@ -7,6 +7,7 @@ import numba
 import numpy as np
 
 from engine import newton_numba
+from engine.ahead import AHEAD
 from engine.cost import Cost
 from engine.data import Rows
 from engine.drivers import Fits, Settings
@@ -69,6 +70,7 @@ class NumbaDriver:
             box = (settings.lower, settings.upper, settings.free, settings.errordef, settings.edm_goal)
             begin, values = np.ascontiguousarray(start[part]), fits.values[part]
             with _ONE_AT_A_TIME:
+                AHEAD.end()
                 if approaches:
                     newton_numba.approach_toys()(*of_part, begin, *box, self.traits.expects, values, approach)
                     begin = values

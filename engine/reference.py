@@ -81,7 +81,7 @@ class IndependentCost:
 
     def __init__(self, cost: Cost, rows: Rows) -> None:
         self.rows = rows
-        self.padded = [-(-int(np.max(np.diff(leaf.offsets), initial=1)) // 256) * 256 for leaf in rows.leaves]
+        self.padded = [_padded(int(np.max(np.diff(leaf.offsets), initial=1))) for leaf in rows.leaves]
         self.shared = shared_columns(rows, self.padded)
         compiled = cost.__dict__.setdefault("_independent", {})
         if rows.form not in compiled:
@@ -96,6 +96,11 @@ class IndependentCost:
         value, gradient = self._of_toy(self.first_order, toy, theta)
         return float(value), np.asarray(gradient)
 
+    def compile(self, theta: np.ndarray) -> None:
+        """Compile for toys of about as many rows as these have."""
+        self(0, theta)
+        self.hessian(0, theta)
+
     def hessian(self, toy: int, theta: np.ndarray) -> np.ndarray:
         return np.asarray(self._of_toy(self.second_order, toy, theta))
 
@@ -107,6 +112,12 @@ class IndependentCost:
                 data = jax.tree.map(lambda a: a[0], tuple(lanes))
                 self.toy, self.data = toy, jax.device_put((data, self.shared), jax.devices("cpu")[0])
             return f(np.asarray(theta, dtype=np.float64), *self.data)
+
+
+def _padded(n_rows: int) -> int:
+    """`n_rows` rounded up by an eighth at most, so that toys of about one length share what is compiled."""
+    granule = max(256, 1 << max(n_rows.bit_length() - 4, 0))
+    return -(-n_rows // granule) * granule
 
 
 def _hessian(f: Callable, theta: Array, data: tuple, shared: tuple) -> Array:

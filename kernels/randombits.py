@@ -17,6 +17,7 @@ Salmon, Moraes, Dror & Shaw, Parallel random numbers: as easy as 1, 2, 3, SC'11 
 
 import operator
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -219,6 +220,7 @@ def fold_keys(keys, number, folded):
         folded[t, 0], folded[t, 1] = fold_in(keys[t, 0], keys[t, 1], number)
 
 
+# each is compiled when it is first wanted: a study takes one of these
 _COUNT_SIGNATURE = "void(u4[:, ::1], f8[::1], i8[::1], f8[:, ::1])"
 
 
@@ -235,7 +237,7 @@ def _look_up(tables, whole, counts):
             counts[t, c] = whole[n + 1 + c] + found[t]
 
 
-@njit(_COUNT_SIGNATURE, **_LOOP)
+@njit(**_LOOP)
 def stream_counts(keys, tables, whole, counts):
     """Count c of every toy with the first number of stream 2 c.
 
@@ -249,7 +251,7 @@ def stream_counts(keys, tables, whole, counts):
     _look_up(tables, whole, counts)
 
 
-@njit(_COUNT_SIGNATURE, **_LOOP)
+@njit(**_LOOP)
 def bin_counts(keys, tables, whole, counts):
     """As `stream_counts`, but count c with number c of stream 0."""
     for t in range(len(keys)):
@@ -258,7 +260,7 @@ def bin_counts(keys, tables, whole, counts):
     _look_up(tables, whole, counts)
 
 
-@njit(_COUNT_SIGNATURE, **_LOOP)
+@njit(**_LOOP)
 def tally(keys, table, whole, counts):
     """How many of the first whole[0] numbers of stream 0 have c table entries <= u, for each c."""
     u, found = np.empty(_AT_ONCE), np.empty(_AT_ONCE, np.int64)
@@ -275,8 +277,7 @@ def tally(keys, table, whole, counts):
 _COUNT = types.FunctionType(types.void(*normalize_signature(_COUNT_SIGNATURE)[0]))
 
 
-@njit(types.void(_COUNT, types.u4[:, ::1], types.f8[::1], types.i8[::1], types.f8[:, ::1]), parallel=True, **_LOOP)
-def table_counts(function, keys, tables, whole, counts):
+def table_counts(function: Any, keys: np.ndarray, tables: np.ndarray, whole: np.ndarray, counts: np.ndarray) -> None:
     """Counts of all toys.
 
     Parameters
@@ -290,6 +291,12 @@ def table_counts(function, keys, tables, whole, counts):
     counts : (n_toys, n) float64
         The result.
     """
+    function.compile(_COUNT_SIGNATURE)
+    _table_counts(function, keys, tables, whole, counts)
+
+
+@njit(types.void(_COUNT, types.u4[:, ::1], types.f8[::1], types.i8[::1], types.f8[:, ::1]), parallel=True, **_LOOP)
+def _table_counts(function, keys, tables, whole, counts):
     for block in prange((len(keys) + _AT_ONCE - 1) // _AT_ONCE):
         begin, end = block * _AT_ONCE, min((block + 1) * _AT_ONCE, len(keys))
         function(keys[begin:end], tables, whole, counts[begin:end])

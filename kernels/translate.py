@@ -39,6 +39,7 @@ __all__ = [
     "compile_map",
     "compile_source",
     "compile_sum",
+    "compiled_by",
     "kernel_source",
     "traits_of",
 ]
@@ -135,9 +136,14 @@ FIRST, SECOND, EXPECTED = {FIRST}, {SECOND}, {EXPECTED}
 """
 
 
+def compiled_by() -> list[str]:
+    """What machine code depends on besides its source."""
+    return [numba.__version__, llvmlite.__version__, binding.get_host_cpu_name(), sys.version]
+
+
 def import_source(source: str) -> types.ModuleType:
     """Import generated source as a module whose file is named by its hash, so that numba caches it on disk."""
-    made_by = [numba.__version__, llvmlite.__version__, binding.get_host_cpu_name(), sys.version]
+    made_by = compiled_by()
     made_by += [Path(str(m.__file__)).read_text(encoding="utf-8") for m in (vectormath, vectorpower, vectortrig)]
     digest = hashlib.sha256("\0".join([source, *made_by]).encode()).hexdigest()[:24]
     name = f"batchfit_kernel_{digest}"

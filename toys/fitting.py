@@ -1,16 +1,21 @@
 """The fits of one chunk of toys, and what the first toy tells of all."""
 
+import contextlib
 import dataclasses
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from engine.ahead import AHEAD
+from engine.data import Rows
 from engine.devices import preferred
 from engine.fit import fit_batch
 from engine.minos import MinosResult
 from engine.normalisation import check_integral
+from engine.reference import IndependentCost
 from engine.result import FitResult
 from engine.status import Status
 from kernels.graph import UntranslatableError
@@ -40,6 +45,8 @@ def compile_study(study: Study, options: Options) -> Compiled:
     ValueError
         If the cost cannot take what the sampler throws, or the density of the model does not have its integral.
     """
+    if options.backend != "jax" and options.device in ("auto", "cpu"):
+        AHEAD.begin()
     if study.observable is not None:
         for point in (study.truth, study.start):
             values = {**study.start, **{name: point[name] for name in study.cost.names if name in point}}
@@ -50,9 +57,12 @@ def compile_study(study: Study, options: Options) -> Compiled:
     except UntranslatableError:
         sampled = "jax"
         data = generate(study, 1, options.seed, 0, sampled)
+    rows = study.cost.rows(data)
+    if options.validate:
+        threading.Thread(target=_compile_reference, args=(study, rows), name="reference").start()
     device = options.device
     if device == options.backend == "auto" and options.optimizer == "newton":
-        device = preferred(study.cost.rows(data), len(study.cost.names), options.n_toys)
+        device = preferred(rows, len(study.cost.names), options.n_toys)
     result, _ = Fitter(study, options, options.backend, device).fit(data, 1)
     if result.status[0] == Status.BAD_DATA:
         raise ValueError(
@@ -68,6 +78,13 @@ def compile_study(study: Study, options: Options) -> Compiled:
         bytes_per_toy(toys, len(study.cost.names)),
         describe(study.cost, toys),
     )
+
+
+def _compile_reference(study: Study, rows: Rows) -> None:
+    """Compile what validates the fits, while there is other work; what goes wrong will do so again when it is used."""
+    with contextlib.suppress(Exception):
+        start = np.array([study.start[name] for name in study.cost.names], dtype=np.float64)
+        IndependentCost(study.cost, rows).compile(start)
 
 
 class Fitter:

@@ -8,7 +8,7 @@ from scipy import stats
 
 from engine import ExtendedUnbinnedNLL, fit_batch
 from engine.drivers import Settings
-from engine.reference import AGREEMENT, IndependentCost, migrad, validate
+from engine.reference import AGREEMENT, IndependentCost, _padded, migrad, validate
 from kernels import norm
 
 N_TOYS = 12
@@ -177,3 +177,11 @@ def test_toys_at_a_limit(toys):
     wrong = changed(result, values=values, errors=errors, at_limit=at_limit, fval=fval)
     checked = validate(COST, COST.rows(toys), wrong, np.array([k]), INSIDE, task)
     assert not checked.agrees[0]
+
+
+def test_toys_of_about_one_length_share_what_is_compiled():
+    lengths = np.arange(1, 40_000)
+    padded = np.array([_padded(int(n)) for n in lengths])
+    assert (padded >= lengths).all() and (np.diff(padded) >= 0).all()
+    assert (padded <= np.maximum(256 * np.ceil(lengths / 256), 1.125 * lengths)).all()
+    assert len(set(padded[(lengths > 15_370) & (lengths < 16_380)])) == 1
