@@ -9,7 +9,7 @@ negative curvature where the gradient does not show one, as at a saddle point.
 - A step is judged by the fall of the cost, and near the minimum, where that is rounding noise, by its gradient.
 - The fit ends where a full Newton step would gain less than EDM_GOAL errordef, or less than the rounding of the
   sums. The last step is taken and its result not evaluated again: it is known to that gain.
-- Where errordef exceeds the whole cost, as of points whose errors of 1 are but nominal, it is no scale: there the fit
+- Where errordef exceeds a whole chi-square, as of points whose errors of 1 are but nominal, it is no scale: the fit
   goes on until the step is below AT_REST of each parameter, or EDM_GOAL of the cost, or fails.
 - A parameter at a limit with the gradient pushing outward takes no part; it is free again when the gradient turns.
 
@@ -32,6 +32,7 @@ from engine.cholesky import factorise, solve, solve_lower
 from engine.newton_numba import (
     ACCEPT,
     AT_REST,
+    CHI_SQUARE,
     EDM_GOAL,
     FIRST_RADIUS,
     MAX_SHIFTS,
@@ -210,6 +211,11 @@ def _propose(theta: Array, best: Evaluation, box: Box, radius: Array, unrolled: 
     return step, gain_of(step), jnp.linalg.norm(step / scale), shift, posdef, slope
 
 
+def _unit(errordef: Array | float, absolute: Array) -> Array:
+    """The scale of a cost; where errors are but nominal, errordef may exceed all of it, and tells little."""
+    return jnp.where(jnp.asarray(errordef) == CHI_SQUARE, jnp.minimum(errordef, absolute), errordef)
+
+
 def newton_init(theta: Array) -> NewtonState:
     """The state of a fit that starts at `theta` (n_params,)."""
     theta = jnp.asarray(theta)
@@ -252,7 +258,7 @@ def newton_step(
 
     absolute = state.best.absolute
     rounding = 100.0 * ROUNDING * absolute
-    near = jnp.maximum(NEAR * jnp.minimum(errordef, absolute), rounding)
+    near = jnp.maximum(NEAR * _unit(errordef, absolute), rounding)
     actual = state.best.value - here.value
     ratio = jnp.where(state.gain > rounding, actual / state.gain, 0.0)
     moving = box.free & ~_outward(state.trial, here.gradient, box)
@@ -283,10 +289,9 @@ def newton_step(
     )
     radius = jnp.where(~posdef & jnp.isinf(radius), FIRST_RADIUS, radius)
     full = (shift == 0.0) | ~posdef
-    # where the errors are but nominal, errordef may exceed the whole cost, and says little of where the minimum is
     stuck = ~(length > SMALLEST_RADIUS) & ~jnp.isinf(shift)
     at_end |= stuck | jnp.all(jnp.abs(step) <= AT_REST * jnp.abs(theta))
-    goal = edm_goal * jnp.where(at_end, errordef, jnp.minimum(errordef, best.absolute))
+    goal = edm_goal * jnp.where(at_end, errordef, _unit(errordef, best.absolute))
     ended = (gain <= jnp.maximum(goal, ROUNDING * best.absolute)) & full
     at_end = (gain <= edm_goal * errordef) & full
     edm = jnp.where(live & ((shift == 0.0) | ended), gain, state.edm)

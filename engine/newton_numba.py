@@ -1,8 +1,9 @@
 """The trust-region Newton fit as machine code: every toy in its own thread, no toy waits for another.
 
 The algorithm is the one of `engine.newton`, in loops instead of array operations; `tests/engine/test_newton.py` holds
-the two against each other. All helpers stand in this file because numba's cache on disk notices changes of
-one file only.
+the two against each other. Where there are many parameters and a gradient is much cheaper than a Hessian, quasi-Newton
+steps lead from the start to where Newton begins (`approach_toys`): another way to the same minimum and the same proof.
+All helpers stand in this file because numba's cache on disk notices changes of one file only.
 """
 
 import functools
@@ -23,7 +24,8 @@ RUNNING = -1
 EDM_GOAL = 1e-13  # stop at this estimated distance to the minimum, in units of errordef
 ROUNDING = 8 * np.finfo(np.float64).eps  # times the sum of |term|: what the rounding of the sums may do
 NEAR = 1e-3  # below this predicted gain, in units of errordef, a step may be judged by its gradient
-AT_REST = 1e-8  # largest last step, relative to its parameter, where errordef is larger than the whole cost
+CHI_SQUARE = 1.0  # errordef of a chi-square, whose errors may be but nominal, while those of a likelihood are not
+AT_REST = 1e-8  # largest last step, relative to its parameter, where errordef is larger than a whole chi-square
 PIVOT = 1e-14  # smallest pivot of a unit-diagonal matrix that counts as positive definite
 ACCEPT = 1e-4  # smallest ratio of actual and predicted gain of an accepted step
 FIRST_RADIUS = 4.0  # first radius where the Hessian is not positive definite, in units of |H_ii|^(-1/2)
@@ -422,6 +424,12 @@ def _move(theta, step, lower_limit, upper_limit, target):
 
 
 @njit(**_HELPER)
+def _unit(errordef, absolute):
+    """The scale of a cost; where errors are but nominal, errordef may exceed all of it, and tells little."""
+    return min(errordef, absolute) if errordef == CHI_SQUARE else errordef
+
+
+@njit(**_HELPER)
 def _at_rest(theta, step):
     rest = True
     for i in range(len(theta)):
@@ -581,7 +589,7 @@ def _approach(
         return nfev
     gain = _downhill(metric, gradient, steps, changes, weights, n_pairs, work, step)
     while nfev < MOST_APPROACH and n_pairs < MOST_PAIRS:
-        unit = min(errordef, absolute)
+        unit = _unit(errordef, absolute)
         if not gain > max(SAFE * edm_goal * unit, ROUNDING * absolute):
             break
         i = _crossing(theta, step, lower_limit, upper_limit, metric)
@@ -670,8 +678,7 @@ def _fit_some(
                 radius = FIRST_RADIUS
             if shift == 0.0:
                 edm = gain
-            # where the errors are but nominal, errordef may exceed the whole cost, and tells little of the minimum
-            unit = min(errordef, absolute)
+            unit = _unit(errordef, absolute)
             stuck = not length > SMALLEST_RADIUS and shift != np.inf
             at_end = at_end or stuck or _at_rest(theta, step)
             goal = edm_goal * (errordef if at_end else unit)

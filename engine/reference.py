@@ -96,7 +96,7 @@ class IndependentCost:
         value, gradient = self._of_toy(self.first_order, toy, theta)
         return float(value), np.asarray(gradient)
 
-    def compile(self, theta: np.ndarray) -> None:
+    def prepare(self, theta: np.ndarray) -> None:
         """Compile for toys of about as many rows as these have."""
         self(0, theta)
         self.hessian(0, theta)

@@ -84,7 +84,7 @@ def _compile_reference(study: Study, rows: Rows) -> None:
     """Compile what validates the fits, while there is other work; what goes wrong will do so again when it is used."""
     with contextlib.suppress(Exception):
         start = np.array([study.start[name] for name in study.cost.names], dtype=np.float64)
-        IndependentCost(study.cost, rows).compile(start)
+        IndependentCost(study.cost, rows).prepare(start)
 
 
 class Fitter:

@@ -202,14 +202,14 @@ CASES: dict[str, _Recipe] = {
     for n, n_toys in ((480, 2000), (2000, 1000), (15500, 200), (200000, 20))
 } | {
     "histogram": _Recipe("the same spectrum in 1000 bins", 1000, functools.partial(histogram_case, 1000)),
-    "counting": _Recipe("2 bins, signal strength and 1 nuisance parameter", 20000, counting_case),
+    "counting": _Recipe("2 bins, signal strength and 1 nuisance parameter", 200000, counting_case),
     "templates-50": _Recipe(
         "50 bins, signal strength and 50 nuisance parameters", 2000, functools.partial(templates_case, 50, 50)
     ),
     "templates-200": _Recipe(
         "100 bins, signal strength and 200 nuisance parameters", 100, functools.partial(templates_case, 200, 100)
     ),
-    "line": _Recipe("straight line through 30 points", 10000, functools.partial(line_case, 30)),
+    "line": _Recipe("straight line through 30 points", 200000, functools.partial(line_case, 30)),
 }
 
 

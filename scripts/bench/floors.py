@@ -19,9 +19,12 @@ import numpy as np
 from bench.rates import Rates
 
 from engine.cost import Cost
+from engine.cpu import compiled
 from engine.data import Rows
+from engine.newton_numba import WIDE
 from kernels.nodes import LEAVES
-from kernels.program import Outer, Program
+from kernels.program import FIRST, SECOND, Outer, Program
+from kernels.translate import traits_of
 
 __all__ = ["Fitted", "Floor", "count_program", "count_source", "floor_of"]
 
@@ -64,10 +67,13 @@ class Floor:
         Of one evaluation: "add", "multiply", "divide", "sqrt", "choose" (comparisons and selections), and functions.
     step : dict of str to float
         Of the linear algebra of one step of Newton's method.
+    first_order : dict of str to float
+        Of an evaluation without the Hessian and of a step of a quasi-Newton method, where fits take those as well.
     bytes_own, bytes_shared : float
         Read in one evaluation: columns of the toy, and constants that all toys share and that are not zero.
     seconds : dict of str to float
-        What each part of the machine needs for one evaluation and step: "arithmetic", "division", "reading".
+        What each part of the machine needs for one evaluation and step of Newton's method: "arithmetic", "division",
+        "reading".
     evaluations : float
         That were counted, or two.
     fit_seconds, least_fit_seconds : float
@@ -78,6 +84,7 @@ class Floor:
     rows: float
     operations: dict[str, float]
     step: dict[str, float]
+    first_order: dict[str, float]
     bytes_own: float
     bytes_shared: float
     seconds: dict[str, float]
@@ -89,7 +96,7 @@ class Floor:
 
 
 def floor_of(case: Fitted, rates: Rates, evaluations: float | None = None) -> Floor:
-    """The floor of a fit by Newton's method.
+    """The floor of a fit by Newton's method, to which quasi-Newton steps lead where gradients are much cheaper.
 
     Parameters
     ----------
@@ -102,7 +109,7 @@ def floor_of(case: Fitted, rates: Rates, evaluations: float | None = None) -> Fl
     """
     rows = case.cost.rows(case.data)
     pairs = list(zip(case.cost.leaves, rows.leaves, strict=True))
-    operations = sum((_count_leaf(cost, leaf) for cost, leaf in pairs), Counter())
+    operations = sum((_count_leaf(cost, leaf, SECOND) for cost, leaf in pairs), Counter())
     p, n_rows = len(case.cost.names), sum(_mean_rows(leaf) for _, leaf in pairs)
     own = sum(8.0 * len(leaf.columns) * _mean_rows(leaf) for _, leaf in pairs)
     shared = sum(8.0 * np.count_nonzero(cost.kernel_shared(leaf)) for cost, leaf in pairs)
@@ -111,7 +118,11 @@ def floor_of(case: Fitted, rates: Rates, evaluations: float | None = None) -> Fl
     seconds = _seconds(operations + step, rates)
     seconds["reading"] = (own + shared) / (rates.l2_bytes if own + shared < _L2_BYTES else rates.memory_bytes)
     once = max(own / rates.memory_bytes, _seconds(_products(p**3 / 3), rates)["arithmetic"])  # first read, covariance
-    of_fit = lambda n: n * max(seconds.values()) + once  # noqa: E731
+    first_order = Counter[str]()
+    if p >= WIDE and traits_of(compiled(case.cost, rows)).cheap_gradient:
+        first_order = sum((_count_leaf(cost, leaf, FIRST) for cost, leaf in pairs), Counter()) + _products(p**2)
+    each = max(_seconds(first_order, rates).values()) if first_order else max(seconds.values())
+    of_fit = lambda n: (n - 1) * each + max(seconds.values()) + once  # noqa: E731
     n = LEAST_EVALUATIONS if evaluations is None else evaluations
     slowest = max(seconds, key=seconds.__getitem__)
     return Floor(
@@ -119,6 +130,7 @@ def floor_of(case: Fitted, rates: Rates, evaluations: float | None = None) -> Fl
         rows=n_rows,
         operations=dict(operations),
         step=dict(step),
+        first_order=dict(first_order),
         bytes_own=own,
         bytes_shared=shared,
         seconds=seconds,
@@ -150,17 +162,19 @@ def count_source(module: ModuleType, name: str) -> Counter:
     return _count_body(function.body, vars(module))  # type: ignore[attr-defined]
 
 
-def _count_leaf(cost: Cost, rows: Rows) -> Counter:
+def _count_leaf(cost: Cost, rows: Rows, order: int) -> Counter:
     module = sys.modules[cost.kernel(rows).py_func.__module__]  # type: ignore[attr-defined]
     if hasattr(module, "expectation"):
         n, p = int(module.N_BINS), int(module.N_PARAMS)
-        parts = [name for name in ("expectation", "derivatives", "bend") if hasattr(module, name)]
-        # value and |term|, gradient, curvature times Jacobian, Hessian
-        total = sum((count_source(module, name) for name in parts), Counter(add=2 * n, choose=n, multiply=n * p))
-        return total + _products(n * p + n * p * (p + 1) / 2)
+        parts = ["expectation", "derivatives"]
+        parts += ["bend"] if order == SECOND and hasattr(module, "bend") else []
+        # value and |term|, gradient
+        total = sum((count_source(module, name) for name in parts), Counter(add=2 * n, choose=n)) + _products(n * p)
+        # curvature times Jacobian, Hessian
+        return total + Counter(multiply=n * p) + _products(n * p * (p + 1) / 2) if order == SECOND else total
     if not rows.columns.size:  # a constraint: its inverse covariance times the deviations, and added to the Hessian
         used = np.count_nonzero(cost.kernel_shared(rows))
-        return _products(used) + Counter(add=used)
+        return _products(used) + Counter(add=used if order == SECOND else 0)
     each, once = count_program(cost.program(rows))
     return Counter({op: n * _mean_rows(rows) for op, n in each.items()}) + once
 

@@ -27,9 +27,10 @@ def show(report: dict) -> None:
         console.print(
             "batchfit gives the exact covariance, the others no errors but where HESSE (strategy 1) is named.\n"
             "Hand-written: value and gradient in one numba loop; numba-stats: with iminuit's cost functions.\n"
-            "Evaluations: of value, gradient and exact Hessian in batchfit, of the value and (+) of the gradient in\n"
-            "iminuit and NextStat, of the value in pyhf; steps of everwillow. EDM: in units of errordef, with the\n"
-            "exact Hessian where the fit ended. Good fits are counted: valid, EDM < 1e-2, value not above batchfit's.\n"
+            "Evaluations: of value, gradient and exact Hessian in batchfit, for templates without the Hessian but in\n"
+            "the last; of the value and (+) of the gradient in iminuit and NextStat, of the value in pyhf; steps of\n"
+            "everwillow. EDM: in units of errordef, with the exact Hessian where the fit ended. Good fits are\n"
+            "counted: valid, EDM < 1e-2, value not above batchfit's.\n"
         )
     for title, columns, rows in plain_tables(report):
         console.print(table(title, columns, rows))

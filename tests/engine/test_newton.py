@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from engine import Cost, Status, cholesky, fit_batch, newton, newton_numba, xla
+from engine import Cost, NormalConstraint, PoissonNLL, Status, cholesky, fit_batch, newton, newton_numba, xla
 from engine import newton as newton_transformation
 from engine.data import Rows
 from kernels import program
@@ -395,3 +395,15 @@ def test_a_start_next_to_a_limit_is_no_minimum(backend):
     np.testing.assert_array_equal(result.values[:, 0], 0.0)
     np.testing.assert_allclose(result.values[:, 1], 0.5, rtol=1e-9)
     np.testing.assert_array_equal(result.at_limit, [[True, False]] * len(starts))
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_a_perfect_fit_of_counts_ends_like_any_other(backend):
+    """Where all counts are met the likelihood is 0, and has a scale all the same: it once went on until it stalled."""
+    counts = PoissonNLL(lambda mu, alpha: jnp.stack([40 * mu + 60 + 9 * alpha, 4 * mu + 200 + 30 * alpha]))
+    cost = counts + NormalConstraint("alpha", 0.0, 1.0)
+    data = np.array([[120.0, 206.0], [100.0, 204.0], [80.0, 202.0]])
+    result = fit_batch(cost, data, [1.0, 0.0], backend=backend, retries=0)
+    assert result.valid.all() and result.nfev.max() <= 4
+    np.testing.assert_allclose(result.fval, 0.0, atol=1e-12)
+    np.testing.assert_allclose(result.values, [[1.5, 0], [1, 0], [0.5, 0]], atol=1e-9)

@@ -74,6 +74,19 @@ def test_operations_of_an_expectation():
     assert found.bytes_own == 8.0 * n
 
 
+def test_a_fit_of_templates_takes_one_hessian():
+    """Of 8 parameters and more; the other evaluations take neither the Hessian nor a factorisation."""
+    n, p = 40, 9
+    templates = np.random.default_rng(1).uniform(5.0, 10.0, (p, n))
+    cost = PoissonNLL(lambda *theta: jnp.stack(theta) @ templates, name=[f"a{k}" for k in range(p)])
+    found, more = (floors.floor_of(case(cost, np.ones((2, n))), RATES, n_evaluations) for n_evaluations in (5.0, 6.0))
+    assert found.operations["multiply"] - found.first_order["multiply"] == n * p + n * p * (p + 1) / 2 - p**2
+    assert more.fit_seconds - found.fit_seconds == pytest.approx(
+        max(floors._seconds(found.first_order, RATES).values())
+    )
+    assert found.fit_seconds < 5 * max(found.seconds.values())
+
+
 def test_a_sum_is_the_sum_of_its_parts():
     x, y = np.linspace(0.0, 1.0, 10), np.ones((4, 10))
     line = LeastSquares(lambda x, a, b: a + b * x)
