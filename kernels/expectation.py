@@ -65,7 +65,7 @@ def term_derivatives(term: Callable) -> Callable:
 
 _KERNEL = """
 
-@njit(**COMPILE_ROW)
+@njit(forceinline=True, **COMPILE_ROW)
 def weighted_products(jacobian, weights, hessian, scaled):
     # blocks of two rows and four columns: what is read is used eight times, and the sums fit the registers
     for i in range(ZERO, N_PARAMS, TWO):
@@ -105,7 +105,7 @@ def weighted_products(jacobian, weights, hessian, scaled):
             hessian[below + j] = b
 
 
-@njit(**COMPILE_ROW)
+@njit(forceinline=True, **COMPILE_ROW)
 def weighted_sums(jacobian, weights, sums):
     blocks = N_PARAMS // FOUR * FOUR
     for i in range(ZERO, blocks, FOUR):
