@@ -35,8 +35,12 @@ from engine.newton_numba import (
     CHI_SQUARE,
     EDM_GOAL,
     FIRST_RADIUS,
+    LEAST_SHIFT,
     MAX_SHIFTS,
+    MOST_ROUNDS,
     NEAR,
+    PATIENCE,
+    PULL,
     RADIUS_TOLERANCE,
     ROUNDING,
     RUNAWAY,
@@ -96,27 +100,72 @@ def _outward(theta: Array, gradient: Array, box: Box) -> Array:
     return ((theta <= box.lower) & (gradient > 0)) | ((theta >= box.upper) & (gradient < 0))
 
 
-def _solve_within(a: Array, b: Array, moving: Array, radius: Array, unrolled: bool) -> tuple[Array, Array, Array]:
-    """Minimise b.p + p.a.p / 2 within |p| <= radius over the moving parameters: (p, shift, posdef).
+class _Quadratic(NamedTuple):
+    """The model of a cost around a point; `scaled` is the Hessian in units of its diagonal."""
 
-    `a` has the unit matrix and `b` zeros where a parameter does not move.
-    """
-    factor, posdef = factorise(a, 0.0, unrolled)
-    newton_step = -solve(factor, b)
-    inside = posdef & (jnp.linalg.norm(newton_step) <= radius)
+    gradient: Array
+    hessian: Array
+    scale: Array
+    scaled: Array
+    below: Array
+    above: Array
+    free: Array
+    unrolled: bool
 
-    def on_boundary(carry: tuple) -> tuple:
-        return *_on_boundary(a, b, moving, radius, posdef, inside, unrolled), jnp.asarray(True)
+    def gain(self, step: Array) -> Array:
+        return -jnp.dot(step, self.gradient + 0.5 * self.hessian @ step)
 
-    # a loop of one turn, and not a choice: `vmap` takes both sides of a choice, but no turn that no toy needs
-    step, shift, _ = lax.while_loop(lambda c: ~c[-1], on_boundary, (newton_step, jnp.zeros_like(radius), inside))
-    return step, shift, posdef
+    def length(self, step: Array) -> Array:
+        return jnp.linalg.norm(step / self.scale)
+
+    def block(self, moving: Array, step: Array) -> tuple[Array, Array]:
+        """Matrix and right side of the moving parameters, given the steps of the others."""
+        b = (self.gradient + self.hessian @ jnp.where(moving, 0.0, step)) * self.scale
+        a = jnp.where(moving & moving[:, None], self.scaled, jnp.eye(len(step)))
+        return a, jnp.where(moving, b, 0.0)
+
+    def minimise(self, moving: Array, step: Array, shift: Array | float) -> tuple[Array, Array, Array]:
+        """The step in which the moving parameters follow the others, who is then wrong, and whether it is a minimum."""
+        a, b = self.block(moving, step)
+        factor, good = factorise(a, shift, self.unrolled)
+        step = jnp.where(moving, -solve(factor, b) * self.scale, step)
+        pull = self.gradient + self.hessian @ step + shift * step / self.scale**2
+        size = PULL * (jnp.abs(self.gradient) + jnp.abs(self.hessian) @ jnp.abs(step))
+        inward = jnp.where(step <= self.below, pull < -size, pull > size)
+        return step, jnp.where(moving, (step < self.below) | (step > self.above), self.free & inward), good
+
+    def within_box(self, moving: Array, shift: Array | float) -> tuple[Array, Array, Array]:
+        """`engine.newton_numba._within_box`: (step, whether the first block is definite, whether it was found)."""
+        n = len(moving)
+        step, wrong, definite = self.minimise(moving, jnp.zeros(n), shift)
+
+        def turn(carry: tuple) -> tuple:
+            moving, step, wrong, _, fewest, patience, count = carry
+            n_wrong = jnp.sum(wrong)
+            patience = jnp.where(n_wrong < fewest, PATIENCE, patience - 1)
+            last = n - 1 - jnp.argmax(wrong[::-1])
+            changed = wrong & ((patience > 0) | (jnp.arange(n) == last))
+            step = jnp.where(changed & moving, jnp.clip(step, self.below, self.above), step)
+            moving ^= changed
+            step, wrong, good = self.minimise(moving, step, shift)
+            return moving, step, wrong, good, jnp.minimum(fewest, n_wrong), patience, count + 1
+
+        def running(carry: tuple) -> Array:
+            _, _, wrong, good, _, _, count = carry
+            return jnp.any(wrong) & good & (count < MOST_ROUNDS + 2 * n)
+
+        start = (moving, step, wrong, definite, jnp.asarray(n + 1), jnp.asarray(PATIENCE), jnp.asarray(1))
+        _, step, wrong, good, *_ = lax.while_loop(running, turn, start)
+        return step, definite, good & ~jnp.any(wrong)
 
 
 def _on_boundary(
     a: Array, b: Array, moving: Array, radius: Array, posdef: Array, inside: Array, unrolled: bool
 ) -> tuple[Array, Array]:
-    """The step of `_solve_within` where it ends on the boundary: (p, shift); any where it ends `inside`."""
+    """Minimise b.p + p.a.p / 2 over |p| = radius and the moving parameters: (p, shift); any where it ends `inside`.
+
+    `a` has the unit matrix and `b` zeros where a parameter does not move.
+    """
     bounded = jnp.where(jnp.isinf(radius), FIRST_RADIUS, radius)
     size = jnp.max(jnp.where(moving, jnp.sum(jnp.abs(jnp.where(moving, a, 0.0)), axis=1), 0.0))
     # a little above Gershgorin's bound: there the shifted matrix has pivots that count as positive
@@ -168,47 +217,51 @@ def _on_boundary(
 def _propose(theta: Array, best: Evaluation, box: Box, radius: Array, unrolled: bool) -> tuple[Array, ...]:
     """Best step within the trust region and the limits: (step, gain, length, shift, posdef, slope).
 
-    The shift is infinite where the step ends at the first limit, so that its gain says nothing of the minimum.
+    Where the shift is 0 the step leads to the minimum of the quadratic model within the limits.
     """
     gradient, hessian = best.gradient, best.hessian
     diagonal = jnp.abs(jnp.diagonal(hessian))
     scale = jnp.where(diagonal > 0, 1.0 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 1.0)
     moving = box.free & ~_outward(theta, gradient, box)
     slope = jnp.linalg.norm(jnp.where(moving, gradient * scale, 0.0))
-    scaled = hessian * scale * scale[:, None]
-    eye = jnp.eye(len(theta))
+    model = _Quadratic(
+        gradient, hessian, scale, hessian * scale * scale[:, None],
+        box.lower - theta, box.upper - theta, box.free, unrolled,
+    )  # fmt: skip
+    step, posdef, found = model.within_box(moving, 0.0)
+    inside = found & (model.length(step) <= radius)
 
-    def among(moving: Array, step: Array) -> tuple[Array, Array, Array]:
-        b = jnp.where(moving, (gradient + hessian @ jnp.where(moving, 0.0, step)) * scale, 0.0)
-        a = jnp.where(moving & moving[:, None], scaled, eye)
-        p, shift, posdef = _solve_within(a, b, moving, radius, unrolled)
-        return jnp.where(moving, p * scale, step), shift, posdef
+    def bounded(carry: tuple) -> tuple:
+        return *_bounded(model, moving, radius, posdef, inside), jnp.asarray(True)
 
-    whole, shift, posdef = among(moving, jnp.zeros_like(theta))
+    # a loop of one turn, and not a choice: `vmap` takes both sides of a choice, but no turn that no toy needs
+    step, shift, _ = lax.while_loop(lambda c: ~c[-1], bounded, (step, jnp.zeros_like(radius), inside))
+    return step, model.gain(step), model.length(step), shift, posdef, slope
 
-    def crossing(step: Array) -> Array:
-        return (theta + step < box.lower) | (theta + step > box.upper)
 
-    def clamp(carry: tuple) -> tuple:
-        moving, step, _ = carry
-        moving &= ~crossing(step)
-        step = jnp.clip(step, box.lower - theta, box.upper - theta)
-        step, shift, _ = among(moving, step)
-        return moving, step, shift
+def _bounded(model: _Quadratic, moving: Array, radius: Array, posdef: Array, inside: Array) -> tuple[Array, Array]:
+    """The step where the trust region bounds it, or the Hessian is not definite, and the shift; any where `inside`."""
+    p, shift = _on_boundary(
+        *model.block(moving, jnp.zeros(len(moving))), moving, radius, posdef, inside, model.unrolled
+    )
+    whole = jnp.where(moving, p * model.scale, 0.0)
+    room = jnp.clip(whole, model.below, model.above)
+    fraction = jnp.min(jnp.where(room != whole, room / jnp.where(whole == 0, 1.0, whole), 1.0))
+    shift = jnp.maximum(shift, LEAST_SHIFT)
+    most = (1.0 + RADIUS_TOLERANCE) * jnp.where(jnp.isinf(radius), FIRST_RADIUS, radius)
 
-    # what is on a limit and does not move is not crossing: its step is 0
-    _, step, shift = lax.while_loop(lambda c: jnp.any(c[0] & crossing(c[1])), clamp, (moving, whole, shift))
+    # from some shift on it is the way along the gradient, which never fails
+    def further(carry: tuple) -> tuple:
+        _, _, following, count, _ = carry
+        step, _, found = model.within_box(moving, following)
+        done = found & (model.length(step) <= most)
+        return step, following, jnp.where(done, following, 10.0 * following), count + 1, done
 
-    def gain_of(step: Array) -> Array:
-        return -jnp.dot(step, gradient + 0.5 * hessian @ step)
-
-    # clamping several parameters may lead uphill; the way to the first limit never does
-    room = jnp.where(whole < 0, box.lower - theta, box.upper - theta)
-    fractions = jnp.where(crossing(whole), room / jnp.where(whole == 0, 1.0, whole), 1.0)
-    truncated = whole * jnp.min(fractions)
-    short = jnp.any(crossing(whole)) & (gain_of(truncated) > gain_of(step))
-    step, shift = jnp.where(short, truncated, step), jnp.where(short, jnp.inf, shift)
-    return step, gain_of(step), jnp.linalg.norm(step / scale), shift, posdef, slope
+    start = (whole, shift, shift, 0, inside | (fraction == 1.0))
+    step, _, shift, *_ = lax.while_loop(lambda c: ~c[-1] & (c[-2] < MAX_SHIFTS), further, start)
+    # from a saddle point only negative curvature leads away: as far as the first limit
+    truncated = whole * fraction
+    return jnp.where(~posdef & (model.gain(truncated) > model.gain(step)), truncated, step), shift
 
 
 def _unit(errordef: Array | float, absolute: Array) -> Array:
@@ -289,14 +342,13 @@ def newton_step(
     )
     radius = jnp.where(~posdef & jnp.isinf(radius), FIRST_RADIUS, radius)
     full = (shift == 0.0) | ~posdef
-    stuck = ~(length > SMALLEST_RADIUS) & ~jnp.isinf(shift)
-    at_end |= stuck | jnp.all(jnp.abs(step) <= AT_REST * jnp.abs(theta))
+    at_end |= (length <= SMALLEST_RADIUS) | jnp.all(jnp.abs(step) <= AT_REST * jnp.abs(theta))
     goal = edm_goal * jnp.where(at_end, errordef, _unit(errordef, best.absolute))
     ended = (gain <= jnp.maximum(goal, ROUNDING * best.absolute)) & full
     at_end = (gain <= edm_goal * errordef) & full
     edm = jnp.where(live & ((shift == 0.0) | ended), gain, state.edm)
     status = jnp.select(
-        [first & ~finite, ran_away, ended & posdef, ended, nfev >= max_steps, stuck],
+        [first & ~finite, ran_away, ended & posdef, ended, nfev >= max_steps, ~(length > SMALLEST_RADIUS)],
         [
             Status.NONFINITE,
             Status.UNBOUNDED,

@@ -33,6 +33,9 @@ SMALLEST_RADIUS = 1e-15
 RUNAWAY = 1e15  # a parameter that has grown by this factor runs away
 RADIUS_TOLERANCE = 0.1
 MAX_SHIFTS = 40
+LEAST_SHIFT = 1e-3  # of a step that crosses limits and is bounded, in units of the diagonal
+PATIENCE, MOST_ROUNDS = 3, 40  # in the search for who is on a limit
+PULL = 1e-12  # of a parameter on a limit, in terms of what it is the sum of, that is none
 WIDE = 8  # from so many parameters on, loops are in vectors
 # the orders of `kernels.program` (a test compares them)
 FIRST, SECOND, EXPECTED = 1, 2, 3
@@ -76,7 +79,7 @@ def _fill(matrix, value):
 # The vectors and matrices of a fit are rows of one array `work`, and named by the first of them: an array that is cut
 # out of another is counted, in atomic operations, which takes longer than the work on a few parameters.
 # MATRIX has n_params rows, and after it come as many of the Cholesky factor and of the inverse.
-SCALE, MOVING, B, P, W, WHOLE, DIRECTION, MATRIX = map(np.int64, range(8))
+SCALE, MOVING, WRONG, B, P, W, WHOLE, DIRECTION, MATRIX = map(np.int64, range(9))
 # not plain integers, for each of which numba would compile the helpers anew
 ZERO = np.int64(0)
 
@@ -218,23 +221,11 @@ def _norm(work, row, n):
 
 
 @njit(**_HELPER)
-def _solve_within(work, n, radius):
-    """Minimise B.p + p.MATRIX.p / 2 within |p| <= radius (More and Sorensen 1983); P is the result.
-
-    Of MATRIX the lower triangle is read. Returns (shift, posdef): the multiplier and whether MATRIX itself is positive
-    definite.
-    """
-    posdef = _factorise(work, n, 0.0)
-    if posdef:
-        _newton(work, n)
-        if _norm(work, P, n) <= radius:
-            return 0.0, True
-    return _shifted(work, n, radius, posdef), posdef
-
-
-@njit(**_HELPER)
 def _shifted(work, n, radius, posdef):
-    """The multiplier of a step that ends on the ball; P is the step."""
+    """Minimise B.p + p.MATRIX.p / 2 over the ball |p| = radius (More and Sorensen 1983); P is the result.
+
+    Of MATRIX the lower triangle is read; if it is positive definite, its factor is there. Returns the multiplier.
+    """
     if radius == np.inf:
         radius = FIRST_RADIUS
     size = 0.0
@@ -327,88 +318,158 @@ def _gain_wide(gradient, hessian, step):
 
 
 @njit(**_HELPER)
-def _propose(theta, gradient, hessian, lower_limit, upper_limit, free, radius, step, work, index):
-    """Best step within the trust region and the limits.
-
-    Returns (predicted gain, scaled length, shift, posdef of the free block, gradient norm). The shift is infinite where
-    the step ends at the first limit, so that its gain says nothing of the minimum.
-    """
-    n_params = len(theta)
+def _begin(theta, gradient, lower_limit, upper_limit, free, step, work):
+    """All but the parameters that a limit holds may MOVE, and nobody has yet; the norm of their scaled gradient."""
     slope = 0.0
-    for i in range(n_params):
+    for i in range(len(theta)):
         step[i] = 0.0
-        diagonal = abs(hessian[i, i])
-        work[SCALE, i] = 1.0 / np.sqrt(diagonal) if diagonal > 0.0 else 1.0
         at_lower = theta[i] <= lower_limit[i] and gradient[i] > 0.0
         at_upper = theta[i] >= upper_limit[i] and gradient[i] < 0.0
         work[MOVING, i] = 1.0 if free[i] and not at_lower and not at_upper else 0.0
         if work[MOVING, i] == 1.0:
             slope += (gradient[i] * work[SCALE, i]) ** 2
-    shift, posdef, crossings = 0.0, True, 0
-    for round_ in range(n_params + 1):
-        n = ZERO
+    return np.sqrt(slope)
+
+
+@njit(**_HELPER)
+def _block(gradient, hessian, step, work, index):
+    """MATRIX and B of the parameters that MOVE, given the steps of the others; returns their number."""
+    n_params, n = len(gradient), ZERO
+    for i in range(n_params):
+        if work[MOVING, i] == 1.0:
+            index[n] = i
+            n += 1
+    for r in range(n):
+        i = index[r]
+        total = gradient[i]
+        if n < n_params:
+            for j in range(n_params):
+                if work[MOVING, j] == 0.0:
+                    total += hessian[i, j] * step[j]
+        work[B, r] = total * work[SCALE, i]
+        if n == n_params:
+            for c in range(r + 1):
+                work[MATRIX + r, c] = hessian[r, c] * work[SCALE, r] * work[SCALE, c]
+        else:
+            for c in range(r + 1):
+                work[MATRIX + r, c] = hessian[i, index[c]] * work[SCALE, i] * work[SCALE, index[c]]
+    return n
+
+
+@njit(**_HELPER)
+def _pulled_away(gradient, hessian, step, shift, i, from_below, work):
+    """Whether the model falls from a limit on which parameter i is."""
+    pull, size = gradient[i] + shift * step[i] / work[SCALE, i] ** 2, abs(gradient[i])
+    for j in range(len(step)):
+        pull += hessian[i, j] * step[j]
+        size += abs(hessian[i, j] * step[j])
+    return pull < -PULL * size if from_below else pull > PULL * size
+
+
+@njit(**_HELPER)
+def _within_box(theta, gradient, hessian, lower_limit, upper_limit, free, shift, step, work, index):
+    """Minimise the quadratic model, with a shift, within the limits; begins with those who MOVE.
+
+    Whoever crosses a limit is put onto it, and whoever is pulled away from it is let go, until all are where they
+    should be; only the last of them at a time where their number does not fall, which comes to an end for any positive
+    definite matrix (Judice & Pires, Comput. Oper. Res. 21 (1994) 587).
+
+    Returns (whether the first block is positive definite, whether the minimum was found).
+    """
+    n_params = len(theta)
+    fewest, patience = n_params + 1, PATIENCE
+    for round_ in range(MOST_ROUNDS + 2 * n_params):
+        n = _block(gradient, hessian, step, work, index)
+        if not _factorise(work, n, shift):
+            return round_ > 0, False
+        _newton(work, n)
+        for r in range(n):
+            step[index[r]] = work[P, r] * work[SCALE, index[r]]
+        n_wrong, last = ZERO, ZERO
         for i in range(n_params):
+            below, above = lower_limit[i] - theta[i], upper_limit[i] - theta[i]
             if work[MOVING, i] == 1.0:
-                index[n] = i
-                n += 1
-        if n == 0:
-            break
-        for r in range(n):
-            i = index[r]
-            total = gradient[i]
-            if n < n_params:
-                for j in range(n_params):
-                    if work[MOVING, j] == 0.0:
-                        total += hessian[i, j] * step[j]
-            work[B, r] = total * work[SCALE, i]
-            if n == n_params:
-                for c in range(r + 1):
-                    work[MATRIX + r, c] = hessian[r, c] * work[SCALE, r] * work[SCALE, c]
+                wrong = (step[i] < below) | (step[i] > above)
             else:
-                for c in range(r + 1):
-                    work[MATRIX + r, c] = hessian[i, index[c]] * work[SCALE, i] * work[SCALE, index[c]]
-        shift, block_posdef = _solve_within(work, n, radius)
-        if round_ == 0:
-            posdef = block_posdef
-            for i in range(n_params):
-                work[WHOLE, i] = 0.0
-            for r in range(n):
-                work[WHOLE, index[r]] = work[P, r] * work[SCALE, index[r]]
-        crossed = False
-        for r in range(n):
-            i = index[r]
-            step[i] = work[P, r] * work[SCALE, i]
-            if theta[i] + step[i] < lower_limit[i]:
-                step[i] = lower_limit[i] - theta[i]
-                work[MOVING, i] = 0.0
-                crossed = True
-            elif theta[i] + step[i] > upper_limit[i]:
-                step[i] = upper_limit[i] - theta[i]
-                work[MOVING, i] = 0.0
-                crossed = True
-        if not crossed:
-            break
-        crossings += 1
-    gain = _gain(gradient, hessian, step)
-    if crossings:
-        # clamping several parameters may lead uphill; the way to the first limit never does
-        whole = work[WHOLE]
-        fraction = 1.0
+                wrong = free[i] and _pulled_away(gradient, hessian, step, shift, i, step[i] <= below, work)
+            work[WRONG, i] = wrong
+            if wrong:
+                n_wrong += 1
+                last = i
+        if n_wrong == 0:
+            return True, True
+        patience = PATIENCE if n_wrong < fewest else patience - 1
+        fewest = min(fewest, n_wrong)
         for i in range(n_params):
-            if theta[i] + whole[i] < lower_limit[i]:
-                fraction = min(fraction, (lower_limit[i] - theta[i]) / whole[i])
-            elif theta[i] + whole[i] > upper_limit[i]:
-                fraction = min(fraction, (upper_limit[i] - theta[i]) / whole[i])
+            if work[WRONG, i] == 1.0 and (patience > 0 or i == last):
+                if work[MOVING, i] == 1.0:
+                    below = lower_limit[i] - theta[i]
+                    step[i] = below if step[i] < below else upper_limit[i] - theta[i]
+                work[MOVING, i] = 1.0 - work[MOVING, i]
+    return True, False
+
+
+@njit(**_HELPER)
+def _length(step, work):
+    total = 0.0
+    for i in range(len(step)):
+        total += (step[i] / work[SCALE, i]) ** 2
+    return np.sqrt(total)
+
+
+@njit(**_HELPER)
+def _propose(theta, gradient, hessian, lower_limit, upper_limit, free, radius, step, work, index):
+    """Best step within the trust region and the limits.
+
+    Returns (predicted gain, scaled length, shift, posdef of the free block, gradient norm). Where the shift is 0 the
+    step leads to the minimum of the quadratic model within the limits.
+    """
+    for i in range(len(theta)):
+        diagonal = abs(hessian[i, i])
+        work[SCALE, i] = 1.0 / np.sqrt(diagonal) if diagonal > 0.0 else 1.0
+    slope, shift = _begin(theta, gradient, lower_limit, upper_limit, free, step, work), 0.0
+    posdef, found = _within_box(theta, gradient, hessian, lower_limit, upper_limit, free, 0.0, step, work, index)
+    length = _length(step, work)
+    if not (found and length <= radius):
+        shift = _bounded(
+            theta, gradient, hessian, lower_limit, upper_limit, free, radius, posdef, step, work, index
+        )  # fmt: skip
+        length = _length(step, work)
+    return _gain(gradient, hessian, step), length, shift, posdef, slope
+
+
+@njit(**_HELPER)
+def _bounded(theta, gradient, hessian, lower_limit, upper_limit, free, radius, posdef, step, work, index):
+    """The step of `_propose` where the trust region bounds it, or the Hessian is not definite; returns the shift."""
+    n_params, whole = len(theta), work[WHOLE]
+    _begin(theta, gradient, lower_limit, upper_limit, free, step, work)
+    n = _block(gradient, hessian, step, work, index)
+    shift = _shifted(work, n, radius, posdef and _factorise(work, n, 0.0))
+    for r in range(n):
+        step[index[r]] = work[P, r] * work[SCALE, index[r]]
+    fraction = 1.0
+    for i in range(n_params):
+        whole[i] = step[i]
+        room = max(lower_limit[i] - theta[i], min(step[i], upper_limit[i] - theta[i]))
+        if room != step[i]:
+            fraction = min(fraction, room / step[i])
+    if fraction == 1.0:
+        return max(shift, LEAST_SHIFT)
+    # from some shift on it is the way along the gradient, which never fails
+    shift, most = max(shift, LEAST_SHIFT), radius if radius < np.inf else FIRST_RADIUS
+    for _ in range(MAX_SHIFTS):
+        _begin(theta, gradient, lower_limit, upper_limit, free, step, work)
+        _, found = _within_box(theta, gradient, hessian, lower_limit, upper_limit, free, shift, step, work, index)
+        if found and _length(step, work) <= (1.0 + RADIUS_TOLERANCE) * most:
+            break
+        shift *= 10.0
+    if not posdef:
+        # from a saddle point only negative curvature leads away: as far as the first limit
         for i in range(n_params):
             whole[i] *= fraction
-        truncated = _gain(gradient, hessian, whole)
-        if truncated > gain:
-            gain, shift = truncated, np.inf
+        if _gain(gradient, hessian, whole) > _gain(gradient, hessian, step):
             _copy(whole, step)
-    length = 0.0
-    for i in range(n_params):
-        length += (step[i] / work[SCALE, i]) ** 2
-    return gain, np.sqrt(length), shift, posdef, np.sqrt(slope)
+    return shift
 
 
 @njit(**_HELPER)
@@ -679,8 +740,7 @@ def _fit_some(
             if shift == 0.0:
                 edm = gain
             unit = _unit(errordef, absolute)
-            stuck = not length > SMALLEST_RADIUS and shift != np.inf
-            at_end = at_end or stuck or _at_rest(theta, step)
+            at_end = at_end or length <= SMALLEST_RADIUS or _at_rest(theta, step)
             goal = edm_goal * (errordef if at_end else unit)
             if gain <= max(goal, ROUNDING * absolute):
                 if posdef and shift == 0.0:
@@ -693,7 +753,7 @@ def _fit_some(
             if nfev >= max_steps:
                 status = MAX_STEPS
                 break
-            if stuck:
+            if not length > SMALLEST_RADIUS:
                 status = STALLED
                 break
             _move(theta, step, lower_limit, upper_limit, trial)
