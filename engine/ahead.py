@@ -4,17 +4,21 @@ The fit is the same for all models, and is compiled once on a machine. That take
 compiles besides, and numba compiles one function at a time in a process.
 """
 
+import contextlib
 import hashlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numba
+
 from engine import newton_numba
-from kernels.translate import cache_directory, compiled_by
+from kernels.translate import KERNEL_SIGNATURE, cache_directory, compiled_by
 
 __all__ = ["AHEAD", "Ahead"]
 
+PATIENCE_SECONDS = 120.0
 _PROGRAM = "from engine.newton_numba import fit_toys; fit_toys()"
 
 
@@ -25,25 +29,36 @@ class Ahead:
 
     def begin(self) -> None:
         """Start it, if it has not been started."""
-        if self.process is not None or (os.cpu_count() or 1) < 2 or _marker().exists():
+        if self.process is not None or numba.get_num_threads() < 2 or _marker().exists():
             return
         paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-        nowhere = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen([sys.executable, "-P", "-c", _PROGRAM], env=environment, **nowhere)
+        nowhere = subprocess.DEVNULL
+        with contextlib.suppress(OSError):
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _PROGRAM], env=environment, stdin=nowhere, stdout=nowhere, stderr=nowhere
+            )
 
     def end(self) -> None:
         """Wait until the machine code is on disk; if it is not, because that failed, who fits compiles it himself."""
-        if self.process is not None:
-            if self.process.wait() == 0:
+        if self.process is None:
+            return
+        try:
+            if self.process.wait(PATIENCE_SECONDS) == 0:
                 _marker().touch()
-            self.process = None
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        except OSError:  # a full disk: the next run starts another one
+            pass
+        self.process = None
 
 
 AHEAD = Ahead()
 
 
 def _marker() -> Path:
-    """A file that tells that the fit was compiled."""
-    source = Path(str(newton_numba.__file__)).read_text(encoding="utf-8")
-    return cache_directory() / f"fit_{hashlib.sha256(chr(0).join([source, *compiled_by()]).encode()).hexdigest()[:24]}"
+    """A file that tells that this version of the fit was compiled; numba goes by the time of its source, too."""
+    source = Path(str(newton_numba.__file__))
+    told = "\0".join([str(source), str(source.stat().st_mtime_ns), KERNEL_SIGNATURE, *compiled_by()])
+    return cache_directory() / f"fit_{hashlib.sha256(told.encode()).hexdigest()[:24]}"

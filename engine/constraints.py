@@ -12,6 +12,7 @@ from engine.cost import Cost
 from engine.data import Rows, as_float64, shown
 from engine.leastsquares import covariance_factor
 from kernels.expectation import saturated, term_derivatives
+from kernels.program import EXPECTED
 from kernels.translate import compile_source
 
 __all__ = ["GammaConstraint", "NormalConstraint", "PoissonConstraint"]
@@ -36,6 +37,9 @@ class _Constraint(Cost):
             raise ValueError(f"value must be {k} finite numbers for {', '.join(self.names)}, got {shown(value)}")
         if self.nonnegative and not (self.value >= 0).all():
             raise ValueError(f"value must not be negative, got {shown(value)}")
+
+    def cheap_gradient(self, rows: Rows) -> bool:
+        return True
 
     def _positive(self, name: str, given: Any) -> np.ndarray:
         """A positive number for each parameter."""
@@ -193,6 +197,7 @@ class PoissonConstraint(_Constraint):
         def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
             ((_, measured, _),) = data
             terms, slope, curvature = term_derivatives(saturated)(scale * theta, self._unit * measured)
+            curvature = 1.0 / (scale * theta) if order == EXPECTED else curvature
             total = jnp.stack([jnp.sum(terms), jnp.sum(jnp.abs(terms))])
             parts = [total, scale * slope, jnp.diag(scale**2 * curvature)[below]]
             return jnp.concatenate(parts[: order + 1])
@@ -249,10 +254,6 @@ class GammaConstraint(PoissonConstraint):
 
 
 _UNCORRELATED = """
-CHEAP_GRADIENT = True
-EXPECTS = True
-
-
 def row_sums(theta, rows, shared, aux, begin, end, order, out):
     total = 0.0
     for i in range(len(theta)):
@@ -272,10 +273,6 @@ def row_sums(theta, rows, shared, aux, begin, end, order, out):
         k += 1
 """
 _NORMAL = """
-CHEAP_GRADIENT = True
-EXPECTS = True
-
-
 def row_sums(theta, rows, shared, aux, begin, end, order, out):
     n = len(theta)
     total = 0.0
@@ -296,10 +293,6 @@ def row_sums(theta, rows, shared, aux, begin, end, order, out):
             k += 1
 """
 _POISSON = """
-CHEAP_GRADIENT = True
-EXPECTS = True
-
-
 def row_sums(theta, rows, shared, aux, begin, end, order, out):
     total, absolute, k = 0.0, 0.0, 2 + len(theta)
     for i in range(len(theta)):

@@ -56,6 +56,13 @@ class Cost:
         """
         return None
 
+    def cheap_gradient(self, rows: Rows) -> bool:
+        """Whether a gradient takes much less time than a Hessian, and the Hessian is known that data have on average.
+
+        The latter is the `kernels.program.EXPECTED` output, and depends on the parameters alone.
+        """
+        return False
+
     def check(self, theta: np.ndarray) -> None:
         """Warn, once, of what is not exact at these parameters."""
 

@@ -10,14 +10,13 @@ from engine import newton_numba
 from engine.ahead import AHEAD
 from engine.cost import Cost
 from engine.data import Rows
-from engine.drivers import Fits, Settings
-from kernels.translate import traits_of
+from engine.drivers import Fits, Settings, approaches
+from kernels.translate import memory_of
 
 __all__ = ["NumbaDriver"]
 
 BLOCK_ROWS = 2**20  # of all toys that are handed to numba at once
 TURNS, MOST_TOGETHER = 4, 64
-FEWEST_STEPS = 2 * newton_numba.MOST_APPROACH  # evaluations that leave room for another way than Newton's
 
 # numba's default threading layer aborts the process when two Python threads enter it at once.
 _ONE_AT_A_TIME = threading.Lock()
@@ -38,11 +37,11 @@ class NumbaDriver:
     optimizer = None
 
     def __init__(self, cost: Cost, rows: Rows, batch_size: int | None = None) -> None:
-        self.rows = rows
+        self.cost, self.rows = cost, rows
         self.batch_size = batch_size
         self.n_params = len(cost.names)
         self.kernel = compiled(cost, rows)
-        self.traits = traits_of(self.kernel)
+        self.memory = memory_of(self.kernel)
         # numba's types are of writable arrays
         arrays = (rows.columns, cost.kernel_shared(rows), rows.aux, rows.offsets)
         self._arrays = tuple(
@@ -53,8 +52,7 @@ class NumbaDriver:
         """Fit the toys with these numbers, each from its row of `start`."""
         n_toys, n_params = start.shape
         fits = Fits.empty(n_toys, n_params)
-        many = n_params >= newton_numba.WIDE and settings.max_steps >= FEWEST_STEPS
-        approaches = many and self.traits.cheap_gradient
+        approached = approaches(self.cost, self.rows, settings)
         # in blocks, so that a progress bar moves and Ctrl-C is heard
         block = self.batch_size or max(64, n_toys // 20, self._per_block)
         for first in range(0, n_toys, block):
@@ -63,7 +61,7 @@ class NumbaDriver:
             of_part = (
                 together(len(approach)),
                 self.kernel,
-                self.traits.memory,
+                self.memory,
                 *self._arrays,
                 toys[part].astype(np.int64),
             )
@@ -71,10 +69,10 @@ class NumbaDriver:
             begin, values = np.ascontiguousarray(start[part]), fits.values[part]
             with _ONE_AT_A_TIME:
                 AHEAD.end()
-                if approaches:
-                    newton_numba.approach_toys()(*of_part, begin, *box, self.traits.expects, values, approach)
+                if approached:
+                    newton_numba.approach_toys()(*of_part, begin, *box, values, approach)
                     begin = values
-                max_steps = settings.max_steps - (newton_numba.MOST_APPROACH if approaches else 0)
+                max_steps = settings.max_steps - (newton_numba.MOST_APPROACH if approached else 0)
                 results = (values, fits.covariance[part], raw, fits.at_limit[part])
                 newton_numba.fit_toys()(*of_part, begin, *box, max_steps, *results)
             fits.fval[part], fits.edm[part] = raw[:, 0], raw[:, 1]
@@ -93,7 +91,7 @@ class NumbaDriver:
                 newton_numba.evaluate_toys()(
                     together(len(toys[part])),
                     self.kernel,
-                    self.traits.memory,
+                    self.memory,
                     *self._arrays,
                     toys[part].astype(np.int64),
                     np.array(theta[part], dtype=np.float64, order="C"),

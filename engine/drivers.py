@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.newton_numba import MOST_APPROACH, WIDE
 from engine.status import Status
 
 if TYPE_CHECKING:
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from engine.data import Rows
     from engine.xla import XlaDriver
 
-__all__ = ["Fits", "Problem", "Settings"]
+__all__ = ["Fits", "Problem", "Settings", "approaches"]
+
+FEWEST_STEPS = 2 * MOST_APPROACH  # evaluations that leave room for another way than Newton's
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class Settings:
     errordef: float
     edm_goal: float
     max_steps: int
+
+
+def approaches(cost: Cost, rows: Rows, settings: Settings) -> bool:
+    """Whether fits begin with the quasi-Newton steps of `engine.approach`."""
+    return len(cost.names) >= WIDE and settings.max_steps >= FEWEST_STEPS and cost.cheap_gradient(rows)
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,9 @@ class LeastSquares(Cost):
             )
         return kernels[n_x]
 
+    def cheap_gradient(self, rows: Rows) -> bool:
+        return self.covariance is not None
+
     def kernel(self, rows: Rows) -> Callable:
         return super().kernel(rows) if self.covariance is None else self._compiled(rows).kernel
 

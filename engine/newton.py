@@ -50,7 +50,18 @@ from engine.newton_numba import (
 from engine.status import Status
 from kernels.derivatives import packed_index
 
-__all__ = ["Box", "Evaluation", "NewtonState", "covariance_of", "newton", "newton_init", "newton_step", "unpack"]
+__all__ = [
+    "Box",
+    "Evaluation",
+    "NewtonState",
+    "covariance_of",
+    "moved",
+    "newton",
+    "newton_init",
+    "newton_step",
+    "scale_of",
+    "unpack",
+]
 
 
 class Evaluation(NamedTuple):
@@ -264,9 +275,15 @@ def _bounded(model: _Quadratic, moving: Array, radius: Array, posdef: Array, ins
     return jnp.where(~posdef & (model.gain(truncated) > model.gain(step)), truncated, step), shift
 
 
-def _unit(errordef: Array | float, absolute: Array) -> Array:
+def scale_of(errordef: Array | float, absolute: Array) -> Array:
     """The scale of a cost; where errors are but nominal, errordef may exceed all of it, and tells little."""
     return jnp.where(jnp.asarray(errordef) == CHI_SQUARE, jnp.minimum(errordef, absolute), errordef)
+
+
+def moved(theta: Array, step: Array, box: Box) -> Array:
+    """Where a step leads: onto a limit itself and not next to it, as theta + (limit - theta) may."""
+    inside = jnp.where(step >= box.upper - theta, box.upper, theta + step)
+    return jnp.where(step <= box.lower - theta, box.lower, inside)
 
 
 def newton_init(theta: Array) -> NewtonState:
@@ -311,7 +328,7 @@ def newton_step(
 
     absolute = state.best.absolute
     rounding = 100.0 * ROUNDING * absolute
-    near = jnp.maximum(NEAR * _unit(errordef, absolute), rounding)
+    near = jnp.maximum(NEAR * scale_of(errordef, absolute), rounding)
     actual = state.best.value - here.value
     ratio = jnp.where(state.gain > rounding, actual / state.gain, 0.0)
     moving = box.free & ~_outward(state.trial, here.gradient, box)
@@ -343,7 +360,7 @@ def newton_step(
     radius = jnp.where(~posdef & jnp.isinf(radius), FIRST_RADIUS, radius)
     full = (shift == 0.0) | ~posdef
     at_end |= (length <= SMALLEST_RADIUS) | jnp.all(jnp.abs(step) <= AT_REST * jnp.abs(theta))
-    goal = edm_goal * jnp.where(at_end, errordef, _unit(errordef, best.absolute))
+    goal = edm_goal * jnp.where(at_end, errordef, scale_of(errordef, best.absolute))
     ended = (gain <= jnp.maximum(goal, ROUNDING * best.absolute)) & full
     at_end = (gain <= edm_goal * errordef) & full
     edm = jnp.where(live & ((shift == 0.0) | ended), gain, state.edm)
@@ -359,9 +376,7 @@ def newton_step(
         ],
         RUNNING,
     ).astype(jnp.int32)
-    # onto a limit itself, and not next to it: theta + (limit - theta) may be another number
-    trial = jnp.where(step >= box.upper - theta, box.upper, theta + step)
-    trial = jnp.where(step <= box.lower - theta, box.lower, trial)
+    trial = moved(theta, step, box)
 
     # the last Newton step is taken, and its result is known well enough not to be evaluated
     converged = status == Status.CONVERGED

@@ -632,18 +632,15 @@ def _slopes(out, gradient):
 
 @njit(**_HELPER)
 def _approach(
-    kernel, rows, shared, measured, begin, end, out, nfev, theta, lower_limit, upper_limit, errordef, edm_goal, common,
-    own, steps, changes, weights, gradient, trial, trial_gradient, step, work,
+    kernel, rows, shared, measured, begin, end, out, theta, lower_limit, upper_limit, errordef, edm_goal, common, own,
+    steps, changes, weights, gradient, trial, trial_gradient, step, work,
 ):  # fmt: skip
-    """Go towards the minimum by values and gradients alone, as long as that is quick; returns the evaluations so far.
+    """`engine.approach`, from `theta` and `common`, the inverse of the expected Hessian there; all behind is memory.
 
-    Quasi-Newton steps from `common`, the inverse of the expected Hessian at the start. Each must bring down the cost
-    and what is still to be gained; where one does not, or nothing is left to gain, it ends at `theta`. Who is put onto
-    a limit stays there. `out` holds the first evaluation if there was any; all behind `common` is memory.
+    `theta` is where it ends; returns the number of evaluations.
     """
-    if nfev == 0:
-        kernel(theta, rows, shared, measured, begin, end, FIRST, out)
-        nfev = 1
+    kernel(theta, rows, shared, measured, begin, end, FIRST, out)
+    nfev = 1
     n_pairs, metric = ZERO, common
     value, absolute = out[0], out[1]
     if not _slopes(out, gradient):
@@ -827,7 +824,7 @@ def _fit_some(
 
 def _approach_some(
     first, last, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef,
-    edm_goal, shares, values, nfev,
+    edm_goal, values, nfev,
 ):  # fmt: skip
     n_params = start.shape[1]
     out = np.zeros(2 + n_params + n_params * (n_params + 1) // 2 + memory)
@@ -846,9 +843,8 @@ def _approach_some(
         k = toys[t]
         measured, begin, end, theta = aux[k], offsets[k], offsets[k + 1], values[t]
         _copy(start[t], theta)
-        # one for all toys is none of this toy
-        nfev[t] = 0 if shares else 1
-        if not shares or t == first or _differ(start[t], start[t - 1]):
+        nfev[t] = 0
+        if t == first or _differ(start[t], start[t - 1]):
             kernel(theta, rows, shared, measured, begin, end, EXPECTED, out)
             _unpack(out, gradient, hessian)
             usable = _factorised(hessian, active, work, index)
@@ -856,8 +852,8 @@ def _approach_some(
                 _covariance(active, 0.5, common, work, index)
         if usable:
             nfev[t] = _approach(
-                kernel, rows, shared, measured, begin, end, out, nfev[t], theta, lower_limit, upper_limit, errordef,
-                edm_goal, common, own, steps, changes, weights, gradient, trial, trial_gradient, step, work,
+                kernel, rows, shared, measured, begin, end, out, theta, lower_limit, upper_limit, errordef, edm_goal,
+                common, own, steps, changes, weights, gradient, trial, trial_gradient, step, work,
             )  # fmt: skip
 
 
@@ -888,14 +884,14 @@ def _fit_toys(
 
 def _approach_toys(
     some, together, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef,
-    edm_goal, shares, values, nfev,
+    edm_goal, values, nfev,
 ):  # fmt: skip
     n = len(toys)
     for block in prange((n + together - 1) // together):
         first = block * together
         some(
             first, min(first + together, n), kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit,
-            upper_limit, free, errordef, edm_goal, shares, values, nfev,
+            upper_limit, free, errordef, edm_goal, values, nfev,
         )  # fmt: skip
 
 
@@ -931,10 +927,9 @@ def fit_toys() -> Callable:
 def approach_toys() -> Callable:
     """The compiled approach of many toys, from where Newton goes on: for kernels with a cheap gradient.
 
-    It is called with what `fit_toys` is up to `edm_goal`, then (shares, values, nfev): whether toys with the same start
-    have the same expected Hessian, and the results.
+    It is called with what `fit_toys` is up to `edm_goal`, and (values, nfev) for the results.
     """
-    given = (*_DATA, _TABLE, *_BOX, types.f8, types.f8, types.b1, _TABLE, _NUMBERS)
+    given = (*_DATA, _TABLE, *_BOX, types.f8, types.f8, _TABLE, _NUMBERS)
     return _in_parallel(_approach_some, _approach_toys, given)
 
 

@@ -115,6 +115,9 @@ class PoissonNLL(Cost):
 
         return of_leaf
 
+    def cheap_gradient(self, rows: Rows) -> bool:
+        return len(rows.names) == 1
+
     def score_covariance(self, rows: Rows) -> Callable | None:
         if "scale" not in rows.names:
             return None

@@ -86,7 +86,8 @@ class IndependentCost:
         compiled = cost.__dict__.setdefault("_independent", {})
         if rows.form not in compiled:
             f = cost.reference(rows)
-            compiled[rows.form] = jax.jit(jax.value_and_grad(f)), jax.jit(functools.partial(_hessian, f))
+            # of two threads the first wins, so that both use one
+            compiled.setdefault(rows.form, (jax.jit(jax.value_and_grad(f)), jax.jit(functools.partial(_hessian, f))))
         self.first_order, self.second_order = compiled[rows.form]
         self.toy: int | None = None
         self.data: tuple = ()
@@ -115,7 +116,7 @@ class IndependentCost:
 
 
 def _padded(n_rows: int) -> int:
-    """`n_rows` rounded up by an eighth at most, so that toys of about one length share what is compiled."""
+    """`n_rows` rounded up by 256 or an eighth at most, so that toys of about one length share what is compiled."""
     granule = max(256, 1 << max(n_rows.bit_length() - 4, 0))
     return -(-n_rows // granule) * granule
 

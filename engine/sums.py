@@ -119,7 +119,7 @@ class SumCost(Cost):
     def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
         functions = [part.outputs(leaf, tile, order) for part, leaf in zip(self.leaves, rows.parts, strict=True)]
         n_params = len(self.names)
-        n_kept = {0: 2, 1: 2 + n_params, 2: 2 + n_params + n_params * (n_params + 1) // 2}[order]
+        n_kept = 2 + [0, n_params, n_params * (n_params + 3) // 2][min(order, 2)]
 
         def total(theta: Array, data: tuple, shared: tuple) -> Array:
             result = jnp.zeros(n_kept)
@@ -140,6 +140,9 @@ class SumCost(Cost):
             return result
 
         return total
+
+    def cheap_gradient(self, rows: Rows) -> bool:
+        return all(part.cheap_gradient(leaf) for part, leaf in zip(self.leaves, rows.parts, strict=True))
 
     def check(self, theta: np.ndarray) -> None:
         for cost in self.costs:

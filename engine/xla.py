@@ -10,15 +10,17 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
+from engine.approach import ApproachState, approach_init, approach_step, inverse
 from engine.cost import Cost
 from engine.data import Rows, lane_data, shared_columns
-from engine.drivers import Fits, Settings
+from engine.drivers import Fits, Settings, approaches
 from engine.lanes import Lanes, bucket
 from engine.newton import Box, NewtonState, covariance_of, newton_init, newton_step, unpack
-from engine.newton_numba import RUNNING
+from engine.newton_numba import MOST_APPROACH, RUNNING
 from engine.status import Status
 from kernels.derivatives import n_outputs, packed_index
 from kernels.nodes import UntranslatableError
+from kernels.program import EXPECTED, FIRST
 from kernels.xla import n_intermediates
 
 __all__ = ["XlaDriver"]
@@ -128,7 +130,11 @@ class XlaDriver:
                 if progress is not None:
                     progress(len(rows))
 
-            rules = (box, settings.errordef, settings.edm_goal, settings.max_steps)
+            max_steps = settings.max_steps
+            if self.optimizer is None and approaches(self.cost, self.rows, settings):
+                theta, nfev = self._approach(toys, start, settings)
+                max_steps -= MOST_APPROACH
+            rules = (box, settings.errordef, settings.edm_goal, max_steps)
             self._run(self._newton_lanes(), toys, theta, rules, store)
         return fits
 
@@ -210,6 +216,51 @@ class XlaDriver:
             "newton",
             lambda: Lanes(self._sums(2), newton_init, step, lambda s: s.status == RUNNING, self.mesh, self.fewest),
         )
+
+    def _approach(self, toys: np.ndarray, start: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+        """Where the quasi-Newton steps of `engine.approach` end, and their numbers of evaluations."""
+        theta, nfev = np.array(start), np.zeros(len(toys), dtype=np.int64)
+        box, n_params = Box(settings.lower, settings.upper, settings.free), self.n_params
+
+        def step(state: ApproachState, at: Callable, rules: tuple) -> ApproachState:
+            box, errordef, edm_goal = rules
+            return approach_step(state, at(state.trial), box, errordef=errordef, edm_goal=edm_goal)
+
+        def make() -> Lanes:
+            init = lambda start: approach_init(start, n_params)  # noqa: E731
+            return Lanes(self._sums(FIRST), init, step, lambda s: s.going, self.mesh, self.fewest)
+
+        lanes = self._compiled("approach", make)
+        for first in range(0, len(toys), self.lanes):
+            part = np.arange(first, min(first + self.lanes, len(toys)))
+            points, which = np.unique(start[part], axis=0, return_inverse=True)
+            inverses, usable = self._inverses(toys[:1], points, settings.free)
+            which = which.reshape(-1)
+            part, which = part[usable[which]], which[usable[which]]
+
+            def store(rows: np.ndarray, at: np.ndarray, state: ApproachState, part: np.ndarray = part) -> None:
+                theta[part[rows]], nfev[part[rows]] = np.asarray(state.theta)[at], np.asarray(state.nfev)[at]
+
+            if len(part):
+                begin = np.concatenate([start[part], inverses[which].reshape(len(part), -1)], axis=1)
+                self._run(lanes, toys[part], begin, (box, settings.errordef, settings.edm_goal), store)
+        return theta, nfev
+
+    def _inverses(self, toy: np.ndarray, points: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The inverses of the expected Hessians at some points, the same for all toys, and which there are."""
+
+        def make() -> Callable:
+            sums, n_params = self._sums(EXPECTED), self.n_params
+            of_point = lambda theta, data, shared, free: inverse(  # noqa: E731
+                unpack(sums(theta, data, shared), n_params).hessian, free
+            )
+            return jax.jit(jax.vmap(of_point, in_axes=(0, None, None, None)))
+
+        data = jax.tree.map(lambda a: a[0], self._lane_data(toy))
+        padded = np.resize(points, (bucket(len(points), 1), self.n_params))
+        found = self._compiled("inverses", make)(padded, data, self._shared(), free)
+        inverses, usable = (np.asarray(a)[: len(points)] for a in found)
+        return inverses, usable
 
     def _finished(self, state: NewtonState, lanes: np.ndarray, box: Box, errordef: float) -> Fits:
         """The fits of some lanes, which come to the host in one array."""

@@ -16,6 +16,7 @@ from jax import Array
 
 from kernels.arrays import _function_source
 from kernels.loops import _Pool
+from kernels.program import EXPECTED, FIRST, SECOND
 from kernels.translate import _HEADER, KERNEL_SIGNATURE, import_source
 
 __all__ = ["VectorKernel", "expectation_kernel", "expectation_outputs", "saturated", "term_derivatives"]
@@ -224,7 +225,7 @@ def expectation_kernel(
     below = np.argwhere(np.tril(bent))
     places = [[int(i * (i + 1) // 2 + j), int(i * n_params + j)] for i, j in below]
     text = "" if linear else f"BENT = np.array({places}, dtype=np.uint64)\n"
-    text += f"MEMORY = {ends[-1] - memory}\nCHEAP_GRADIENT = True\nEXPECTS = {n_columns == 1}\n"
+    text += f"MEMORY = {ends[-1] - memory}\n"
     text += "".join(f"{name} = np.uint64({value})\n" for name, value in sizes.items())
     text += "\n\n".join([first, terms] if linear else [first, terms, second])
     columns = [f"rows[{k}, begin:end], " for k in range(n_columns)]
@@ -248,8 +249,8 @@ def expectation_outputs(expected: Callable, n_params: int, order: int, *, term: 
     ----------
     expected, n_params, term
         As of `expectation_kernel`.
-    order : {0, 1, 2}
-        Highest derivative; the outputs of higher ones are left out.
+    order : {0, FIRST, SECOND, EXPECTED}
+        See `kernels.program`; the outputs of higher derivatives are left out.
     """
     derivatives, below = term_derivatives(term), np.tril_indices(n_params)
 
@@ -258,12 +259,17 @@ def expectation_outputs(expected: Callable, n_params: int, order: int, *, term: 
         mu = mean(theta)
         terms, slope, curvature = derivatives(mu, *columns)
         parts = [jnp.stack([jnp.sum(terms), jnp.sum(jnp.abs(terms))])]
-        if order >= 1:
+        if order == FIRST:
+            parts += jax.vjp(mean, theta)[1](slope)
+        if order >= SECOND:
             jacobian = jax.jacfwd(mean)(theta)
             parts.append(slope @ jacobian)
-        if order == 2:
+        if order == SECOND:
             bend = jax.jacfwd(jax.grad(lambda t: jax.lax.stop_gradient(slope) @ mean(t)))(theta)
             parts.append((jacobian.T @ (curvature[:, None] * jacobian) + bend)[below])
+        if order == EXPECTED:
+            _, _, curvature = derivatives(mu, mu, *columns[1:])
+            parts.append((jacobian.T @ (curvature[:, None] * jacobian))[below])
         return jnp.concatenate(parts)
 
     return outputs

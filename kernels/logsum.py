@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array
 
 from kernels.program import GRADIENT
-from kernels.translate import _HEADER, KERNEL_SIGNATURE, import_source, traits_of
+from kernels.translate import _HEADER, KERNEL_SIGNATURE, import_source, memory_of
 
 __all__ = ["compile_log", "log_outputs"]
 
@@ -37,8 +37,7 @@ def row_sums(theta, rows, shared, aux, begin, end, order, out):
 def compile_log(kernel: Callable) -> Callable:
     """The kernel of aux[0] * log(value), and its derivatives, of a compiled kernel whose value is positive."""
     module = kernel.py_func.__module__  # type: ignore[attr-defined]
-    memory = traits_of(kernel).memory
-    source = _KERNEL.format(module=module, signature=KERNEL_SIGNATURE, gradient=GRADIENT, memory=memory)
+    source = _KERNEL.format(module=module, signature=KERNEL_SIGNATURE, gradient=GRADIENT, memory=memory_of(kernel))
     return import_source(_HEADER + source.lstrip()).row_sums
 
 

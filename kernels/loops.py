@@ -214,7 +214,8 @@ class _Writer:
         """A write of a sum as one for each term, where most terms are zero at most places."""
         terms = self.terms(write.value)
         sizes = [np.count_nonzero(np.broadcast_to(term.mask, term.shape)) for term in (write.value, *terms)]
-        if write.mode != "set" or write.indirect or write.after or 2 * sum(sizes[1:]) > len(terms) * sizes[0]:
+        whole = len(terms) == 1 or write.mode != "set" or write.indirect or write.after
+        if whole or 2 * sum(sizes[1:]) > len(terms) * sizes[0]:
             return [write]
         target = write.target
         return [_Write(_Value(target.buffer, target.view, term.mask), "add", term) for term in terms]

@@ -17,7 +17,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import llvmlite
 import numba
@@ -33,7 +33,6 @@ from kernels.statements import assignments
 __all__ = [
     "KERNEL_SIGNATURE",
     "MAP_SIGNATURE",
-    "KernelTraits",
     "cache_directory",
     "compile_kernel",
     "compile_map",
@@ -41,12 +40,11 @@ __all__ = [
     "compile_sum",
     "compiled_by",
     "kernel_source",
-    "traits_of",
+    "memory_of",
 ]
 
 # kernel(theta, rows, shared, aux, begin, end, order, out): rows begin to end of the toy; `kernels.program` has `order`
-# and `out`, which goes on with the kernel's own memory: numbers that are zero at the first call and kept from call to
-# call. `KernelTraits` is what a kernel's module tells.
+# and `out`, which goes on with the kernel's own memory: `memory_of(kernel)` numbers, zero at the first call and kept
 KERNEL_SIGNATURE = "void(f8[::1], f8[:, ::1], f8[:, ::1], f8[::1], i8, i8, i8, f8[::1])"
 # map(theta, rows, begin, end): column 0 of the rows begin to end, in place
 MAP_SIGNATURE = "void(f8[::1], f8[:, ::1], i8, i8)"
@@ -179,28 +177,9 @@ def compile_source(source: str) -> Callable:
     return import_source(_HEADER + source.lstrip().replace(_DEFINITION, decorator + _DEFINITION)).row_sums
 
 
-class KernelTraits(NamedTuple):
-    """What is known of a kernel.
-
-    Attributes
-    ----------
-    memory : int
-        How many numbers it keeps behind its outputs.
-    cheap_gradient : bool
-        Whether it takes much less time without the Hessian.
-    expects : bool
-        Whether the Hessian of order EXPECTED is the same for all toys.
-    """
-
-    memory: int
-    cheap_gradient: bool
-    expects: bool
-
-
-def traits_of(kernel: Callable) -> KernelTraits:
-    """What the module of a kernel tells; a kernel that tells nothing keeps no memory and always makes its Hessian."""
-    told = vars(sys.modules[kernel.py_func.__module__])  # type: ignore[attr-defined]
-    return KernelTraits(told.get("MEMORY", 0), told.get("CHEAP_GRADIENT", False), told.get("EXPECTS", False))
+def memory_of(kernel: Callable) -> int:
+    """How many numbers a kernel keeps behind its outputs."""
+    return vars(sys.modules[kernel.py_func.__module__]).get("MEMORY", 0)  # type: ignore[attr-defined]
 
 
 def compile_map(function: Callable, n_params: int, n_columns: int = 1):
@@ -271,11 +250,11 @@ def compile_sum(
     whole = list(places[0]) == list(range(n_outputs)) and factors[0] == 1.0
     lines += [] if whole else [f"    for k in range({n_outputs}):", "        out[k] = 0.0"]
     lines += ["    first = begin"]
-    n_shared, n_aux, memory, traits = 0, n, n_outputs, [traits_of(kernel) for kernel in kernels]
+    n_shared, n_aux, memory = 0, n, n_outputs
     for p, (index, place, factor, (more_shared, more_aux)) in enumerate(
         zip(indices, places, factors, shapes, strict=True)
     ):
-        theta, out, behind = "theta", "out", memory + traits[p].memory
+        theta, out, behind = "theta", "out", memory + memory_of(kernels[p])
         lines += [f"    last = first + int(aux[{p}])"]
         if p or not whole:
             theta, out, outputs = f"theta{p}", f"out{p}", memory + len(index)
@@ -288,6 +267,5 @@ def compile_sum(
             add = f"        out[ADD{p}[k, 0]] += {float(factor)!r} * {out}[ADD{p}[k, 1]]"
             lines += [f"    for k in range({GRADIENT + len(index)} if order == FIRST else {len(filled[p])}):", add]
         n_shared, n_aux, memory = n_shared + more_shared, n_aux + more_aux, behind
-    lines += [f"MEMORY = {memory - n_outputs}", f"CHEAP_GRADIENT = {all(t.cheap_gradient for t in traits)}"]
-    lines += [f"EXPECTS = {all(t.expects for t in traits)}"]
+    lines += [f"MEMORY = {memory - n_outputs}"]
     return import_source(_HEADER + "\n".join(lines) + "\n").row_sums

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from engine.ahead import AHEAD
 from engine.data import Rows
 from engine.devices import preferred
 from engine.fit import fit_batch
@@ -45,8 +44,6 @@ def compile_study(study: Study, options: Options) -> Compiled:
     ValueError
         If the cost cannot take what the sampler throws, or the density of the model does not have its integral.
     """
-    if options.backend != "jax" and options.device in ("auto", "cpu"):
-        AHEAD.begin()
     if study.observable is not None:
         for point in (study.truth, study.start):
             values = {**study.start, **{name: point[name] for name in study.cost.names if name in point}}

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from engine.ahead import AHEAD
 from engine.minos import MinosResult
 from engine.reference import Validation
 from engine.result import FitResult
@@ -138,6 +139,8 @@ def run(
         found = identity(out)
         phase("compile", 1)
         with _timed(times, "compile"):
+            if not workers and options.backend != "jax" and options.device != "gpu" and options.optimizer == "newton":
+                AHEAD.begin()
             compiled = workers.compile(out, options) if workers else compile_study(study, options)
         advance(1)
         chunk = options.chunk or _chunk(compiled.bytes_per_toy)

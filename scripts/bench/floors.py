@@ -19,12 +19,10 @@ import numpy as np
 from bench.rates import Rates
 
 from engine.cost import Cost
-from engine.cpu import compiled
 from engine.data import Rows
 from engine.newton_numba import WIDE
 from kernels.nodes import LEAVES
 from kernels.program import FIRST, SECOND, Outer, Program
-from kernels.translate import traits_of
 
 __all__ = ["Fitted", "Floor", "count_program", "count_source", "floor_of"]
 
@@ -119,7 +117,7 @@ def floor_of(case: Fitted, rates: Rates, evaluations: float | None = None) -> Fl
     seconds["reading"] = (own + shared) / (rates.l2_bytes if own + shared < _L2_BYTES else rates.memory_bytes)
     once = max(own / rates.memory_bytes, _seconds(_products(p**3 / 3), rates)["arithmetic"])  # first read, covariance
     first_order = Counter[str]()
-    if p >= WIDE and traits_of(compiled(case.cost, rows)).cheap_gradient:
+    if p >= WIDE and case.cost.cheap_gradient(rows):
         first_order = sum((_count_leaf(cost, leaf, FIRST) for cost, leaf in pairs), Counter()) + _products(p**2)
     each = max(_seconds(first_order, rates).values()) if first_order else max(seconds.values())
     of_fit = lambda n: (n - 1) * each + max(seconds.values()) + once  # noqa: E731

@@ -14,7 +14,7 @@ def cold(tmp_path, monkeypatch):
     """A cache in which nothing is."""
     tmp_path.chmod(0o700)
     monkeypatch.setenv("BATCHFIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(ahead.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(ahead.numba, "get_num_threads", lambda: 2)
     return tmp_path
 
 
@@ -61,7 +61,7 @@ def test_it_finds_this_package_first(cold, monkeypatch, tmp_path):
 
 
 def test_a_single_core_compiles_itself(cold, monkeypatch):
-    monkeypatch.setattr(ahead.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(ahead.numba, "get_num_threads", lambda: 1)
     one = ahead.Ahead()
     one.begin()
     assert one.process is None

@@ -12,7 +12,7 @@ from kernels.expectation import expectation_kernel
 from kernels.graph import UntranslatableError
 from kernels.loops import _Pool
 from kernels.program import ABSOLUTE, GRADIENT, SECOND, VALUE
-from kernels.translate import traits_of
+from kernels.translate import memory_of
 
 RNG = np.random.default_rng(1)
 X = RNG.uniform(0.2, 0.9, 6)
@@ -277,7 +277,7 @@ def evaluate(model, theta, counts):
     columns = np.full((2, len(counts) + 5), np.nan)
     columns[0, 3:-2] = counts
     n_outputs = GRADIENT + n + n * (n + 1) // 2
-    out = np.zeros(n_outputs + traits_of(model.kernel).memory)
+    out = np.zeros(n_outputs + memory_of(model.kernel))
     # what the kernel keeps of another point, or of none, must not matter
     for point in (0.9 * theta, np.full(n, np.nan), theta):
         model.kernel(point, columns, model.shared, np.empty(0), 3, 3 + len(counts), SECOND, out)

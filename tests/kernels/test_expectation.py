@@ -8,7 +8,7 @@ from scipy import stats
 
 from kernels.expectation import expectation_kernel, expectation_outputs, saturated, term_derivatives
 from kernels.program import SECOND
-from kernels.translate import traits_of
+from kernels.translate import memory_of
 
 N = 9
 
@@ -39,7 +39,7 @@ def test_any_term_with_columns_of_the_toy_and_shared_ones():
 
     exact = jax.jit(lambda theta: (cost(theta), jax.grad(cost)(theta), jax.hessian(cost)(theta)))
     for theta in rng.uniform(0.3, 1.5, (3, 3)):
-        out = np.zeros(2 + 3 + 6 + traits_of(model.kernel).memory)
+        out = np.zeros(2 + 3 + 6 + memory_of(model.kernel))
         model.kernel(theta, rows, shared, np.empty(0), 4, 4 + N, SECOND, out)
         out = out[: 2 + 3 + 6]
         with jax.enable_x64(True):
@@ -60,7 +60,7 @@ def test_orders_are_the_first_outputs():
         )
     assert [len(first), len(second), len(third)] == [2, 5, 11]
     np.testing.assert_array_equal(first, third[:2])
-    np.testing.assert_array_equal(second, third[:5])
+    np.testing.assert_allclose(second, third[:5], rtol=1e-14)  # in reverse mode, without the Jacobian
 
 
 def test_saturated_term_and_its_derivatives_against_scipy():
