@@ -176,7 +176,7 @@ class FitResult:
     status : (n_toys,) int8
         Integers of `Status`.
     nfev : (n_toys,) int64
-        Evaluations of the cost.
+        Evaluations of the cost with gradient and Hessian; of templates with many parameters most without the Hessian.
     at_limit : (n_toys, n_params) bool
         The value equals a limit and the gradient pushes outward.
     has_posdef_covar, rescued : (n_toys,) bool
