@@ -1,10 +1,10 @@
 """Trust-region Newton with the exact Hessian, within limits: one pure step, and the same as an optax transformation.
 
 At the best point so far, with gradient g and Hessian H, the step minimises g.p + p.H.p / 2 within the limits, if that
-lies in a ball in the parameters scaled by |H_ii|^(-1/2) (so that nothing depends on units). The ball is infinite until a
-step fails, so that near the minimum the steps are Newton's own and converge quadratically. Where it bounds the step, or H
-is not positive definite, H is shifted: More & Sorensen's shift, or more where limits are crossed; and where the gradient
-does not show a direction of negative curvature, as at a saddle point, the step takes one.
+lies in a ball in the parameters scaled by |H_ii|^(-1/2) (so that nothing depends on units). The ball is infinite
+until a step fails, so that near the minimum the steps are Newton's own and converge quadratically. Where it bounds
+the step, or H is not positive definite, H is shifted: More & Sorensen's shift, or more where limits are crossed; and
+where the gradient does not show a direction of negative curvature, as at a saddle point, the step takes one.
 
 - A step is judged by the fall of the cost, and near the minimum, where that is rounding noise, by its gradient.
 - The fit ends where a full Newton step would gain less than EDM_GOAL errordef, or less than the rounding of the
