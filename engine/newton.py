@@ -35,6 +35,7 @@ from engine.newton_numba import (
     AT_REST,
     CHI_SQUARE,
     EDM_GOAL,
+    ENOUGH,
     FIRST_RADIUS,
     LEAST_SHIFT,
     MAX_SHIFTS,
@@ -271,9 +272,11 @@ def _bounded(model: _Quadratic, moving: Array, radius: Array, posdef: Array, ins
 
     start = (whole, shift, shift, 0, inside | (fraction == 1.0))
     step, _, shift, *_ = lax.while_loop(lambda c: ~c[-1] & (c[-2] < MAX_SHIFTS), further, start)
-    # from a saddle point only negative curvature leads away: as far as the first limit
-    truncated = whole * fraction
-    return jnp.where(~posdef & (model.gain(truncated) > model.gain(step)), truncated, step), shift
+    # from a saddle point only negative curvature leads away: along the limits, or as far as the first
+    gain, other = model.gain(room), model.gain(whole * fraction)
+    curved = jnp.where(gain > other, room, whole * fraction)
+    enough = (fraction < 1.0) & ~posdef & (jnp.maximum(gain, other) > ENOUGH * model.gain(step))
+    return jnp.where(enough, curved, step), shift
 
 
 def scale_of(errordef: Array | float, absolute: Array) -> Array:

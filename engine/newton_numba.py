@@ -34,6 +34,7 @@ RUNAWAY = 1e15  # a parameter that has grown by this factor runs away
 RADIUS_TOLERANCE = 0.1
 MAX_SHIFTS = 40
 LEAST_SHIFT = 1e-3  # of a step that crosses limits and is bounded, in units of the diagonal
+ENOUGH = 0.1  # part of the gain of such a step with which one of negative curvature is preferred
 PATIENCE, MOST_ROUNDS = 3, 40  # in the search for who is on a limit
 PULL = 1e-12  # of a parameter on a limit, in terms of what it is the sum of, that is none
 WIDE = 8  # from so many parameters on, loops are in vectors
@@ -441,7 +442,7 @@ def _propose(theta, gradient, hessian, lower_limit, upper_limit, free, radius, s
 @njit(**_HELPER)
 def _bounded(theta, gradient, hessian, lower_limit, upper_limit, free, radius, posdef, step, work, index):
     """The step of `_propose` where the trust region bounds it, or the Hessian is not definite; returns the shift."""
-    n_params, whole = len(theta), work[WHOLE]
+    n_params, whole, clipped = len(theta), work[WHOLE], work[DIRECTION]
     _begin(theta, gradient, lower_limit, upper_limit, free, step, work)
     n = _block(gradient, hessian, step, work, index)
     shift = _shifted(work, n, radius, posdef and _factorise(work, n, 0.0))
@@ -450,9 +451,9 @@ def _bounded(theta, gradient, hessian, lower_limit, upper_limit, free, radius, p
     fraction = 1.0
     for i in range(n_params):
         whole[i] = step[i]
-        room = max(lower_limit[i] - theta[i], min(step[i], upper_limit[i] - theta[i]))
-        if room != step[i]:
-            fraction = min(fraction, room / step[i])
+        clipped[i] = max(lower_limit[i] - theta[i], min(step[i], upper_limit[i] - theta[i]))
+        if clipped[i] != step[i]:
+            fraction = min(fraction, clipped[i] / step[i])
     if fraction == 1.0:
         return max(shift, LEAST_SHIFT)
     # from some shift on it is the way along the gradient, which never fails
@@ -464,11 +465,12 @@ def _bounded(theta, gradient, hessian, lower_limit, upper_limit, free, radius, p
             break
         shift *= 10.0
     if not posdef:
-        # from a saddle point only negative curvature leads away: as far as the first limit
+        # from a saddle point only negative curvature leads away: along the limits, or as far as the first
         for i in range(n_params):
             whole[i] *= fraction
-        if _gain(gradient, hessian, whole) > _gain(gradient, hessian, step):
-            _copy(whole, step)
+        gain, other = _gain(gradient, hessian, clipped), _gain(gradient, hessian, whole)
+        if max(gain, other) > ENOUGH * _gain(gradient, hessian, step):
+            _copy(clipped if gain > other else whole, step)
     return shift
 
 

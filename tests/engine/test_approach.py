@@ -128,14 +128,18 @@ def test_both_backends_come_to_the_same_of_several_minima():
     assert len(set(np.sign(numba.values[:, 0].round(3)))) > 1
 
 
-def test_weights_and_held_parameters(toys, monkeypatch):
-    """The expected Hessian of a weighted histogram is each toy's own; a profile scan holds a parameter for each toy."""
-    weighted = np.stack([1.5 * toys, 1.5**2 * toys], axis=-1)
-    for data, fixed in ((weighted, None), (toys, {"mu": np.linspace(0.0, 3.0, N_TOYS)}), (toys, ["g0", "a1"])):
+def test_held_parameters(toys, monkeypatch):
+    """A profile scan holds a parameter at another value for each toy."""
+    for fixed in ({"mu": np.linspace(0.0, 3.0, N_TOYS)}, ["g0", "a1"]):
         options = {"limits": LIMITS, "fixed": fixed}
-        result = fit_batch(COST, (data, None, None, None), TRUTH, backend="numba", **options)
+        result = fit_batch(COST, (toys, None, None, None), TRUTH, backend="numba", **options)
         assert result.valid.all()
-        assert_same_minima(result, newton_alone(monkeypatch, COST, (data, None, None, None), TRUTH, **options))
+        assert_same_minima(result, newton_alone(monkeypatch, COST, (toys, None, None, None), TRUTH, **options))
+
+
+def test_weighted_histograms_have_an_expected_hessian_each(toys):
+    rows = [COUNTS.rows(data) for data in (toys, np.stack([toys, toys], axis=-1))]
+    assert [COUNTS.cheap_gradient(each) for each in rows] == [True, False]
 
 
 def test_linear_least_squares_with_a_covariance(monkeypatch):
@@ -181,21 +185,15 @@ def test_evaluations_are_counted_and_limited(toys):
     assert result.valid.all()
 
 
-def test_a_toy_whose_gradient_is_none_keeps_its_status(toys, monkeypatch):
-    """An expectation that vanishes in a filled bin at the start, and one that turns negative on the way."""
+def test_a_toy_whose_gradient_is_none_keeps_its_status(toys):
+    """An expectation that vanishes in a filled bin at the start."""
 
     def partly(mu, *theta):
         return jnp.where(jnp.arange(N_BINS) == 0, theta[-1] - 1.0, expected(mu, *theta))
 
-    def falling(mu, *theta):
-        return expected(mu, *theta) - 3.0 * theta[0] ** 2
-
-    for model in (partly, falling):
-        cost = PoissonNLL(model, name=NAMES) + SHAPE_CONSTRAINT
-        result = fit_batch(cost, toys, TRUTH, backend="numba", retries=0)
-        alone = newton_alone(monkeypatch, cost, toys, TRUTH, retries=0)
-        np.testing.assert_array_equal(result.status, alone.status)
-    assert (fit_batch(cost, toys, TRUTH, backend="numba").fval > 0).all()
+    cost = PoissonNLL(partly, name=NAMES) + SHAPE_CONSTRAINT
+    result = fit_batch(cost, toys, TRUTH, backend="numba", retries=0)
+    np.testing.assert_array_equal(result.status, Status.NONFINITE)
 
 
 @pytest.mark.parametrize("cost", [COUNTS, SHAPE_CONSTRAINT, SCALES, COST + PoissonNLL(control, name=NAMES)])

@@ -211,7 +211,8 @@ def test_saddle_start(two_groups):
     equal = {"f": 0.5, "a": 2.8, "b": 2.8, "sa": 1.6, "sb": 1.6}
     result = fit_batch(MIXTURE, two_groups, equal, limits=MIXTURE_LIMITS, backend="numba")
     near = fit_batch(MIXTURE, two_groups, [0.4, 1.0, 4.0, 0.3, 1.0], limits=MIXTURE_LIMITS, backend="numba")
-    assert near.valid.all() and result.valid.all() and result.rescued.mean() < 0.25
+    # a way down that takes f onto a limit leaves one component, whose other is flat: a retry finds both
+    assert near.valid.all() and result.valid.all() and result.rescued.mean() < 0.5
     # up to the names of the two; few of the ways down end in another minimum
     assert np.mean(np.abs(result.fval - near.fval) < 1e-7) > 0.95
 

@@ -389,7 +389,7 @@ def test_a_start_next_to_a_limit_is_no_minimum(backend):
     problem = {"aa": 1.0, "bb": 1.0, "ab": 0.9, "a1": 1.0, "b1": -0.5}
     free = np.linalg.solve([[1.0, 0.9], [0.9, 1.0]], [-1.0, 0.5])
     assert free[0] < 0 and free[1] > 2.0
-    starts = [(distance, 1.9) for distance in (1e-300, 1e-17, 1e-12, 1e-6, 1e-3)]
+    starts = [(distance, 1.9) for distance in (1e-3, 1e-300, 1e-17, 1e-12, 1e-6)]
     result = fit([problem] * len(starts), starts, backend, limits={"a": (0, None), "b": (None, 2.0)})
     assert result.valid.all()
     np.testing.assert_array_equal(result.values[:, 0], 0.0)
@@ -407,3 +407,22 @@ def test_a_perfect_fit_of_counts_ends_like_any_other(backend):
     assert result.valid.all() and result.nfev.max() <= 5
     np.testing.assert_allclose(result.fval, 0.0, atol=1e-12)
     np.testing.assert_allclose(result.values, [[1.5, 0], [1, 0], [0.5, 0]], atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_quadratics_within_limits_are_solved_in_few_steps(backend):
+    """Of correlated parameters many cross their limits at once, and some must be let go again: the gradient tells."""
+    rng = np.random.default_rng(4018)
+    n, n_toys = 9, 300
+    root = rng.normal(size=(n, n))
+    covariance = root @ root.T + 1e-3 * np.eye(n)
+    names, measured = [f"p{k}" for k in range(n)], 2.0 * rng.normal(size=(n_toys, n))
+    limits = dict.fromkeys(names, (0, None))
+    cost, weight = NormalConstraint(names, np.zeros(n), covariance), np.linalg.inv(covariance)
+    for start in (np.ones(n), 10.0 ** rng.uniform(-17, -3, (n_toys, n))):
+        result = fit_batch(cost, measured, start, limits=limits, backend=backend, retries=0)
+        assert result.valid.all() and result.nfev.max() <= 5
+        slope = 2.0 * (result.values - measured) @ weight / np.sqrt(np.diag(weight))
+        on_limit = result.values == 0.0
+        assert on_limit.any(axis=1).all()
+        assert slope[on_limit].min() > -1e-6 and np.abs(slope[~on_limit]).max() < 1e-6
