@@ -171,7 +171,7 @@ def _count_leaf(cost: Cost, rows: Rows, order: int) -> Counter:
         # curvature times Jacobian, Hessian
         return total + Counter(multiply=n * p) + _products(n * p * (p + 1) / 2) if order == SECOND else total
     if not rows.columns.size:  # a constraint: its inverse covariance times the deviations, and added to the Hessian
-        used = np.count_nonzero(cost.kernel_shared(rows))
+        used = int(np.count_nonzero(cost.kernel_shared(rows)))
         return _products(used) + Counter(add=used if order == SECOND else 0)
     each, once = count_program(cost.program(rows))
     return Counter({op: n * _mean_rows(rows) for op, n in each.items()}) + once

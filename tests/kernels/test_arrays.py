@@ -250,7 +250,7 @@ def groups(n_params, n_bins):
 
 
 MODELS = {
-    "groups": (groups, 31, 24),
+    "groups": (groups, 16, 24),
     "two bins": (templates, 3, 2),
     "templates": (templates, 101, 200),
     "more parameters than bins": (templates, 12, 5),

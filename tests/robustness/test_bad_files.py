@@ -17,11 +17,11 @@ def fuzzer(fuzz, tmp_path_factory):
 
 def test_damaged_files(fuzz, capsys):
     """In a process of its own, where a crash or a hang is an outcome, too."""
-    code = fuzz.main(["--seed", "1", "--n", "150"])
+    code = fuzz.main(["--seed", "1", "--n", "70"])
     told = capsys.readouterr().out
     assert code == 0, told
-    n_read, n_refused = map(int, re.search(r"150 inputs: (\d+) read, (\d+) refused, 0 BAD", told).groups())
-    assert n_read > 25 and n_refused > 60
+    n_read, n_refused = map(int, re.search(r"70 inputs: (\d+) read, (\d+) refused, 0 BAD", told).groups())
+    assert n_read > 10 and n_refused > 25
 
 
 def test_an_input_depends_on_seed_and_number_alone(fuzzer):

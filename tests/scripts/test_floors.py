@@ -96,6 +96,7 @@ def test_a_sum_is_the_sum_of_its_parts():
     # one deviation times its weight, which is added to the Hessian, too
     assert together.operations["multiply"] - alone.operations["multiply"] == 1.0
     assert together.operations["add"] - alone.operations["add"] == 2.0
+    json.dumps(dataclasses.asdict(together))
 
 
 def test_generated_loops():
