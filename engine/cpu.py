@@ -1,6 +1,5 @@
 """The numba driver: every toy is fitted by its own thread with the translated kernel."""
 
-import threading
 from collections.abc import Callable
 
 import numba
@@ -11,16 +10,13 @@ from engine.ahead import AHEAD
 from engine.cost import Cost
 from engine.data import Rows
 from engine.drivers import Fits, Settings, approaches
+from kernels.threads import ONE_AT_A_TIME
 from kernels.translate import memory_of
 
 __all__ = ["NumbaDriver"]
 
 BLOCK_ROWS = 2**20  # of all toys that are handed to numba at once
 TURNS, MOST_TOGETHER = 4, 64
-
-# numba's default threading layer aborts the process when two Python threads enter it at once.
-_ONE_AT_A_TIME = threading.Lock()
-_COMPILING = threading.Lock()
 
 
 class NumbaDriver:
@@ -67,7 +63,7 @@ class NumbaDriver:
             )
             box = (settings.lower, settings.upper, settings.free, settings.errordef, settings.edm_goal)
             begin, values = np.ascontiguousarray(start[part]), fits.values[part]
-            with _ONE_AT_A_TIME:
+            with ONE_AT_A_TIME:
                 AHEAD.end()
                 if approached:
                     newton_numba.approach_toys()(*of_part, begin, *box, values, approach)
@@ -87,7 +83,7 @@ class NumbaDriver:
         out = np.empty((len(toys), 2 + self.n_params + self.n_params * (self.n_params + 1) // 2))
         for first in range(0, len(toys), max(64, self._per_block)):
             part = slice(first, first + max(64, self._per_block))
-            with _ONE_AT_A_TIME:
+            with ONE_AT_A_TIME:
                 newton_numba.evaluate_toys()(
                     together(len(toys[part])),
                     self.kernel,
@@ -112,8 +108,7 @@ def together(n_toys: int) -> int:
 
 def compiled(cost: Cost, rows: Rows) -> Callable:
     """The kernel of a cost, compiled once for each form of its data."""
-    with _COMPILING:  # two threads would write one file and find each other's module half made
-        kernels = cost.__dict__.setdefault("_kernels", {})
-        if rows.form not in kernels:
-            kernels[rows.form] = cost.kernel(rows)
-        return kernels[rows.form]
+    kernels = cost.__dict__.setdefault("_kernels", {})
+    if rows.form not in kernels:
+        kernels[rows.form] = cost.kernel(rows)
+    return kernels[rows.form]

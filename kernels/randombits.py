@@ -27,6 +27,7 @@ from jax.extend.random import threefry_2x32
 from numba import njit, prange, types
 from numba.core.sigutils import normalize_signature
 
+from kernels.threads import ONE_AT_A_TIME
 from kernels.translate import MAP_SIGNATURE
 from kernels.vectormath import use_wide_vectors
 
@@ -292,7 +293,8 @@ def table_counts(function: Any, keys: np.ndarray, tables: np.ndarray, whole: np.
         The result.
     """
     function.compile(_COUNT_SIGNATURE)
-    _table_counts(function, keys, tables, whole, counts)
+    with ONE_AT_A_TIME:
+        _table_counts(function, keys, tables, whole, counts)
 
 
 @njit(types.void(_COUNT, types.u4[:, ::1], types.f8[::1], types.i8[::1], types.f8[:, ::1]), parallel=True, **_LOOP)
@@ -315,20 +317,10 @@ def _fill_stream(function, theta, key0, key1, rows, begin, end):
         function(theta, rows, first, last)
 
 
-@njit(
-    types.void(
-        _MAP,
-        types.f8[::1],
-        types.u4[:, ::1],
-        types.i8,
-        types.i8[::1],
-        types.i8[::1],
-        types.f8[:, ::1],
-    ),
-    parallel=True,
-    **_LOOP,
-)
-def map_uniforms(function, theta, keys, stream, starts, counts, rows):
+def map_uniforms(
+    function: Any, theta: np.ndarray, keys: np.ndarray, stream: int, starts: np.ndarray, counts: np.ndarray,
+    rows: np.ndarray,
+) -> None:  # fmt: skip
     """`function` of the first numbers of one stream of every toy.
 
     Parameters
@@ -343,6 +335,16 @@ def map_uniforms(function, theta, keys, stream, starts, counts, rows):
     rows : (1, n_events) float64
         The result.
     """
+    with ONE_AT_A_TIME:
+        _map_uniforms(function, theta, keys, stream, starts, counts, rows)
+
+
+@njit(
+    types.void(_MAP, types.f8[::1], types.u4[:, ::1], types.i8, types.i8[::1], types.i8[::1], types.f8[:, ::1]),
+    parallel=True,
+    **_LOOP,
+)
+def _map_uniforms(function, theta, keys, stream, starts, counts, rows):
     for t in prange(len(starts)):
         stream0, stream1 = fold_in(keys[t, 0], keys[t, 1], stream)
         _fill_stream(function, theta, stream0, stream1, rows, starts[t], starts[t] + counts[t])

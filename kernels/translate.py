@@ -13,6 +13,7 @@ import os
 import stat
 import sys
 import tempfile
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -49,6 +50,7 @@ KERNEL_SIGNATURE = "void(f8[::1], f8[:, ::1], f8[:, ::1], f8[::1], i8, i8, i8, f
 # map(theta, rows, begin, end): column 0 of the rows begin to end, in place
 MAP_SIGNATURE = "void(f8[::1], f8[:, ::1], i8, i8)"
 
+_IMPORTING = threading.Lock()
 _DEFINITION = "def row_sums(theta, rows, shared, aux, begin, end, order, out):"
 
 
@@ -95,7 +97,7 @@ def cache_directory() -> Path:
 
     They are code, so that a directory which somebody else owns or may write to is not used.
     """
-    root = os.environ.get("BATCHFIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "batchfit"
+    root = os.environ.get("BATCHFIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "batchfit"
     directory = Path(root).expanduser()
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -145,8 +147,11 @@ def import_source(source: str) -> types.ModuleType:
     made_by += [Path(str(m.__file__)).read_text(encoding="utf-8") for m in (vectormath, vectorpower, vectortrig)]
     digest = hashlib.sha256("\0".join([source, *made_by]).encode()).hexdigest()[:24]
     name = f"batchfit_kernel_{digest}"
-    if name in sys.modules:
-        return sys.modules[name]
+    with _IMPORTING:
+        return sys.modules.get(name) or _imported(name, source)
+
+
+def _imported(name: str, source: str) -> types.ModuleType:
     path = cache_directory() / f"{name}.py"
     if not path.exists():
         aside = path.with_suffix(f".{os.getpid()}.tmp")

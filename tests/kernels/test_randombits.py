@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kernels import randombits
+from engine import cpu
+from kernels import randombits, threads
 
 WORDS = np.random.default_rng(1).integers(0, 2**32, size=(6, 2)).astype(np.uint32)
 
@@ -86,3 +87,14 @@ def test_uniforms_are_uniform():
     # neighbours, and streams at the same position: standard error 1/sqrt(n)
     assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 4 / np.sqrt(len(u))
     assert abs(np.corrcoef(u[:200_000], u[200_000:400_000])[0, 1]) < 4 / np.sqrt(200_000)
+
+
+def test_loops_over_toys_are_entered_by_one_thread_at_a_time(monkeypatch):
+    """numba's threading layer `workqueue`, the only one on some machines, ends the process otherwise."""
+    inside = []
+    lock = threads.ONE_AT_A_TIME
+    for name in ("_map_uniforms", "_table_counts"):
+        monkeypatch.setattr(randombits, name, lambda *_: inside.append(lock.locked()))
+    randombits.map_uniforms(None, None, None, 0, None, None, None)
+    randombits.table_counts(randombits.tally, None, None, None, None)
+    assert inside == [True, True] and not lock.locked() and lock is cpu.ONE_AT_A_TIME
