@@ -63,6 +63,11 @@ class Cost:
         """
         return False
 
+    @property
+    def at_once(self) -> bool:
+        """Whether an evaluation takes all rows of a toy at once, because each parameter may change each of them."""
+        return False
+
     def check(self, theta: np.ndarray) -> None:
         """Warn, once, of what is not exact at these parameters."""
 

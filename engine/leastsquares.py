@@ -159,8 +159,12 @@ class LeastSquares(Cost):
             )
         return kernels[n_x]
 
-    def cheap_gradient(self, rows: Rows) -> bool:
+    @property
+    def at_once(self) -> bool:
         return self.covariance is not None
+
+    def cheap_gradient(self, rows: Rows) -> bool:
+        return self.at_once
 
     def kernel(self, rows: Rows) -> Callable:
         return super().kernel(rows) if self.covariance is None else self._compiled(rows).kernel

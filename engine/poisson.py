@@ -115,6 +115,8 @@ class PoissonNLL(Cost):
 
         return of_leaf
 
+    at_once = True
+
     def cheap_gradient(self, rows: Rows) -> bool:
         return len(rows.names) == 1
 

@@ -34,6 +34,7 @@ TEMPORARIES = 16  # arrays of (lanes, rows of a pass) that a pass holds at least
 # Of the numbers of a row that are needed twice, XLA for a GPU keeps one in three to five.
 KEPT = 3
 HESSIANS = 12  # arrays of (lanes, n_params, n_params) that a step holds
+JACOBIANS = 3  # arrays of (lanes, rows, n_params) that an evaluation holds where it takes all rows at once
 FIRST_ORDER_GOAL = 1e-2  # scaled gradient at which a first-order optimiser hands over to Newton
 
 
@@ -109,6 +110,7 @@ class XlaDriver:
             memory,
             n_params=self.n_params,
             temporaries=temporaries(cost, rows) if self.device != "cpu" else TEMPORARIES,
+            at_once=sum(n * len(leaf.names) for leaf, n in zip(cost.leaves, n_rows, strict=True) if leaf.at_once),
         )
         self.padded = [padded if n == max(n_rows) else pad(n, self.tile) for n in n_rows]
         self.fewest = FEW_ROWS["cpu" if self.device == "cpu" else "accelerator"] // sum(self.padded)
@@ -213,7 +215,7 @@ class XlaDriver:
             return newton_step(state, here, box, **goals, unrolled=unrolled)
 
         return self._compiled(
-            "newton",
+            ("newton", self.fewest),
             lambda: Lanes(self._sums(2), newton_init, step, lambda s: s.status == RUNNING, self.mesh, self.fewest),
         )
 
@@ -230,7 +232,7 @@ class XlaDriver:
             init = lambda start: approach_init(start, n_params)  # noqa: E731
             return Lanes(self._sums(FIRST), init, step, lambda s: s.going, self.mesh, self.fewest)
 
-        lanes = self._compiled("approach", make)
+        lanes = self._compiled(("approach", self.fewest), make)
         for first in range(0, len(toys), self.lanes):
             part = np.arange(first, min(first + self.lanes, len(toys)))
             points, which = np.unique(start[part], axis=0, return_inverse=True)
@@ -298,7 +300,7 @@ class XlaDriver:
         def store(rows: np.ndarray, lanes: np.ndarray, state: FirstOrderState) -> None:
             theta[rows], nfev[rows] = np.asarray(state.theta)[lanes], np.asarray(state.nfev)[lanes]
 
-        lanes = self._compiled(("first order", self.optimizer), self._first_order_lanes)
+        lanes = self._compiled(("first order", self.optimizer, self.fewest), self._first_order_lanes)
         self._run(lanes, toys, np.concatenate([start, scales, unit], axis=1), (box, self.optimizer_steps), store)
         return theta, nfev
 
@@ -370,8 +372,11 @@ def plan(
     *,
     n_params: int = 1,
     temporaries: int = TEMPORARIES,
+    at_once: int = 0,
 ) -> tuple[int, int, int]:
     """(rows per pass, rows with padding, lanes) for toys of up to `n_rows` rows.
+
+    `at_once` is the size of the Jacobians of a toy that are not taken in passes.
 
     Rows are padded to one of eight sizes between powers of two, so that chunks of toys whose largest toys differ a
     little share a compiled program. Data, Hessians and temporaries take up to a quarter each of an accelerator's free
@@ -397,7 +402,8 @@ def plan(
     else:
         budget = DEVICE_BYTES if memory is None else min(DEVICE_BYTES, memory // 4)
         tile = padded
-        lanes = min(max(budget // max(bytes_each, 8 * HESSIANS * n_params**2), 1), 16384)
+        most_of_a_toy = max(bytes_each, 8 * HESSIANS * n_params**2, 8 * JACOBIANS * at_once)
+        lanes = min(max(budget // most_of_a_toy, 1), 16384)
         while tile % 2 == 0 and tile > TILE and 8 * temporaries * tile * lanes > budget:
             tile //= 2
         # where a pass is at its shortest, fewer toys
@@ -407,10 +413,10 @@ def plan(
 
 
 def pad(n_rows: int, tile: int) -> int:
-    """`n_rows`, rounded up: a power of two up to the tile, then multiples of it, coarser for more rows."""
+    """`n_rows`, rounded up: a power of two or the tile, then multiples of it, coarser for more rows."""
     if n_rows <= tile:
-        return bucket(n_rows, 16)
-    granule = max(bucket(n_rows, 1) // 16, tile)
+        return min(bucket(n_rows, 16), tile)
+    granule = -(-bucket(n_rows, 1) // (16 * tile)) * tile
     return -(-n_rows // granule) * granule
 
 

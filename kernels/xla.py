@@ -46,6 +46,7 @@ def _over_tiles(tile_sums: Callable, n_rows: int, tile: int, like: Array) -> Any
     """Sum of `tile_sums(first row)`, a tree of arrays, over all tiles."""
     if n_rows <= tile:
         return tile_sums(0)
+    assert n_rows % tile == 0, f"{n_rows} rows are no whole number of tiles of {tile}"
     shapes = jax.eval_shape(tile_sums, 0)
     start = jax.tree.map(lambda s: jnp.zeros(s.shape) + 0.0 * like, shapes)  # varies over toys as the sums do
     step = lambda k, total: jax.tree.map(jnp.add, total, tile_sums(k * tile))  # noqa: E731

@@ -151,12 +151,25 @@ def test_a_batch_follows_the_memory_of_the_device():
     # the Hessians of 201 parameters take more than the data
     lanes = xla.plan("gpu", 100, 1, 1, None, memory=139 * 2**30, n_params=201)[2]
     assert 8 * xla.HESSIANS * 201**2 * lanes <= 4 * 2**30
+    # and so do the Jacobians of 20 000 bins
+    lanes = xla.plan("gpu", 20_000, 1, 1, None, memory=74 * 2**30, n_params=10, at_once=200_000)[2]
+    assert 8 * xla.JACOBIANS * 200_000 * lanes <= 4 * 2**30
     with pytest.raises(
         ValueError, match=r"10000 toys of 15500 rows need 1.31 GB, .* pass a batch_size of at most 4096"
     ):
         xla.plan("gpu", 15_500, 1, 1, 10_000, memory=2**30)
     with pytest.raises(ValueError, match="fit them on the CPU"):
         xla.plan("gpu", 10**9, 1, 1, None, memory=2**30)
+
+
+def test_no_row_is_lost_in_tiles():
+    # a tile may be any half, quarter, ... of the rows of the longest toy, and those of a sum have other lengths
+    tile, padded, _ = xla.plan("gpu", 10_140, 1, 1, None, memory=139 * 2**30, temporaries=32)
+    assert (tile, padded) == (640, 10_240)
+    for tile in (512, 640, 1152, 8192):
+        for n in (*range(1, 3000, 7), 9083, 15_500, 123_457):
+            rows = xla.pad(n, tile)
+            assert n <= rows and (rows <= tile or rows % tile == 0) and (rows < 1.2 * n + tile)
 
 
 def test_free_memory_is_that_of_the_fullest_device():
