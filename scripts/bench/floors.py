@@ -24,7 +24,7 @@ from engine.newton_numba import WIDE
 from kernels.nodes import LEAVES
 from kernels.program import FIRST, SECOND, Outer, Program
 
-__all__ = ["Fitted", "Floor", "count_program", "count_source", "floor_of"]
+__all__ = ["Fitted", "Floor", "count_cost", "count_program", "count_source", "floor_of"]
 
 LEAST_EVALUATIONS = 2  # one step, and the proof that no other is needed
 _L2_BYTES = 2**20
@@ -107,7 +107,7 @@ def floor_of(case: Fitted, rates: Rates, evaluations: float | None = None) -> Fl
     """
     rows = case.cost.rows(case.data)
     pairs = list(zip(case.cost.leaves, rows.leaves, strict=True))
-    operations = sum((_count_leaf(cost, leaf, SECOND) for cost, leaf in pairs), Counter())
+    operations = count_cost(case.cost, rows, SECOND)
     p, n_rows = len(case.cost.names), sum(_mean_rows(leaf) for _, leaf in pairs)
     own = sum(8.0 * len(leaf.columns) * _mean_rows(leaf) for _, leaf in pairs)
     shared = sum(8.0 * np.count_nonzero(cost.kernel_shared(leaf)) for cost, leaf in pairs)
@@ -118,7 +118,7 @@ def floor_of(case: Fitted, rates: Rates, evaluations: float | None = None) -> Fl
     once = max(own / rates.memory_bytes, _seconds(_products(p**3 / 3), rates)["arithmetic"])  # first read, covariance
     first_order = Counter[str]()
     if p >= WIDE and case.cost.cheap_gradient(rows):
-        first_order = sum((_count_leaf(cost, leaf, FIRST) for cost, leaf in pairs), Counter()) + _products(p**2)
+        first_order = count_cost(case.cost, rows, FIRST) + _products(p**2)
     each = max(_seconds(first_order, rates).values()) if first_order else max(seconds.values())
     of_fit = lambda n: (n - 1) * each + max(seconds.values()) + once  # noqa: E731
     n = LEAST_EVALUATIONS if evaluations is None else evaluations
@@ -138,6 +138,11 @@ def floor_of(case: Fitted, rates: Rates, evaluations: float | None = None) -> Fl
         fits_per_second=1.0 / of_fit(n),
         in_words=f"{1e9 * max(seconds.values()) / max(n_rows, 1.0):.2f} ns per row of {slowest}, {n:.1f} evaluations",
     )
+
+
+def count_cost(cost: Cost, rows: Rows, order: int) -> Counter:
+    """Operations of one evaluation of one toy, on average, to the FIRST or SECOND order."""
+    return sum((_count_leaf(*pair, order) for pair in zip(cost.leaves, rows.leaves, strict=True)), Counter())
 
 
 def count_program(program: Program) -> tuple[Counter, Counter]:
