@@ -1,6 +1,7 @@
 """What the command lines share: types of arguments, exit codes, and errors in one line. Nothing heavy is imported."""
 
 import argparse
+import gc
 import math
 import os
 import sys
@@ -11,6 +12,8 @@ from stopping import Terminated, stoppable
 
 DONE, DOUBTFUL, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 MOST_POINTS = 1000
+
+gc.set_threshold(50_000)  # numba's compilation makes many objects, and looking for cycles took a tenth of its time
 
 
 class Parser(argparse.ArgumentParser):

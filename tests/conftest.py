@@ -1,5 +1,6 @@
-"""What all tests share: settings that XLA reads when JAX starts."""
+"""What all tests share: settings with which compilers take less time."""
 
+import gc
 import os
 from importlib.metadata import version
 
@@ -8,3 +9,5 @@ flags = ["--xla_backend_optimization_level=0"]
 if version("jaxlib").startswith(("0.9.", "0.10.")):  # later ones do not know it, and end at what they do not know
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
+
+gc.set_threshold(50_000)  # as in scripts/arguments.py

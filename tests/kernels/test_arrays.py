@@ -235,13 +235,13 @@ def shifted(n_params, n_bins):
 
 
 def groups(n_params, n_bins):
-    """Five backgrounds, each with nuisance parameters of its own, which scale and bend it."""
-    n_each = (n_params - 1) // 5
-    backgrounds = np.random.default_rng(9).uniform(5, 20, (5, n_bins))
-    bends = 0.1 * np.random.default_rng(10).normal(size=(5, n_each - 1, n_bins))
+    """Three backgrounds, each with nuisance parameters of its own, which scale and bend it."""
+    n_each = (n_params - 1) // 3
+    backgrounds = np.random.default_rng(9).uniform(5, 20, (3, n_bins))
+    bends = 0.1 * np.random.default_rng(10).normal(size=(3, n_each - 1, n_bins))
 
     def expected(mu, *alphas):
-        total, each = mu * np.linspace(1, 2, n_bins), jnp.stack(alphas).reshape(5, n_each)
+        total, each = mu * np.linspace(1, 2, n_bins), jnp.stack(alphas).reshape(3, n_each)
         for own, background, bend in zip(each, backgrounds, bends, strict=True):
             total += jnp.exp(0.1 * own[0]) * (background + own[1:] @ bend)
         return total
@@ -250,7 +250,7 @@ def groups(n_params, n_bins):
 
 
 MODELS = {
-    "groups": (groups, 16, 24),
+    "groups": (groups, 10, 24),
     "two bins": (templates, 3, 2),
     "templates": (templates, 101, 200),
     "more parameters than bins": (templates, 12, 5),
