@@ -16,7 +16,7 @@ from engine.cost import Cost
 from engine.data import Rows, as_float64, shown
 from kernels.logsum import compile_log, log_outputs
 
-__all__ = ["N_NODES", "NumericalIntegral"]
+__all__ = ["N_NODES", "NumericalIntegral", "number_of_events"]
 
 N_NODES = 256
 PER_PANEL = 16  # nodes of one panel: many short panels find a narrow peak
@@ -92,13 +92,7 @@ class NumericalIntegral(Cost):
         n_toys = len(events)
         aux = np.zeros((n_toys, 0))
         if not self.nll.extended:
-            weights = events.columns[events.names.index("weight")] if "weight" in events.names else None
-            sums = (
-                np.diff(events.offsets)
-                if weights is None
-                else np.diff(np.concatenate([[0.0], np.cumsum(weights)])[events.offsets])
-            )
-            aux = sums.astype(np.float64)[:, None]
+            aux = number_of_events(events)[:, None]
         return Rows(
             names=("x0", "node_weight"),
             columns=np.zeros((0, 0)),
@@ -146,6 +140,16 @@ class NumericalIntegral(Cost):
                 f"it is {twice:.6g}: pass a larger n_nodes than {self.n_nodes}",
                 stacklevel=3,
             )
+
+
+def number_of_events(events: Rows) -> np.ndarray:
+    """The number of events of each toy, or their sum of weights, (n_toys,) float64."""
+    numbers = np.diff(events.offsets).astype(np.float64)
+    if "weight" in events.names:
+        weights, filled = events.columns[events.names.index("weight")], numbers > 0
+        with np.errstate(over="ignore", invalid="ignore"):  # of toys that are bad
+            numbers[filled] = np.add.reduceat(weights, events.offsets[:-1][filled])
+    return numbers
 
 
 def _integral(cost: NumericalIntegral, theta: Any, nodes: np.ndarray) -> Array:

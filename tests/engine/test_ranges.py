@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine import ExtendedUnbinnedNLL, NormalConstraint, Ragged, Status, UnbinnedNLL, fit_batch
+from engine import ExtendedUnbinnedNLL, NormalConstraint, Ragged, Status, UnbinnedNLL, Weighted, fit_batch
 
 WINDOWS = [(6.0, 9.0), (1.0, 4.0)]  # in no order, with a gap
 
@@ -92,6 +92,19 @@ def test_events_outside_do_not_count_and_nan_does():
     result = fit_batch(UnbinnedNLL(decay, fit_range=WINDOWS), toys, {"lam": 3})
     np.testing.assert_array_equal(result.values[0], result.values[1])
     assert result.status[2] == Status.BAD_DATA
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e17])
+def test_weights_of_one_toy_are_its_own_affair(toys, wrong):
+    rng, cost = np.random.default_rng(3), UnbinnedNLL(decay, fit_range=WINDOWS)
+    events = [toys[0], toys[1], np.zeros(0), toys[2], np.array([5.0])]  # none of the last is in the range
+    weights = [rng.uniform(-0.3, 2.0, len(x)) for x in events]
+    weights[0][events[0] < 4] = wrong
+    together = cost.rows(Weighted(events, weights)).parts[1].aux[1:, 0]
+    alone = [cost.rows(Weighted([x], [w])).parts[1].aux[0, 0] for x, w in zip(events[1:], weights[1:], strict=True)]
+    assert together.tolist() == alone
+    inside = np.concatenate(cut(events[3:4]))
+    assert together[2] == pytest.approx(weights[3][np.isin(events[3], inside)].sum(), rel=1e-13)
 
 
 def test_toy_without_events_in_the_range_has_no_minimum():
