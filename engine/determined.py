@@ -7,11 +7,9 @@ the last step still holds the slope there, and judged by its smallest eigenvalue
 
 import numpy as np
 
-from engine.cpu import NumbaDriver
-from engine.drivers import Fits, Settings
+from engine.drivers import Fits, Problem
 from engine.newton_numba import ROUNDING
 from engine.status import Status
-from engine.xla import XlaDriver
 from kernels.derivatives import unpacked_hessian
 from kernels.program import ABSOLUTE, GRADIENT
 
@@ -25,19 +23,18 @@ DEFINED = 6e-10
 FAR = 1e6  # a parameter that has grown so many times, with an error beyond itself, has run away
 
 
-def mark_undetermined(
-    driver: NumbaDriver | XlaDriver, fits: Fits, start: np.ndarray, settings: Settings, rescued: np.ndarray
-) -> None:
+def mark_undetermined(problem: Problem, fits: Fits, start: np.ndarray, rescued: np.ndarray) -> None:
     """Give fits whose parameters are not determined the status that says so, in place.
 
     Parameters
     ----------
-    driver : NumbaDriver or XlaDriver
-        The one that made the fits.
+    problem : Problem
+        Whose toys these are the fits of.
     start : (n_toys, n_params) float64
     rescued : (n_toys,) bool
         Becomes False for these toys.
     """
+    settings = problem.settings
     variance = np.diagonal(fits.covariance, axis1=1, axis2=2)
     with np.errstate(invalid="ignore"):
         good = (fits.status == Status.CONVERGED) & fits.posdef & np.isfinite(variance).all(axis=1)
@@ -48,7 +45,7 @@ def mark_undetermined(
     suspect = suspect[(fits.inflation[good] > SUSPECT) | (errors[good] > LARGE * scale[good]).any(axis=1)]
     undefined = np.zeros(len(good), dtype=bool)
     if len(suspect):
-        outputs = driver.evaluate(suspect, fits.values[suspect])
+        outputs = problem.driver.evaluate(problem.toys[suspect], fits.values[suspect])
         n_params = fits.values.shape[1]
         hessian = unpacked_hessian(outputs[:, GRADIENT + n_params :], n_params)
         diagonal = np.abs(np.diagonal(hessian, axis1=1, axis2=2))

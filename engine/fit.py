@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -126,12 +127,9 @@ def fit_batch(
 
 
 def refit(problem: Problem, toys: np.ndarray, start: np.ndarray) -> FitResult:
-    """The fits of some toys of a problem from other starts, (n, n_params), once."""
-    n_toys, n_params = len(problem.rows), start.shape[1]
-    starts = np.zeros((n_toys, n_params))
-    starts[toys] = start
-    fits = problem.driver.fit(toys, start, problem.settings).among(n_toys, toys)
-    return _finished(problem, fits, starts, np.zeros(n_toys, dtype=bool))[toys]  # type: ignore[return-value]
+    """The fits of some toys of a problem's data from other starts, (n, n_params), once."""
+    fits = problem.driver.fit(toys, start, problem.settings)
+    return _finished(replace(problem, toys=toys), fits, start, np.zeros(len(toys), dtype=bool))
 
 
 def problem_of(
@@ -189,12 +187,11 @@ def needed_problem(result: FitResult, what: str) -> Problem:
 
 
 def _finished(problem: Problem, fits: Fits, start: np.ndarray, rescued: np.ndarray) -> FitResult:
-    """The result of raw fits, one for each toy of the data: judged, and with the covariance of weighted events."""
-    cost, rows = problem.cost, problem.rows
-    mark_undetermined(problem.driver, fits, start, problem.settings, rescued)
-    score_covariance = cost.score_covariance(rows)
+    """The result of raw fits, one for each toy of the problem: judged, and with the covariance of weighted events."""
+    mark_undetermined(problem, fits, start, rescued)
+    score_covariance = problem.cost.score_covariance(problem.rows)
     if score_covariance is not None:
-        fits.covariance[:] = sandwich(cost, rows, score_covariance, fits.values, fits.covariance)
+        fits.covariance[:] = sandwich(problem, score_covariance, fits.values, fits.covariance)
     return as_result(problem, fits, rescued)
 
 

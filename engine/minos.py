@@ -171,6 +171,8 @@ def minos_of(result: FitResult, names: Sequence[str], cl: float | None) -> Minos
         nfev[rows] += ends.nfev.reshape(grid)
         lower = (ends.status == LOWER).reshape(len(rows), -1)
         met = lower.any(axis=1)
+        if not met.any():
+            return rows[met]
         theta = ends.theta.reshape(len(rows), 2 * len(names), -1)[met, lower[met].argmax(axis=1)]
         again = refit(problem, problem.toys[rows[met]], theta)
         better = again.valid & (again.fval < result.fval[rows[met]])

@@ -13,29 +13,29 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from engine.cost import Cost
-from engine.data import Rows, lane_data, shared_columns
+from engine.data import lane_data, shared_columns
+from engine.drivers import Problem
+from engine.lanes import bucket
 
 __all__ = ["sandwich"]
 
 VALUES_AT_ONCE = 2**22  # gradients of rows that are held at a time
 
 
-def sandwich(
-    cost: Cost, rows: Rows, score_covariance: Callable, values: np.ndarray, covariance: np.ndarray
-) -> np.ndarray:
-    """V C V of each toy, with `covariance` as V and the covariance C of the gradient at `values`.
+def sandwich(problem: Problem, score_covariance: Callable, values: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """V C V of each toy of a problem, with `covariance` as V and the covariance C of the gradient at `values`.
 
     Parameters
     ----------
     score_covariance : callable
-        Of the cost, for these rows.
+        Of the cost, for the rows of the problem.
     values : (n_toys, n_params) float64
     covariance : (n_toys, n_params, n_params) float64
         Zero where a parameter is held, which it then is in the result.
     """
+    cost, rows = problem.cost, problem.rows
     padded = [-(-int(np.max(np.diff(leaf.offsets), initial=1)) // 64) * 64 for leaf in rows.leaves]
-    lanes = max(1, min(VALUES_AT_ONCE // (sum(padded) * len(cost.names)), len(values)))
+    lanes = max(1, min(VALUES_AT_ONCE // (sum(padded) * len(cost.names)), bucket(len(values), 1)))
     shared = shared_columns(rows, padded)
     compiled = cost.__dict__.setdefault("_sandwich", {})
     with jax.enable_x64(True):
@@ -43,8 +43,8 @@ def sandwich(
             compiled[rows.form] = jax.jit(jax.vmap(score_covariance, in_axes=(0, 0, None)))
         result = np.empty_like(covariance)
         for first in range(0, len(values), lanes):
-            toys = np.minimum(np.arange(first, first + lanes), len(values) - 1)
-            data = tuple(lane_data(leaf, toys, n) for leaf, n in zip(rows.leaves, padded, strict=True))
-            scores = np.asarray(compiled[rows.form](values[toys], data, shared))
-            result[toys] = covariance[toys] @ scores @ covariance[toys]
+            some = np.minimum(np.arange(first, first + lanes), len(values) - 1)
+            data = tuple(lane_data(leaf, problem.toys[some], n) for leaf, n in zip(rows.leaves, padded, strict=True))
+            scores = np.asarray(compiled[rows.form](values[some], data, shared))
+            result[some] = covariance[some] @ scores @ covariance[some]
     return 0.5 * (result + np.swapaxes(result, 1, 2))

@@ -15,6 +15,7 @@ from engine import (
     UnbinnedNLL,
     Weighted,
     crossing,
+    fit,
     fit_batch,
     minos,
 )
@@ -174,14 +175,18 @@ def test_shifted_and_scaled(shift, scale):
     np.testing.assert_allclose(found.lower[:, 0], -half, rtol=1e-7)
 
 
-def test_lower_minimum_is_fitted_again():
-    data = ([0.0], np.array([[-2.0], [-2.0]]), [1.0])
-    result = fit_batch(WELLS, data, {"a": np.array([0.9, -0.9])})
-    found = result.minos(cl=3)
-    assert found.new_minimum[:, 0].tolist() == [True, False]
-    assert found.result.values[0, 0] == pytest.approx(result.values[1, 0], abs=1e-9)
-    assert found.upper[0, 0] == pytest.approx(found.upper[1, 0], rel=1e-7)
-    assert result.values[0, 0] > 0.9  # the given result is left alone
+def test_lower_minimum_is_fitted_again(monkeypatch):
+    data = ([0.0], np.full((4, 1), -2.0), [1.0])
+    result = fit_batch(WELLS, data, {"a": np.array([-0.9, -0.9, 0.9, -0.9])})
+    finished, again = fit._finished, []
+    monkeypatch.setattr(fit, "_finished", lambda problem, *rest: again.append(problem.toys) or finished(problem, *rest))
+    for toys in (slice(None), slice(2, 4)):
+        found = result[toys].minos(cl=3)
+        assert found.new_minimum[-2:, 0].tolist() == [True, False]
+        assert found.result.values[-2, 0] == pytest.approx(result.values[3, 0], abs=1e-9)
+        assert found.upper[-2, 0] == pytest.approx(found.upper[-1, 0], rel=1e-7)
+    assert [toys.tolist() for toys in again] == [[2], [2]]  # that toy alone, and once
+    assert result.values[2, 0] > 0.9  # the given result is left alone
 
 
 def test_failed_toys_have_no_interval():

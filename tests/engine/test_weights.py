@@ -18,6 +18,7 @@ from engine import (
     fit_batch,
 )
 from engine.data import counts_of
+from engine.fit import refit
 from kernels import norm
 
 # a fit ends within 3e-7 of an error of its minimum, where the Hessian is another one
@@ -53,6 +54,9 @@ def test_mean_lifetime_in_closed_form(toys, backend):
     assert result.valid.all()
     np.testing.assert_allclose(result.values[:, 0], lam, rtol=1e-10)
     np.testing.assert_allclose(result.errors[:, 0], error, rtol=RTOL)
+    order = np.array([2, 0, 1])
+    again = refit(result.problem, order, result.values[order])
+    np.testing.assert_allclose(again.covariance, result.covariance[order], rtol=RTOL)
 
 
 @pytest.mark.parametrize("backend", ["numba", "jax"])
