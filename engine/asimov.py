@@ -83,11 +83,10 @@ def asimov(
 
 def _of_sum(cost: SumCost, theta: np.ndarray, like: Any, observable: Any) -> tuple:
     n = len(cost.costs)
-    taking = [k for k, part in enumerate(cost.costs) if part.takes_data]
-    if isinstance(like, tuple) and len(like) == n:
+    if like is None or cost.is_bare(like):
+        likes = [like if part.takes_data else None for part in cost.costs]
+    elif isinstance(like, tuple) and len(like) == n:
         likes = list(like)
-    elif like is None or len(taking) == 1:
-        likes = [like if k in taking else None for k in range(n)]
     else:
         raise TypeError(f"like must be a tuple with one entry for each of {n} costs, got {type(like).__name__}")
     single = observable is None or all(map(np.isscalar, observable))

@@ -12,6 +12,7 @@ from jax import Array
 
 from engine.cost import Cost
 from engine.data import Rows
+from engine.leastsquares import LeastSquares
 from kernels.derivatives import packed_index
 from kernels.program import GRADIENT
 from kernels.translate import compile_sum
@@ -69,18 +70,27 @@ class SumCost(Cost):
         ]
         return pack(tuple(leaf for rows in parts for leaf in rows.leaves))
 
+    def is_bare(self, data: Any) -> bool:
+        """Whether these are data of the only cost that takes any, and no tuple with an entry for each cost."""
+        taking = [i for i, part in enumerate(self.costs) if part.takes_data]
+        if len(taking) != 1 or not isinstance(data, tuple) or len(data) != len(self.costs):
+            return len(taking) == 1
+        entry = data[taking[0]]
+        if isinstance(self.costs[taking[0]], LeastSquares):  # whose data are arrays, and bare a tuple, too
+            return not isinstance(entry, tuple | list) or all(map(np.isscalar, entry))
+        return entry is None or np.isscalar(entry)
+
     def _entries(self, data: Any, taking: list[int]) -> list:
         n = len(self.costs)
-        if isinstance(data, tuple) and len(data) == n:
+        bare = self.is_bare(data)
+        if isinstance(data, tuple) and len(data) == n and not bare:
             missing = [i for i in taking if data[i] is None]
-            bare = len(taking) == 1 and (missing or any(np.isscalar(entry) for entry in data))
-            if not bare:
-                if missing:
-                    raise ValueError(f"cost {missing[0]} of the sum needs data, got None")
-                return list(data)
+            if missing:
+                raise ValueError(f"cost {missing[0]} of the sum needs data, got None")
+            return list(data)
         # (events,) may be a tuple without the constraint, or a list of toys; of these, one is (n,)
         torn = isinstance(data, tuple) and (any(e is None for e in data) or (len(data) == 1 and _nested(data[0])))
-        if len(taking) == 1 and not torn:
+        if bare and not torn:
             return [data if i == taking[0] else None for i in range(n)]
         raise TypeError(
             f"data of a sum of {n} costs must be a tuple with one entry for each, None for a constraint, got "

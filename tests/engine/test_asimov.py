@@ -45,6 +45,8 @@ def test_counts_points_and_constraints():
     x, y, yerror = asimov(line, [1.0, 2.0], (EDGES, np.zeros((1, 9)), 0.1))
     np.testing.assert_allclose(y, 1.0 + 2.0 * EDGES[None])
     assert x is EDGES and yerror == 0.1
+    two = line + NormalConstraint("a", 4.0, 1.0) + NormalConstraint("b", 4.0, 1.0)  # as many as (x, y, yerror)
+    np.testing.assert_array_equal(asimov(two, [1.0, 2.0], (EDGES, np.zeros((1, 9)), 0.1))[0][1], y)
     total = counts + NormalConstraint("b", 4.0, 1.0) + PoissonConstraint("s", 3.0, 2.0) + GammaConstraint("s", 3.0, 1.0)
     parts = asimov(total, {"s": 2.0, "b": 5.0})
     np.testing.assert_allclose(np.concatenate(parts, axis=1), [[7.0, 11.0, 5.0, 4.0, 2.0]])

@@ -61,6 +61,21 @@ def test_chi_squares_alone_stay_chi_squares():
     np.testing.assert_allclose(result.covariance[0], np.linalg.inv(design.T @ design), rtol=1e-10)
 
 
+@pytest.mark.parametrize("x", [np.arange(3.0), [0.0, 1.0, 2.0], np.ones((2, 3))], ids=["array", "list", "observables"])
+@pytest.mark.parametrize("first", [True, False])
+def test_bare_points_of_a_sum_as_long(x, first):
+    """Data of a sum of as many costs as the points have arrays."""
+    y, line, slope = np.ones((4, 3)), lambda x, a, b: a + b * x, NormalConstraint("b", 1.0, 0.1)
+    alike = LeastSquares(line, covariance=np.eye(3)), LeastSquares(line)
+    for points, data, slopes in ((alike[0], (x, y), slope), (alike[1], (x, y, np.ones(3)), slope + slope)):
+        cost = points + slopes if first else slopes + points
+        nothing = (None,) * (len(cost.costs) - 1)
+        whole = (data, *nothing) if first else (*nothing, data)
+        for rows in (cost.rows(data), cost.rows(whole)):
+            assert len(rows) == 4
+            np.testing.assert_array_equal(rows.parts[0 if first else -1].columns, points.rows(data).columns)
+
+
 def simultaneous():
     """An unbinned lifetime, a histogram of the same lifetime, and a measurement of it."""
     edges = np.linspace(0.0, 10.0, 21)
