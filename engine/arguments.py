@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.data import as_float64, shown
 
-__all__ = ["check_start", "held", "known", "limit_arrays", "one_of", "per_toy", "start_points"]
+__all__ = ["check_start", "held", "held_names", "known", "limit_arrays", "one_of", "per_toy", "start_points"]
 
 
 def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -64,23 +64,27 @@ def per_toy(what: str, value: Any, n_toys: int) -> np.ndarray:
     return array
 
 
+def held_names(names: tuple[str, ...], fixed: Any) -> tuple[str, ...]:
+    """The parameters that are held, of names or a dict name -> value."""
+    if fixed is None:
+        return ()
+    if not isinstance(fixed, str | Mapping | Sequence | set | frozenset):
+        raise TypeError(f"fixed must be names, or a dict name -> value, got {type(fixed).__name__}")
+    given = (fixed,) if isinstance(fixed, str) else tuple(fixed)
+    known(names, given, "fixed")
+    return given
+
+
 def held(names: tuple[str, ...], fixed: Any, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(free, start with the fixed values in place)."""
-    free = np.ones(len(names), dtype=bool)
-    if fixed is None:
-        return free, start
-    if isinstance(fixed, str):
-        fixed = [fixed]
-    if not isinstance(fixed, Mapping | Sequence | set | frozenset):
-        raise TypeError(f"fixed must be names, or a dict name -> value, got {type(fixed).__name__}")
-    known(names, fixed, "fixed")
-    start = start.copy()
-    for name in fixed:
+    free, start = np.ones(len(names), dtype=bool), start.copy()
+    for name in held_names(names, fixed):
         free[names.index(name)] = False
         if isinstance(fixed, Mapping):
-            start[:, names.index(name)] = per_toy(f"fixed[{name!r}]", fixed[name], len(start))
-    if not np.isfinite(start).all():
-        raise ValueError("values of fixed parameters must be finite")
+            values = per_toy(f"fixed[{name!r}]", fixed[name], len(start))
+            if not np.isfinite(values).all():
+                raise ValueError(f"values of fixed parameters must be finite, but those of {name} are not")
+            start[:, names.index(name)] = values
     return free, start
 
 

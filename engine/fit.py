@@ -159,15 +159,13 @@ def problem_of(
     if len(rows) != len(result):
         raise ValueError(f"there must be a fit for each toy, got {len(result)} fits and {len(rows)} toys")
     lower, upper = limit_arrays(cost.names, limits)
-    if fixed is None:
-        free = result.free
-    else:
-        free, _ = held(cost.names, list(fixed), result.values)
-    values = np.where(result.valid[:, None], result.values, np.clip(0.0, lower, upper))
+    free, values = held(cost.names, fixed, result.values)
+    free = result.free if fixed is None else free
+    values = np.where(result.valid[:, None], values, np.clip(0.0, lower, upper))
     check_start(cost.names, values, lower, upper, free)
     driver = pick_driver(cost, rows, "newton", backend, device, None, None)
     some = np.flatnonzero(result.valid)[:1]
-    at = driver.evaluate(some, result.values[some])[:, VALUE] if len(some) else result.fval[:0]
+    at = driver.evaluate(some, values[some])[:, VALUE] if len(some) else result.fval[:0]
     if not np.allclose(at, result.fval[some], rtol=1e-9, atol=1e-3 * cost.errordef):
         raise ValueError(
             f"the result is not that of these data: the cost of toy {some[0]} is {at[0]:.10g} at its values, and "

@@ -119,7 +119,8 @@ def minos(
     cl : float, optional
         A confidence level below 1, or from 1 on a number of standard deviations, as for `Minuit.minos`.
     fixed : sequence of str, optional
-        Parameters that were held; by default those that have no error in any valid fit and are on no limit.
+        Parameters that were held; by default those that have no error in any valid fit and are on no limit, and none
+        where no fit is valid.
 
     Returns
     -------

@@ -312,8 +312,11 @@ class FitResult:
 
     @property
     def free(self) -> np.ndarray:
-        """Parameters that were not held, (n_params,) bool, as far as the valid fits tell: with error or on a limit."""
-        return ((self.errors > 0) | self.at_limit)[self.valid].any(axis=0)
+        """Parameters that were not held, (n_params,) bool, as far as the valid fits tell: with error or on a limit.
+
+        All, where no fit is valid.
+        """
+        return ((self.errors > 0) | self.at_limit)[self.valid].any(axis=0) | (not self.valid.any())
 
     def pulls(self, truth: Mapping[str, Any] | np.ndarray) -> np.ndarray:
         """(value - truth) / error of each parameter of each toy.

@@ -195,6 +195,10 @@ def test_failed_toys_have_no_interval():
     assert found.valid[:, 0].tolist() == [True, False, True]
     assert np.isnan(found.lower[1, 0]) and np.isnan(found.upper[1, 0])
     assert found.upper[2, 0] == pytest.approx(poisson_interval(5, 1.0)[1])
+    for data in (counts[1:2], counts[:0]):  # none is valid, which does not tell what was held
+        result = fit_batch(COUNTING, data, {"mu": 3.0})
+        for found in (result.minos(), minos(COUNTING, data, result), minos(COUNTING, data, result, "mu")):
+            assert found.names == ("mu",) and found.upper.shape == (len(data), 1) and not found.valid.any()
 
 
 def test_profile_that_never_rises_has_no_crossing():
@@ -233,6 +237,17 @@ def test_held_parameters(three):
         fixed.minos("e")
     read = pickle.loads(pickle.dumps(fixed))
     assert minos(THREE, counts[:5], read, limits=THREE_LIMITS).names == ("s", "b")
+    bad = np.concatenate([counts[:5], [[np.nan, 1.0]]])
+    six = fit_batch(THREE, bad, THREE_START, limits=THREE_LIMITS, fixed=["e"])
+    for held in ("e", ["e"], {"e": 1.0}):
+        again = minos(THREE, bad, six, limits=THREE_LIMITS, fixed=held)
+        np.testing.assert_array_equal(again.upper, six.minos().upper)
+    with pytest.raises(ValueError, match="fixed names 'eb'"):
+        minos(THREE, bad, six, fixed="eb")
+    with pytest.raises(TypeError, match="fixed must be names, or a dict name -> value, got int"):
+        minos(THREE, bad, six, fixed=3)
+    with pytest.raises(ValueError, match="the result is not that of these data"):
+        minos(THREE, bad, six, limits=THREE_LIMITS, fixed={"e": 2.0})
     assert read.problem is None and fixed.problem.settings.edm_goal == EDM_GOAL
 
 

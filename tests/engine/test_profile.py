@@ -72,6 +72,9 @@ def test_failed_toys_have_no_profile():
     bad[1] = np.nan
     found = fit_batch(COST, bad, START, limits=LIMITS).profile("s", size=3)
     assert found.valid.all(axis=1).tolist() == [True, False, True] and np.isnan(found.fval[1]).all()
+    none = fit_batch(COST, bad[1:2], START, limits=LIMITS)
+    assert np.isnan(profile(COST, bad[1:2], none, "s", size=3, limits=LIMITS).fval).all()
+    assert np.isnan(contour(COST, bad[1:2], none, "s", "b", size=3, limits=LIMITS).points).all()
 
 
 def test_profile_below_the_minimum_is_told():
