@@ -68,7 +68,7 @@ def held_names(names: tuple[str, ...], fixed: Any) -> tuple[str, ...]:
     """The parameters that are held, of names or a dict name -> value."""
     if fixed is None:
         return ()
-    if not isinstance(fixed, str | Mapping | Sequence | set | frozenset):
+    if not isinstance(fixed, Mapping | Sequence | set | frozenset):
         raise TypeError(f"fixed must be names, or a dict name -> value, got {type(fixed).__name__}")
     given = (fixed,) if isinstance(fixed, str) else tuple(fixed)
     known(names, given, "fixed")

@@ -19,6 +19,7 @@ James & Roos, Comput. Phys. Commun. 10 (1975) 343-367, for MINOS. Venzon & Moolg
 for Newton's method on the system of the other slopes and the level.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -32,7 +33,18 @@ from engine.xla import XlaDriver
 from kernels.derivatives import unpacked_hessian
 from kernels.program import ABSOLUTE, GRADIENT, VALUE
 
-__all__ = ["AT_LIMIT", "FAILED", "FOUND", "LOWER", "Crossings", "Rays", "crossings", "lower_by", "solve_definite"]
+__all__ = [
+    "AT_LIMIT",
+    "FAILED",
+    "FOUND",
+    "LOWER",
+    "Crossings",
+    "Rays",
+    "blocks",
+    "crossings",
+    "lower_by",
+    "solve_definite",
+]
 
 FOUND, AT_LIMIT, LOWER, FAILED = range(4)
 RUNNING = -1
@@ -40,6 +52,7 @@ REMAINDER = 1e-5  # largest third-order term of the last step, relative to the d
 GAIN = 2e-3  # what the other parameters may gain by the last step, in terms of the rise: about its square remains
 LEVEL = 1e-7  # a profile that ends below the level by so much of the rise does not reach it
 MAX_EVALUATIONS, MAX_TRIES = 15, 6
+MATRICES = 2**21  # numbers of all Hessians that are held at once
 OVERSHOOT = 4.0  # a point so many times as high above the minimum as the level is not trusted
 NEW_MINIMUM = 1e-5  # a point that lies lower than the minimum by so many errordef belongs to another
 MAX_EXPANSIONS = 60
@@ -109,6 +122,12 @@ class Crossings:
         self.nfev[rays] += other.nfev
         for name in ("distance", "theta", "status"):
             getattr(self, name)[rays] = getattr(other, name)
+
+
+def blocks(toys: np.ndarray, n_rays: int, n_params: int) -> Iterator[np.ndarray]:
+    """These toys, so many at a time that the Hessians of all their rays fit into memory."""
+    size = max(1, MATRICES // max(1, n_rays * n_params**2))
+    return (toys[first : first + size] for first in range(0, len(toys), size))
 
 
 def crossings(driver: NumbaDriver | XlaDriver, rays: Rays, start: np.ndarray, settings: Settings) -> Crossings:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import chdtrc, chdtri, gammaincinv
 
 from engine.arguments import known
-from engine.crossing import AT_LIMIT, FAILED, FOUND, LOWER, Crossings, Rays, crossings
+from engine.crossing import AT_LIMIT, FAILED, FOUND, LOWER, Crossings, Rays, blocks, crossings
 from engine.data import shown
 from engine.drivers import Problem
 from engine.fit import needed_problem, problem_of, refit
@@ -23,7 +23,6 @@ __all__ = ["MinosResult", "at_minimum", "level", "minos", "minos_of"]
 
 MOST_SIGMAS = 37  # beyond, the probability outside is no float
 ROUNDS = 3  # so often a toy is fitted again from a lower minimum
-MATRICES = 2**21  # numbers of all Hessians that are held at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,10 +181,8 @@ def minos_of(result: FitResult, names: Sequence[str], cl: float | None) -> Minos
         renewed[rows] = True
         return rows
 
-    block = max(1, MATRICES // max(1, 2 * len(names) * len(result.names) ** 2))
     valid = np.flatnonzero(result.valid) if names else np.zeros(0, np.int64)
-    for first in range(0, len(valid), block):
-        rows = valid[first : first + block]
+    for rows in blocks(valid, 2 * len(names), len(result.names)):
         for _ in range(ROUNDS):
             rows = search(rows)
             if not len(rows):

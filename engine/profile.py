@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engine.arguments import known
-from engine.crossing import AT_LIMIT, FOUND, NEW_MINIMUM, Rays, crossings
+from engine.crossing import AT_LIMIT, FOUND, NEW_MINIMUM, Rays, blocks, crossings
 from engine.data import as_float64, shown
 from engine.fit import is_valid, needed_problem, problem_of
 from engine.minos import at_minimum, level
@@ -139,15 +139,17 @@ def profile_of(
     shape = (n_toys, n, len(result.names))
     values, fval, valid = np.full(shape, np.nan), np.full((n_toys, n), np.nan), np.zeros((n_toys, n), dtype=bool)
 
-    def fit(at: np.ndarray, start: np.ndarray) -> None:
+    def fit(points: np.ndarray, starts: np.ndarray) -> None:
         """Fit at these points of `valid`, flat, from (n, n_params)."""
-        start[:, i] = x.flat[at]
-        start = np.clip(start, settings.lower, settings.upper)
-        fits = problem.driver.fit(problem.toys[at // n], start, settings)
-        good = is_valid(fits, settings)
-        values.reshape(-1, shape[2])[at[good]] = fits.values[good]
-        fval.flat[at[good]] = fits.fval[good]
-        valid.flat[at[good]] = True
+        for some in blocks(np.arange(len(points)), 1, shape[2]):
+            at, start = points[some], starts[some]
+            start[:, i] = x.flat[at]
+            start = np.clip(start, settings.lower, settings.upper)
+            fits = problem.driver.fit(problem.toys[at // n], start, settings)
+            good = is_valid(fits, settings)
+            values.reshape(-1, shape[2])[at[good]] = fits.values[good]
+            fval.flat[at[good]] = fits.fval[good]
+            valid.flat[at[good]] = True
 
     usable = np.flatnonzero(np.repeat(result.valid, n))
     variance = result.covariance[:, i, i]
@@ -163,7 +165,7 @@ def profile_of(
         for column in order if failed.any() else ():
             at = np.flatnonzero(failed.reshape(n_toys, n)[:, column] & valid[:, column - step]) * n + column
             if len(at):
-                fit(at, values.reshape(-1, shape[2])[at - step].copy())
+                fit(at, values.reshape(-1, shape[2])[at - step])
     with np.errstate(invalid="ignore"):
         below = fval < (result.fval - NEW_MINIMUM * result.errordef)[:, None]
     return Profile(
@@ -226,34 +228,30 @@ def contour_of(result: FitResult, x: str, y: str, *, cl: float | None = None, si
         raise ValueError(f"a contour is of two parameters, got {x!r} twice")
     _whole("size", size, 3)
     k = level(CONTOUR_CL if cl is None else cl, 2)
-    toys = np.flatnonzero(result.valid)
-    origin = result.values[toys]
-    outputs = at_minimum(result, toys)
     angle = 2 * np.pi * np.arange(size) / size
     circle = np.stack([np.cos(angle), np.sin(angle)])
-    unit = _axes(result, pair)[toys] @ circle  # (toys, 2, size)
-    direction = np.zeros((len(toys), size, len(result.names)))
-    direction[:, :, pair] = unit.transpose(0, 2, 1)
-    held = np.zeros(len(result.names), dtype=bool)
-    held[pair] = True
-    minimum = np.repeat(outputs[:, VALUE], size)
-    rays = Rays(
-        toys=np.repeat(problem.toys[toys], size),
-        origin=np.repeat(origin, size, axis=0),
-        direction=direction.reshape(-1, len(result.names)),
-        held=np.tile(held, (len(minimum), 1)),
-        minimum=minimum,
-        level=minimum + k * result.errordef,
-    )
-    ends = crossings(problem.driver, rays, np.repeat(outputs, size, axis=0), problem.settings)
-    good = (ends.status == FOUND) | (ends.status == AT_LIMIT)
+    axes, n_params = _axes(result, pair), len(result.names)
     points, valid = np.full((len(result), size, 2), np.nan), np.zeros((len(result), size), dtype=bool)
     at_limit = np.zeros_like(valid)
-    ends_at = np.where(
-        (ends.status == AT_LIMIT)[:, None], ends.theta, rays.origin + ends.distance[:, None] * rays.direction
-    )
-    points[toys] = np.where(good[:, None], ends_at[:, pair], np.nan).reshape(-1, size, 2)
-    valid[toys], at_limit[toys] = good.reshape(-1, size), (ends.status == AT_LIMIT).reshape(-1, size)
+    for toys in blocks(np.flatnonzero(result.valid), size, n_params):
+        outputs = at_minimum(result, toys)
+        direction = np.zeros((len(toys), size, n_params))
+        direction[:, :, pair] = (axes[toys] @ circle).transpose(0, 2, 1)
+        minimum = np.repeat(outputs[:, VALUE], size)
+        rays = Rays(
+            toys=np.repeat(problem.toys[toys], size),
+            origin=np.repeat(result.values[toys], size, axis=0),
+            direction=direction.reshape(-1, n_params),
+            held=np.tile(np.isin(np.arange(n_params), pair), (len(minimum), 1)),
+            minimum=minimum,
+            level=minimum + k * result.errordef,
+        )
+        ends = crossings(problem.driver, rays, np.repeat(outputs, size, axis=0), problem.settings)
+        on_limit = ends.status == AT_LIMIT
+        good = (ends.status == FOUND) | on_limit
+        ends_at = np.where(on_limit[:, None], ends.theta, rays.origin + ends.distance[:, None] * rays.direction)
+        points[toys] = np.where(good[:, None], ends_at[:, pair], np.nan).reshape(-1, size, 2)
+        valid[toys], at_limit[toys] = good.reshape(-1, size), on_limit.reshape(-1, size)
     return Contour((x, y), points, valid, at_limit)
 
 

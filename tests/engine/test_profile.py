@@ -6,7 +6,7 @@ import pytest
 from iminuit import Minuit
 from scipy import stats
 
-from engine import LeastSquares, NormalConstraint, PoissonNLL, contour, fit_batch, profile
+from engine import LeastSquares, NormalConstraint, PoissonNLL, contour, crossing, fit_batch, profile
 
 COST = PoissonNLL(lambda s, b, e: jnp.stack([s * e + b, 2.0 * b])) + NormalConstraint("e", 1.0, 0.2)
 LIMITS = {"s": (0, None), "b": (0, None), "e": (0, None)}
@@ -111,6 +111,21 @@ def test_contour_is_that_of_minuit(fits):
     assert np.all(found.points[found.at_limit][:, 0] == 0)
     read = contour(COST, COUNTS, fits, "s", "b", cl=0.68, size=24, limits=LIMITS)
     np.testing.assert_allclose(read.points, found.points, rtol=1e-9)
+
+
+def test_blocks_of_toys_do_not_matter(fits, monkeypatch):
+    whole, along = fits.contour("s", "b", size=6), fits.profile("s", size=5)
+    driver, most = fits.problem.driver, []
+    for name in ("evaluate", "fit"):
+        method = getattr(driver, name)
+        counted = lambda toys, *rest, method=method: most.append(len(toys)) or method(toys, *rest)  # noqa: E731
+        monkeypatch.setattr(driver, name, counted)
+    monkeypatch.setattr(crossing, "MATRICES", 2 * 6 * 9)  # two toys of six rays
+    again, once_more = fits.contour("s", "b", size=6), fits.profile("s", size=5)
+    assert max(most) <= 12
+    np.testing.assert_array_equal(again.points, whole.points)
+    np.testing.assert_array_equal(again.at_limit, whole.at_limit)
+    np.testing.assert_array_equal(once_more.values, along.values)
 
 
 def test_mistakes(fits):
