@@ -11,10 +11,10 @@ from engine.arguments import start_points
 from engine.binned import BinnedNLL, ExtendedBinnedNLL
 from engine.constraints import NormalConstraint, PoissonConstraint
 from engine.cost import Cost, called
-from engine.data import Weighted, as_float64, ragged_events
+from engine.data import Rows, Weighted, as_float64
 from engine.leastsquares import LeastSquares
 from engine.poisson import PoissonNLL
-from engine.ranges import NumericalIntegral
+from engine.ranges import NumericalIntegral, number_of_events
 from engine.sums import SumCost
 from engine.unbinned import ExtendedUnbinnedNLL, UnbinnedNLL
 
@@ -64,7 +64,7 @@ def asimov(
     NoAsimovError
         If there are none, or `like` or `observable` is needed and was not given.
     TypeError, ValueError
-        If theta has no value for a parameter.
+        If theta has no value for a parameter, or `like` is not one toy in the form of the data.
 
     References
     ----------
@@ -89,7 +89,7 @@ def _of_sum(cost: SumCost, theta: np.ndarray, like: Any, observable: Any) -> tup
         likes = list(like)
     else:
         raise TypeError(f"like must be a tuple with one entry for each of {n} costs, got {type(like).__name__}")
-    single = observable is None or all(map(np.isscalar, observable))
+    single = not np.iterable(observable) or all(map(np.isscalar, observable))
     ranges = [observable] * n if single else list(observable)
     if len(ranges) != n:
         raise ValueError(f"observable must have one entry for each of {n} costs, got {observable!r}")
@@ -115,47 +115,42 @@ def _of(cost: Cost, theta: np.ndarray, like: Any, observable: Any) -> Any:
 
 
 def _scaled(cost: BinnedNLL, counts: np.ndarray, like: Any) -> np.ndarray:
-    observed = as_float64(_needed(like, "its total count"), "counts")[0]
-    observed = observed[:, 0] if observed.ndim == 2 else observed
+    observed = _rows_of(cost, like, "its total count").columns[0]
     used = slice(None) if cost.mask is None else cost.mask
-    return counts * (observed[used].sum() / counts[used].sum())
+    return counts * (observed.sum() / counts[used].sum())
 
 
 def _points(cost: LeastSquares, theta: np.ndarray, like: Any) -> tuple:
-    given = list(_needed(like, "its x and errors"))
-    x, y = (as_float64(array, name) for array, name in zip(given[:2], ("x", "y"), strict=True))
-    x = x[0] if x.ndim == 3 or (x.ndim == 2 and len(x) == 1) else x
-    given[1] = np.array(jax.vmap(lambda at: cost.model(at, *theta), in_axes=-1)(jnp.asarray(x)), np.float64)[None]
-    if given[1].shape != y.shape:
-        raise ValueError(f"like must be one toy of points, with y of shape (1, n), got {y.shape}")
-    return tuple(given)
+    _rows_of(cost, like, "its x and errors")
+    x, _, *errors = like
+    at = as_float64(x, "x")
+    at = at[0] if at.ndim == 3 or (at.ndim == 2 and len(at) == 1) else at
+    y = jax.vmap(lambda each: cost.model(each, *theta), in_axes=-1)(jnp.asarray(at))
+    return (x, np.array(y, np.float64)[None], *errors)
 
 
 def _nodes(cost: UnbinnedNLL | ExtendedUnbinnedNLL, theta: np.ndarray, like: Any, observable: Any) -> Weighted:
-    if cost.integral is None and (
-        observable is None or np.shape(observable) != (2,) or not np.isfinite(observable).all()
-    ):
+    window = np.zeros(0) if observable is None else as_float64(observable, "observable")
+    if cost.integral is None and (window.shape != (2,) or not np.isfinite(window).all()):
         raise NoAsimovError(
             f"the Asimov data of {called(cost.model)} need the finite range of one observable: pass "
             "observable=(lower, upper)"
         )
-    integral = cost.integral or NumericalIntegral(cost, observable, N_NODES)
+    integral = cost.integral or NumericalIntegral(cost, window, N_NODES)
     x, dx = integral.nodes(max(N_NODES, integral.n_nodes))
     density = np.array(jax.vmap(lambda at: cost.density(tuple(theta), {"x0": at}))(jnp.asarray(x)), np.float64)
     weights = dx * (np.exp(density) if cost.log else density)
     if not cost.extended:
-        events = _needed(like, "its number of events")
-        weighted = events.ragged()[1].sum() if isinstance(events, Weighted) else _number_inside(cost, events)
-        weights *= weighted / weights.sum()
+        events = _rows_of(cost, like, "its number of events").leaves[0]
+        weights *= number_of_events(events)[0] / weights.sum()
     return Weighted([x], [weights])
 
 
-def _number_inside(cost: Any, events: Any) -> float:
-    values = ragged_events(events).values
-    return float(values.shape[-1] if cost.integral is None else cost.integral.contains(values).sum())
-
-
-def _needed(like: Any, what: str) -> Any:
+def _rows_of(cost: Cost, like: Any, what: str) -> Rows:
+    """The rows of the one toy that tells `what`."""
     if like is None:
         raise NoAsimovError(f"the Asimov data need a toy that tells {what}: pass like=")
-    return like
+    rows = cost.rows(like)
+    if len(rows) != 1:
+        raise ValueError(f"like must be one toy, which tells {what}, got {len(rows)} toys")
+    return rows

@@ -12,6 +12,7 @@ from engine import (
     PoissonConstraint,
     PoissonNLL,
     UnbinnedNLL,
+    Weighted,
     fit_batch,
 )
 from engine.asimov import NoAsimovError, asimov
@@ -79,6 +80,8 @@ def test_weights_of_nodes():
     assert data.weights[0].sum() == pytest.approx(inside, rel=1e-9)
     shape = UnbinnedNLL(density, fit_range=(0.0, 1.0))
     assert asimov(shape, [1.0], like).weights[0].sum() == pytest.approx(np.sum(like[0] <= 1.0))
+    weighted = asimov(shape, [1.0], Weighted(like, [np.full(40, 0.5)]))
+    assert weighted.weights[0].sum() == pytest.approx(0.5 * np.sum(like[0] <= 1.0))
 
 
 @pytest.mark.parametrize(
@@ -92,3 +95,30 @@ def test_weights_of_nodes():
 def test_what_is_missing_is_told(cost, like, sentence):
     with pytest.raises(NoAsimovError, match=sentence):
         asimov(cost, {"tau": 1.0}, like)
+
+
+EVENTS, POINTS, BINS = UnbinnedNLL(density), LeastSquares(lambda x, tau: tau * x), BinnedNLL(density, EDGES)
+
+
+@pytest.mark.parametrize(
+    "cost, like, sentence",
+    [
+        (EVENTS, [np.ones(3), np.ones(5)], "like must be one toy, which tells its number of events, got 2 toys"),
+        (BINS, np.ones((3, 8)), "like must be one toy, which tells its total count, got 3 toys"),
+        (POINTS, (EDGES, np.ones((2, 9)), 0.1), "like must be one toy, which tells its x and errors, got 2 toys"),
+        (POINTS, EDGES, r"data must be \(x, y, yerror\), got ndarray"),
+        (POINTS, (EDGES,), r"data must be \(x, y, yerror\), got 1 arrays"),
+        (POINTS, 3.0, r"data must be \(x, y, yerror\), got float"),
+        (BINS, np.ones((0, 8)), "like must be one toy, which tells its total count, got 0 toys"),
+        (BINS, np.ones(8), r"counts must have shape \(n_toys, n_bins\) = \(n_toys, 8\)"),
+    ],
+)
+def test_what_is_not_one_toy_is_told(cost, like, sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        asimov(cost, {"tau": 1.0}, like, observable=(0.0, 30.0))
+
+
+@pytest.mark.parametrize("observable", [5.0, (0.0, np.inf), ("a", "b")])
+def test_wrong_observables_are_told(observable):
+    with pytest.raises((TypeError, NoAsimovError), match="observable"):
+        asimov(EVENTS + NormalConstraint("tau", 1.0, 0.1), {"tau": 1.0}, [np.ones(3)], observable=observable)
