@@ -8,12 +8,22 @@ import numpy as np
 
 from engine.data import as_float64, shown
 
-__all__ = ["check_start", "held", "held_names", "known", "limit_arrays", "one_of", "per_toy", "start_points"]
+__all__ = ["check_start", "held", "held_names", "known", "limit_arrays", "one_of", "per_toy", "start_points", "whole"]
+
+MOST = 10**8  # of any number of steps or points; ten times as many are a 32-bit integer, too
 
 
 def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
+
+
+def whole(name: str, value: Any, least: int) -> None:
+    """Raise ValueError for what is no whole number, or one out of range."""
+    if not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {shown(value)}")
+    if value > MOST:
+        raise ValueError(f"{name} must be at most {MOST}, got {shown(value)}")
 
 
 def known(names: tuple[str, ...], given: Any, what: str) -> None:
@@ -103,7 +113,7 @@ def limit_arrays(names: tuple[str, ...], limits: Any) -> tuple[np.ndarray, np.nd
             if isinstance(pair, str):  # "01" is a pair, too
                 raise TypeError
             low, high = (edge if end is None else float(end) for end, edge in zip(pair, (-np.inf, np.inf), strict=True))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(
                 f"limits[{name!r}] must be (lower, upper) with None for an open side, got {shown(pair)}"
             ) from None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from engine.arguments import check_start, held, limit_arrays, start_points
+from engine.arguments import check_start, held, limit_arrays, start_points, whole
 from engine.cost import Cost
 from engine.data import shown
 from engine.determined import mark_undetermined
@@ -100,9 +100,8 @@ def fit_batch(
     if tol is not None and not (isinstance(tol, float | int | np.floating) and 0.0 < tol <= VALID_EDM):
         raise ValueError(f"tol must be above 0 and at most {VALID_EDM:g} (in units of errordef), got {shown(tol)}")
     for name, value, least in (("max_steps", max_steps, 1), ("batch_size", batch_size, 1), ("retries", retries, 0)):
-        unset = value is None and name != "retries"
-        if not unset and (not isinstance(value, int | np.integer) or value < least):
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {shown(value)}")
+        if value is not None or name == "retries":
+            whole(name, value, least)
     if not (callable(progress) or isinstance(progress, bool | np.bool_)):
         raise TypeError(f"progress must be True, False or a function, got {shown(progress)}")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.arguments import known
+from engine.arguments import known, whole
 from engine.crossing import AT_LIMIT, FOUND, NEW_MINIMUM, Rays, blocks, crossings
 from engine.data import as_float64, shown
 from engine.fit import is_valid, needed_problem, problem_of
@@ -226,7 +226,7 @@ def contour_of(result: FitResult, x: str, y: str, *, cl: float | None = None, si
     pair = [_free(result, problem.settings.free, name) for name in (x, y)]
     if x == y:
         raise ValueError(f"a contour is of two parameters, got {x!r} twice")
-    _whole("size", size, 3)
+    whole("size", size, 3)
     k = level(CONTOUR_CL if cl is None else cl, 2)
     angle = 2 * np.pi * np.arange(size) / size
     circle = np.stack([np.cos(angle), np.sin(angle)])
@@ -281,11 +281,6 @@ def _free(result: FitResult, free: np.ndarray, name: str) -> int:
     return i
 
 
-def _whole(what: str, value: Any, least: int) -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{what} must be a whole number of at least {least}, got {shown(value)}")
-
-
 def _points(result: FitResult, i: int, size: Any, bound: Any, grid: Any) -> np.ndarray:
     """Points of a profile, (n_toys, n)."""
     settings = needed_problem(result, "profile").settings
@@ -297,7 +292,7 @@ def _points(result: FitResult, i: int, size: Any, bound: Any, grid: Any) -> np.n
         if np.min(x) < lower or np.max(x) > upper:
             raise ValueError(f"the grid must lie within the limits of {name}, ({lower:g}, {upper:g})")
         return np.array(np.broadcast_to(x, (n_toys, x.shape[-1])))
-    _whole("size", size, 2)
+    whole("size", size, 2)
     ends = as_float64(bound, "bound")
     if not np.isfinite(ends).all() or not (
         (ends.shape == () and ends > 0) or (ends.shape == (2,) and ends[0] < ends[1])

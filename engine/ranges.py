@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from engine.arguments import whole
 from engine.cost import Cost
 from engine.data import Rows, as_float64, shown
 from kernels.logsum import compile_log, log_outputs
@@ -36,7 +37,7 @@ class NumericalIntegral(Cost):
     Raises
     ------
     ValueError
-        If the ranges are not finite, are empty or overlap, or there are fewer nodes than 16 per range.
+        If the ranges are not finite, are empty or overlap, or nodes are fewer than 16 per range or more than 10^8.
     """
 
     takes_data = False
@@ -54,11 +55,7 @@ class NumericalIntegral(Cost):
             raise ValueError(
                 f"fit_range must be finite windows, lower < upper, that do not overlap, got {shown(fit_range)}"
             )
-        if not isinstance(n_nodes, int | np.integer) or n_nodes < PER_PANEL * len(ranges):
-            raise ValueError(
-                f"n_nodes must be a whole number of at least {PER_PANEL * len(ranges)} for {len(ranges)} window(s), "
-                f"got {shown(n_nodes)}"
-            )
+        whole("n_nodes", n_nodes, PER_PANEL * len(ranges))
         self.ranges = ranges
         self.n_nodes = int(n_nodes)
 

@@ -259,14 +259,16 @@ class FitResult:
 
         Raises
         ------
-        ValueError
-            If there are none, or their `names` or `errordef` differ.
+        TypeError, ValueError
+            If there are none or others than FitResult, or their `names` or `errordef` differ.
         """
         results = list(results)
         if not results:
             raise ValueError("concatenate needs at least one result")
         first = results[0]
         for position, other in enumerate(results):
+            if not isinstance(other, FitResult):
+                raise TypeError(f"concatenate joins FitResults, but result {position} is {type(other).__name__}")
             for field in ("names", "errordef"):
                 mine, theirs = getattr(first, field), getattr(other, field)
                 if mine != theirs:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.arguments import held, known, limit_arrays, one_of, per_toy, start_points
+from engine.arguments import held, held_names, known, limit_arrays, one_of, per_toy, start_points
 from engine.cost import Cost
 from engine.fit import fit_batch, refit
 from engine.result import FitResult
@@ -124,8 +124,10 @@ def test_statistic(
     i = checked_poi(cost.names, poi, fixed)
     n_toys = len(cost.rows(data))
     tested = np.array(np.broadcast_to(per_toy("value", value, n_toys), n_toys))
-    limits = lower_bounded(limits, poi) if test_stat in ("ttilde", "qtilde", "q0") else dict(limits or {})
     lower, upper = limit_arrays(cost.names, limits)
+    if test_stat in ("ttilde", "qtilde", "q0"):
+        limits = lower_bounded(limits, poi)
+        lower, upper = limit_arrays(cost.names, limits)
     _check_tested(poi, tested, test_stat, lower[i], upper[i])
     points = start_points(cost.names, start, n_toys)
     points[:, i] = np.clip(points[:, i], lower[i], upper[i])
@@ -134,6 +136,8 @@ def test_statistic(
     constants: dict[str, Any] = {name: points[:, j] for j, name in enumerate(cost.names) if not is_free[j]}
     if free is None:
         free = fit_batch(cost, data, points, fixed=constants, **options)
+    elif not isinstance(free, FitResult):
+        raise TypeError(f"free must be the FitResult of an earlier free fit, got {type(free).__name__}")
     elif free.names != cost.names or len(free) != n_toys:
         raise ValueError(
             f"free must hold the fits of these {n_toys} toys with the parameters {', '.join(cost.names)}, "
@@ -177,16 +181,16 @@ def checked_poi(names: tuple[str, ...], poi: Any, fixed: Any = None) -> int:
     if not isinstance(poi, str):
         raise TypeError(f"poi must be the name of one parameter, got {poi!r}")
     known(names, [poi], "poi")
-    if fixed is not None and poi in ([fixed] if isinstance(fixed, str) else fixed):
+    if poi in held_names(names, fixed):
         raise ValueError(f"the parameter of interest {poi!r} is fixed: it must be free to be tested")
     return names.index(poi)
 
 
 def lower_bounded(limits: Mapping[str, tuple] | None, poi: str) -> dict[str, Any]:
     """The limits, with the parameter of interest not below 0."""
-    pair = (limits or {}).get(poi) or (None, None)
-    low = 0.0 if pair[0] is None else max(0.0, float(pair[0]))
-    return {**(limits or {}), poi: (low, pair[1])}
+    limits = limits or {}
+    low, high = (None, None) if limits.get(poi) is None else limits[poi]
+    return {**limits, poi: (0.0 if low is None else max(0.0, float(low)), high)}
 
 
 def _check_tested(poi: str, tested: np.ndarray, test_stat: str, lower: float, upper: float) -> None:

@@ -491,6 +491,8 @@ def test_no_signal_ends_at_zero(study, toys):
         ({"max_steps": 0}, ValueError, "max_steps must be a whole number of at least 1, got 0"),
         ({"max_steps": 1.5}, ValueError, "max_steps must be a whole number of at least 1, got 1.5"),
         ({"batch_size": 0}, ValueError, "batch_size must be a whole number of at least 1, got 0"),
+        ({"max_steps": 10**30}, ValueError, "max_steps must be at most 100000000, got 1000000000000000000000000000000"),
+        ({"limits": {"mu": (0, 10**400)}}, ValueError, "limits['mu'] must be (lower, upper) with None for"),
         ({"retries": -1}, ValueError, "retries must be a whole number of at least 0, got -1"),
         ({"retries": None}, ValueError, "retries must be a whole number of at least 0, got None"),
     ],

@@ -139,8 +139,10 @@ def test_wrong_ranges(fit_range):
 
 
 def test_wrong_numbers_of_nodes_and_observables():
-    with pytest.raises(ValueError, match="n_nodes must be a whole number of at least 32 for 2 window"):
+    with pytest.raises(ValueError, match="n_nodes must be a whole number of at least 32, got 20"):
         UnbinnedNLL(decay, fit_range=WINDOWS, n_nodes=20)
+    with pytest.raises(ValueError, match="n_nodes must be at most"):
+        UnbinnedNLL(decay, fit_range=WINDOWS, n_nodes=10**30)
     cost = UnbinnedNLL(decay, fit_range=WINDOWS)
     with pytest.raises(ValueError, match="for one observable, but the events have 2"):
         cost.rows(Ragged(np.ones((2, 4)), np.array([0, 4])))

@@ -178,6 +178,9 @@ def test_concatenation_names_the_difference():
         FitResult.concatenate([result, result, make_result(errordef=1.0)])
     with pytest.raises(ValueError, match="at least one"):
         FitResult.concatenate([])
+    for other in (3, result[0]):
+        with pytest.raises(TypeError, match=f"joins FitResults, but result 1 is {type(other).__name__}"):
+            FitResult.concatenate([result, other])
     both = FitResult.concatenate([result, make_result(backend="jax", device="gpu"), make_result(backend="jax")])
     assert (both.backend, both.device) == ("jax+numba", "cpu+gpu")
     assert FitResult.concatenate([both, result]).backend == "jax+numba"

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -135,8 +136,15 @@ def test_batch_single_and_backends():
         ("mu", [1.0, 2.0], {}, "value must be a number or have shape"),
         ("mu", np.nan, {}, "tested values must be finite"),
         ("mu", 1.0, {"test_stat": "chi2"}, "test_stat must be one of"),
+        ("mu", 1.0, {"limits": [(0.0, 1.0)]}, "limits must be a dict name -> (lower, upper), got list"),
+        ("mu", 1.0, {"limits": {"mu": 5}}, "limits['mu'] must be (lower, upper) with None for an open side, got 5"),
+        ("mu", 1.0, {"limits": {"mu": (0,)}}, "limits['mu'] must be (lower, upper)"),
+        ("mu", 1.0, {"limits": {"mu": ("x", None)}}, "limits['mu'] must be (lower, upper)"),
+        ("mu", 9.0, {"limits": {"mu": np.array([-5.0, 8.0])}}, "the tested mu = 9 is outside of the limits (0, 8)"),
+        ("mu", 1.0, {"fixed": 3}, "fixed must be names, or a dict name -> value, got int"),
+        ("mu", 1.0, {"free": 3}, "free must be the FitResult of an earlier free fit, got int"),
     ],
 )
 def test_mistakes(poi, value, options, sentence):
-    with pytest.raises((TypeError, ValueError), match=sentence):
+    with pytest.raises((TypeError, ValueError), match=re.escape(sentence)):
         statistic_of(COUNT, N, poi, value, start={"mu": 1.0}, **options)
