@@ -105,10 +105,10 @@ class _Binned(Cost):
     def score_covariance(self, rows: Rows) -> Callable | None:
         if "scale" not in rows.names:
             return None
+        n_bins = rows.shared.shape[1]  # not the rows, which would live as long as what is compiled
 
         def of_toy(theta: Array, data: tuple, shared: tuple) -> Array:
             ((columns, aux, _),) = data
-            n_bins = rows.shared.shape[1]
             (n, scale), bins = columns[:, :n_bins], shared[0][:, :n_bins]
 
             def expected(theta: Array) -> Array:

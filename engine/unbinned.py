@@ -106,11 +106,11 @@ class _Unbinned(Cost):
             self.integral.check(theta)
 
     def score_covariance(self, rows: Rows) -> Callable | None:
-        events = rows.leaves[0]
-        if WEIGHT not in events.names:
+        names = rows.leaves[0].names  # not the rows, which would live as long as what is compiled
+        if WEIGHT not in names:
             return None
-        n_params, weight = len(self.names), events.names.index(WEIGHT)
-        slope = jax.grad(lambda theta, row: self.term(theta, dict(zip(events.names, row, strict=True)), ()))
+        n_params, weight = len(self.names), names.index(WEIGHT)
+        slope = jax.grad(lambda theta, row: self.term(theta, dict(zip(names, row, strict=True)), ()))
 
         def of_toy(theta: Array, data: tuple, shared: tuple) -> Array:
             columns, _, n = data[0]

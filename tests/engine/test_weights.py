@@ -1,5 +1,7 @@
 """Weighted events and histograms: estimates and their covariance in closed form, and pulls."""
 
+import weakref
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -144,6 +146,20 @@ def test_several_observables():
     model = lambda x, a, b: norm.pdf(x[0], a, 1.0) * norm.pdf(x[1], b, 1.0)  # noqa: E731
     result = fit_batch(UnbinnedNLL(model), Weighted(x, w), {"a": 0, "b": 0})
     np.testing.assert_allclose(result.values, np.einsum("tdn,tn->td", x, w) / w.sum(axis=1)[:, None], rtol=1e-9)
+
+
+def test_what_is_compiled_keeps_no_data(toys):
+    histograms = weighted_histograms(2, 1)
+    for cost_, data in (
+        (UnbinnedNLL(decay, fit_range=(1.0, 7.0)), Weighted(*toys)),
+        (BinnedNLL(decay_cdf, EDGES), histograms),
+        (PoissonNLL(decay_events), histograms),
+        (ExtendedBinnedNLL(decay_scaled, EDGES) + NormalConstraint("lam", 4.0, 1.0), (histograms, None)),
+    ):
+        rows = cost_.rows(data)
+        leaves, kept = list(map(weakref.ref, rows.leaves)), (cost_.score_covariance(rows), cost_.reference(rows))
+        del rows
+        assert None not in kept and not any(leaf() for leaf in leaves)
 
 
 def test_wrong_weights():
