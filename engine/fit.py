@@ -53,7 +53,7 @@ def fit_batch(
     data
         The toys, in the form that the cost takes (see its `rows`). Unbinned: a list of (n,) arrays, an
         (n_toys, n_events) array, or `engine.Ragged`. Binned: counts (n_toys, n_bins). A sum: a tuple with one entry
-        per cost.
+        per cost. Arrays are not copied: leave them as they are while intervals are asked of the result.
     start : dict or (n_params,) or (n_toys, n_params) array
         Where the fits start; a value of the dict may be a number or an (n_toys,) array.
     limits : dict, optional

@@ -185,8 +185,8 @@ class FitResult:
     backend, device : str
         What ran the fits; the choice where `"auto"` was asked for.
     problem : Problem, optional
-        Cost and data, which `minos`, `profile` and `contour` need; neither pickled nor stored. None for a result that
-        was read from a file or joined from several.
+        Cost and data, which `minos`, `profile` and `contour` need; neither pickled nor stored, and the arrays of the
+        data not copied. None for a result that was read from a file or joined from several.
 
     Raises
     ------
