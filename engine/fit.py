@@ -71,7 +71,8 @@ def fit_batch(
     tol : float, optional
         EDM at which to stop, in units of errordef; 1e-13 by default.
     max_steps : int, optional
-        Evaluations per fit before the optimizer gives up.
+        Evaluations before the optimizer gives up. Newton behind another optimizer comes on top, and so do retries,
+        which take as many again and, where these run out, ten times as many.
     batch_size : int, optional
         Toys that are stepped together (JAX), or fitted between two reports of progress (numba).
     retries : int

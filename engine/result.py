@@ -177,6 +177,7 @@ class FitResult:
         Integers of `Status`.
     nfev : (n_toys,) int64
         Evaluations of the cost with gradient and Hessian; of templates with many parameters most without the Hessian.
+        Those of retries add up; those of MIGRAD, and of the points among which a new start is chosen, do not count.
     at_limit : (n_toys, n_params) bool
         The value equals a limit and the gradient pushes outward.
     has_posdef_covar, rescued : (n_toys,) bool
