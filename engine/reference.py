@@ -50,7 +50,8 @@ class Validation(NamedTuple):
     valid : (n,) bool
         Whether MIGRAD calls its fit valid.
     difference : (n, n_params) float64
-        (this engine - MIGRAD) / error; NaN where there is no error, 0 for fixed parameters.
+        (this engine - MIGRAD) / error; NaN where there is no error. 0 for fixed parameters, and where this engine has
+        the value on a limit and MIGRAD within 0.05 of its own error from it.
     agrees : (n,) bool
         All differences below 1e-3 and this engine's fval is the cost at its values; or MIGRAD failed, or ended above
         this engine's minimum.
