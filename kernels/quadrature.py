@@ -25,6 +25,7 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 _PANELS = 64  # of `adaptive`, at first
 _MAX_PANELS = 4096  # in one round
 _ROUNDS = 40
+_TOLERANCE = 1e-9  # relative to the integral of |function|
 
 
 def integral(function: Callable, xmin: Array | float, xmax: Array | float, n: int = 64) -> Array:
@@ -59,7 +60,7 @@ def error(function: Callable, xmin: Array | float, xmax: Array | float, n: int =
     return jnp.abs(integral(function, xmin, xmax, n) - integral(function, xmin, xmax, 2 * n))
 
 
-def adaptive(function: Callable, xmin: float, xmax: float, *, tolerance: float = 1e-9) -> tuple[float, float]:
+def adaptive(function: Callable, xmin: float, xmax: float) -> tuple[float, float]:
     """int_xmin^xmax of a NumPy function by Gauss-Legendre panels, split where halves and whole differ.
 
     Starts from 64 panels of 16 nodes; a peak narrower than about 1e-4 of the range may fall between them.
@@ -70,8 +71,6 @@ def adaptive(function: Callable, xmin: float, xmax: float, *, tolerance: float =
         `function(x (n,)) -> (n,)`. It may have jumps and integrable poles.
     xmin, xmax : float
         Edges, xmin < xmax. An infinite one is reached by x = t / (1 - t^2), or an edge plus t / (1 - t).
-    tolerance : float
-        Of the result, relative to the integral of |function|.
 
     Returns
     -------
@@ -93,7 +92,7 @@ def adaptive(function: Callable, xmin: float, xmax: float, *, tolerance: float =
         difference = np.abs(total - whole)
         size = max(size, abs(value) + float(np.sum(np.abs(halves))))
         # the difference is the error of the whole panel; that of its halves is far smaller unless there is a jump
-        rough = difference > tolerance * size / _PANELS
+        rough = difference > _TOLERANCE * size / _PANELS
         rough &= (k < _ROUNDS - 1) and 2 * np.count_nonzero(rough) <= _MAX_PANELS
         value += float(np.sum(total[~rough]))
         uncertainty += float(np.sum(difference[~rough]))
