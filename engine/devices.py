@@ -17,6 +17,7 @@ from engine.cpu import NumbaDriver
 from engine.data import Rows
 from engine.xla import XlaDriver
 from kernels.graph import UntranslatableError
+from kernels.program import n_outputs
 
 __all__ = ["MAX_STEPS", "find_devices", "pick_driver", "preferred"]
 
@@ -31,8 +32,7 @@ ACCELERATOR_SECONDS = 1.0
 def cpu_seconds(rows: Rows, n_params: int, n_toys: int) -> float:
     """About how long the numba driver takes on all cores for `n_toys` toys like these."""
     n_rows = sum(int(leaf.offsets[-1]) for leaf in rows.leaves) / max(len(rows), 1)
-    sums = 2 + n_params + n_params * (n_params + 1) // 2
-    return n_toys * (FIT_SECONDS + EVALUATIONS * n_rows * sums * SUM_SECONDS) / (os.cpu_count() or 1)
+    return n_toys * (FIT_SECONDS + EVALUATIONS * n_rows * n_outputs(n_params) * SUM_SECONDS) / (os.cpu_count() or 1)
 
 
 def preferred(rows: Rows, n_params: int, n_toys: int) -> str:

@@ -17,7 +17,7 @@ from engine.data import shown
 from engine.drivers import Problem
 from engine.fit import needed_problem, problem_of, refit
 from engine.result import FitResult
-from kernels.program import GRADIENT, VALUE
+from kernels.program import GRADIENT, VALUE, n_outputs
 
 __all__ = ["MinosResult", "at_minimum", "level", "minos", "minos_of"]
 
@@ -209,7 +209,7 @@ def at_minimum(result: FitResult, rows: np.ndarray) -> np.ndarray:
     """
     problem, n_params = needed_problem(result, "minos"), len(result.names)
     free, below = np.flatnonzero(problem.settings.free), np.tril_indices(n_params)
-    outputs = np.zeros((len(rows), GRADIENT + n_params + len(below[0])))
+    outputs = np.zeros((len(rows), n_outputs(n_params)))
     weighted = problem.cost.score_covariance(problem.rows) is not None
     evaluated = result.at_limit[rows].any(axis=1) | weighted
     if evaluated.any():

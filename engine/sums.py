@@ -14,7 +14,7 @@ from engine.cost import Cost
 from engine.data import Rows
 from engine.leastsquares import LeastSquares
 from kernels.derivatives import packed_index
-from kernels.program import GRADIENT
+from kernels.program import GRADIENT, n_outputs
 from kernels.translate import compile_sum
 
 __all__ = ["SumCost"]
@@ -129,7 +129,7 @@ class SumCost(Cost):
     def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
         functions = [part.outputs(leaf, tile, order) for part, leaf in zip(self.leaves, rows.parts, strict=True)]
         n_params = len(self.names)
-        n_kept = 2 + [0, n_params, n_params * (n_params + 3) // 2][min(order, 2)]
+        n_kept = n_outputs(n_params, order)
 
         def total(theta: Array, data: tuple, shared: tuple) -> Array:
             result = jnp.zeros(n_kept)

@@ -16,7 +16,7 @@ from jax import Array
 
 from kernels.arrays import _function_source
 from kernels.loops import _Pool
-from kernels.program import EXPECTED, FIRST, SECOND
+from kernels.program import EXPECTED, FIRST, SECOND, n_outputs
 from kernels.translate import _HEADER, KERNEL_SIGNATURE, import_source
 
 __all__ = ["VectorKernel", "expectation_kernel", "expectation_outputs", "saturated", "term_derivatives"]
@@ -215,7 +215,7 @@ def expectation_kernel(
     terms, _, n1 = _function_source(term_derivatives(term), [column] * (1 + n_columns), "derivatives", pool, False)
     second, [bent], n2 = _function_source(bend, [theta, *[column] * (n_shared + 1)], "bend", pool, False)
     linear, hessian = not bent.any(), 2 + n_params
-    memory = hessian + n_params * (n_params + 1) // 2
+    memory = n_outputs(n_params)
     lengths = dict.fromkeys(("mu", "terms", "slope", "curvature"), n_bins)
     lengths |= {"scaled": 2 * n_bins, "jacobian": n_params * n_bins}
     lengths |= {"w0": n0, "w1": n1} | ({} if linear else {"second": n_params**2, "w2": n2})

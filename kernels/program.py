@@ -23,12 +23,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.derivatives import n_outputs, packed_index
+from kernels.derivatives import packed_index
 from kernels.graph import trace
 from kernels.nodes import LEAVES, Graph, too_long
 from kernels.secondorder import Derivatives, Vector, differentiate
 
-__all__ = ["ABSOLUTE", "EXPECTED", "FIRST", "GRADIENT", "SECOND", "VALUE", "Outer", "Program", "build_program"]
+__all__ = [
+    "ABSOLUTE",
+    "EXPECTED",
+    "FIRST",
+    "GRADIENT",
+    "SECOND",
+    "VALUE",
+    "Outer",
+    "Program",
+    "build_program",
+    "n_outputs",
+]
 
 # Layout of a cost's outputs: value, sum of |term|, gradient, packed lower triangle of the Hessian.
 VALUE, ABSOLUTE, GRADIENT = 0, 1, 2
@@ -41,6 +52,11 @@ MAX_PRODUCTS = 48
 MAX_LENGTH = 8000
 # A product of more factors is not taken apart.
 MAX_FACTORS = 8
+
+
+def n_outputs(n_params: int, order: int = SECOND) -> int:
+    """Number of a cost's outputs, up to some order of derivatives; order 0 is the value alone."""
+    return GRADIENT + (0, n_params, n_params * (n_params + 3) // 2)[min(order, SECOND)]
 
 
 class Outer(NamedTuple):
@@ -222,7 +238,7 @@ def build_program(
     ValueError
         If `rest` depends on the row.
     """
-    graph, n = Graph(), 1 + n_outputs(n_params)
+    graph, n = Graph(), n_outputs(n_params)
     kinds = [("theta", k) for k in range(n_params)]
     kinds += [("row", k) for k in range(n_columns)] + [("shared", k) for k in range(n_shared)]
     kinds += [("aux", k) for k in range(n_aux)]
