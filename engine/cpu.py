@@ -10,6 +10,7 @@ from engine.ahead import AHEAD
 from engine.cost import Cost
 from engine.data import Rows
 from engine.drivers import Fits, Settings, approaches
+from kernels.program import n_outputs
 from kernels.threads import ONE_AT_A_TIME
 from kernels.translate import memory_of
 
@@ -80,7 +81,7 @@ class NumbaDriver:
 
     def evaluate(self, toys: np.ndarray, theta: np.ndarray) -> np.ndarray:
         """Outputs of the cost (see `kernels.program`) of these toys, each at its row of `theta`."""
-        out = np.empty((len(toys), 2 + self.n_params + self.n_params * (self.n_params + 1) // 2))
+        out = np.empty((len(toys), n_outputs(self.n_params)))
         for first in range(0, len(toys), max(64, self._per_block)):
             part = slice(first, first + max(64, self._per_block))
             with ONE_AT_A_TIME:

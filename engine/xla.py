@@ -18,9 +18,9 @@ from engine.lanes import Lanes, bucket
 from engine.newton import Box, NewtonState, covariance_of, newton_init, newton_step, unpack
 from engine.newton_numba import MOST_APPROACH, RUNNING
 from engine.status import Status
-from kernels.derivatives import n_outputs, packed_index
+from kernels.derivatives import packed_index
 from kernels.nodes import UntranslatableError
-from kernels.program import EXPECTED, FIRST
+from kernels.program import EXPECTED, FIRST, n_outputs
 from kernels.xla import n_intermediates
 
 __all__ = ["XlaDriver"]
@@ -143,7 +143,7 @@ class XlaDriver:
     def evaluate(self, toys: np.ndarray, theta: np.ndarray) -> np.ndarray:
         """Outputs of the cost (see `kernels.program`) of these toys, each at its row of `theta`."""
         with jax.enable_x64(True):
-            outputs = np.empty((len(toys), 1 + n_outputs(self.n_params)))
+            outputs = np.empty((len(toys), n_outputs(self.n_params)))
             unique, which = np.unique(toys, return_inverse=True)
             n_lanes, n_held = (min(self.lanes, bucket(n, 1)) for n in (len(toys), len(unique)))
             for first in range(0, len(unique), n_held):

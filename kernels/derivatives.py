@@ -10,12 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["n_outputs", "packed_index", "unpacked_hessian", "value_gradient_hessian"]
-
-
-def n_outputs(n_params: int) -> int:
-    """Length of (value, gradient, packed lower triangle of the Hessian)."""
-    return 1 + n_params + n_params * (n_params + 1) // 2
+__all__ = ["packed_index", "unpacked_hessian", "value_gradient_hessian"]
 
 
 def packed_index(i: int, j: int) -> int:

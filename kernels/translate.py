@@ -28,7 +28,7 @@ from kernels import vectormath, vectorpower, vectortrig
 from kernels.graph import trace
 from kernels.nodes import Graph
 from kernels.outer import BEYOND, BLOCK, add_outer, outer_source, tables
-from kernels.program import EXPECTED, FIRST, GRADIENT, SECOND, Program
+from kernels.program import EXPECTED, FIRST, GRADIENT, SECOND, Program, n_outputs
 from kernels.statements import assignments
 
 __all__ = [
@@ -250,12 +250,12 @@ def compile_sum(
         lines += [f"ADD{p} = np.array({[(int(place[k]), int(k)) for k in some]}, dtype=np.uint64)"]
     lines += [f"@njit({KERNEL_SIGNATURE!r}, cache=True, **COMPILE_ROW)"]
     lines += [_DEFINITION]
-    n_outputs = 2 + n_params + n_params * (n_params + 1) // 2
+    n_kept = n_outputs(n_params)
     # a first part of all parameters writes its outputs where those of the sum are wanted
-    whole = list(places[0]) == list(range(n_outputs)) and factors[0] == 1.0
-    lines += [] if whole else [f"    for k in range({n_outputs}):", "        out[k] = 0.0"]
+    whole = list(places[0]) == list(range(n_kept)) and factors[0] == 1.0
+    lines += [] if whole else [f"    for k in range({n_kept}):", "        out[k] = 0.0"]
     lines += ["    first = begin"]
-    n_shared, n_aux, memory = 0, n, n_outputs
+    n_shared, n_aux, memory = 0, n, n_kept
     for p, (index, place, factor, (more_shared, more_aux)) in enumerate(
         zip(indices, places, factors, shapes, strict=True)
     ):
@@ -272,5 +272,5 @@ def compile_sum(
             add = f"        out[ADD{p}[k, 0]] += {float(factor)!r} * {out}[ADD{p}[k, 1]]"
             lines += [f"    for k in range({GRADIENT + len(index)} if order == FIRST else {len(filled[p])}):", add]
         n_shared, n_aux, memory = n_shared + more_shared, n_aux + more_aux, behind
-    lines += [f"MEMORY = {memory - n_outputs}"]
+    lines += [f"MEMORY = {memory - n_kept}"]
     return import_source(_HEADER + "\n".join(lines) + "\n").row_sums

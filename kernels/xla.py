@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from kernels.derivatives import n_outputs, value_gradient_hessian
+from kernels.derivatives import value_gradient_hessian
 from kernels.nodes import LEAVES, Graph
 from kernels.operations import FUNCTIONS
-from kernels.program import GRADIENT, Outer, Program
+from kernels.program import GRADIENT, Outer, Program, n_outputs
 from kernels.secondorder import MAX_SINGLE
 
 __all__ = ["Sums", "evaluate", "n_intermediates", "row_sums", "row_sums_untranslated"]
@@ -36,10 +36,6 @@ def evaluate(graph: Graph, numbers: list[int], values: dict[int, Array], on_row:
             values[number] = node.args[0]
         else:
             values[number] = FUNCTIONS[node.op](*(values[a] for a in node.args))
-
-
-def _n_kept(n_params: int, order: int) -> int:
-    return {0: 2, 1: 2 + n_params, 2: 1 + n_outputs(n_params)}[order]
 
 
 def _over_tiles(tile_sums: Callable, n_rows: int, tile: int, like: Array) -> Any:
@@ -147,7 +143,7 @@ class Sums:
 
     def __init__(self, program: Program, order: int) -> None:
         self.graph, self.n_params = program.graph, program.n_params
-        self.n_kept = _n_kept(program.n_params, order)
+        self.n_kept = n_outputs(program.n_params, order)
         self.combinations, self.rests = program.combinations[: self.n_kept], program.rest[: self.n_kept]
         used_cores = sorted({m for terms in self.combinations for _, m in terms})
         self.cores = [program.cores[m] for m in used_cores]
@@ -207,7 +203,7 @@ def row_sums_untranslated(
 
     `term` and `rest` are those of `kernels.program.build_program`.
     """
-    n_kept, zero = _n_kept(n_params, order), lambda *_: jnp.zeros(())
+    n_kept, zero = n_outputs(n_params, order), lambda *_: jnp.zeros(())
     few, below = n_params <= MAX_SINGLE, np.tril_indices(n_params)
 
     def of_few(function: Callable, theta: Array, rows: Array, aux: Array, used: Array) -> Array:
