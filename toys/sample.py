@@ -97,7 +97,7 @@ def throw(
 
 
 def study_of(path: str | Path, model: str | None = None) -> Study:
-    """The study of a file of `run_toys.py`, at its truth.
+    """The study of a file of `run_toys.py`, at its truth and start.
 
     Parameters
     ----------
@@ -108,15 +108,15 @@ def study_of(path: str | Path, model: str | None = None) -> Study:
     Raises
     ------
     StorageError, InputError, ValueError
-        If the file cannot be read, names no model and truth, or its model is another or must be given.
+        If the file cannot be read, names no model, truth and start, or its model is another or must be given.
     """
     attributes = storage.read_attributes(path)
-    if not {"model", "truth"} <= attributes.keys():
-        raise storage.StorageError(f"{path} does not name its model and truth: name a file that run_toys.py wrote")
+    if not {"model", "truth", "start"} <= attributes.keys():
+        raise storage.StorageError(f"{path} does not name its model, truth and start: name a file of run_toys.py")
     if model is None and attributes["model"] not in STUDIES:
         raise InputError(f"{path} is of the model {attributes['model']!r}: pass its file with --model")
     study, _ = find_study(model or attributes["model"])
-    return study.at(json.loads(attributes["truth"]))
+    return study.at(json.loads(attributes["truth"]), {**study.start, **json.loads(attributes["start"])})
 
 
 def read(

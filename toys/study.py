@@ -91,11 +91,10 @@ class Study:
         return np.array([self.truth[name] for name in self.names], dtype=np.float64)
 
     def at(self, truth: Mapping[str, float], start: Mapping[str, float] | None = None) -> "Study":
-        """The same study at other true values, from which the fits then start where they have the parameter."""
+        """The same study at other true values, from which the fits then start where these are free parameters of them."""
         known(self.names, truth, "truth")
-        values = {**self.truth, **truth}
-        same = {name: values[name] for name in self.cost.names if name in values}
-        return replace(self, truth=values, start=start or {**self.start, **same})
+        same = {name: value for name, value in truth.items() if name in self.start and name not in self.fixed}
+        return replace(self, truth={**self.truth, **truth}, start=start or {**self.start, **same})
 
 
 def _values(what: str, given: Any, names: tuple[str, ...]) -> dict[str, float]:

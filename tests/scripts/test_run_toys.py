@@ -26,6 +26,7 @@ from toys import storage
 from toys.files import StorageError, lock, parts_directory
 from toys.models import STUDIES, peak
 from toys.regenerate import regenerate
+from toys.sample import study_of
 from toys.study import generate
 
 SCRIPTS = Path(__file__).absolute().parents[2] / "scripts"
@@ -168,6 +169,7 @@ def test_start_is_that_of_the_fits(finished_run):
     finished(*SMALL, "--start", "ns=150", "mu=5.1")
     attributes = storage.read_attributes("toys.h5")
     assert json.loads(attributes["start"]) == json.loads(attributes["truth"]) | {"ns": 150.0, "mu": 5.1}
+    assert study_of("toys.h5").start == json.loads(attributes["start"])
     first = toys.load(finished_run[0])
     assert np.all(np.abs(toys.load("toys.h5").values - first.values) < 1e-5 * first.errors)
     assert not np.array_equal(toys.load("toys.h5").nfev, first.nfev)

@@ -843,6 +843,9 @@ def test_toys_of_another_model(study):
     moved = bias.at({"mu": 4.0, "tau": 3.0})
     # the fit starts at the new truth where it has the parameter
     assert moved.truth == truth | {"mu": 4.0, "tau": 3.0} and moved.start == study.start | {"mu": 4.0}
+    # and nowhere else, nor where it holds it
+    far = dataclasses.replace(study, start=study.start | {"nb": 900.0, "sigma": 0.6}, fixed=("sigma",))
+    assert far.at({"ns": 50.0, "sigma": 0.4}).start == far.start | {"ns": 50.0}
     assert generate(moved, 3, seed=1).values.min() >= 4.0
     with pytest.raises(ValueError, match="truth names 'lam', but the parameters are mu, n, tau"):
         bias.at({"lam": 1.0})
