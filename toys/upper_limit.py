@@ -142,8 +142,8 @@ def upper_limit(
     Raises
     ------
     TypeError, ValueError
-        If an argument has the wrong form, the observation cannot be fitted, or no value is excluded within the limits
-        of the parameter.
+        If an argument has the wrong form, the observation cannot be fitted, no value is excluded within the limits of
+        the parameter, or no toy without signal is as extreme as the observation, which leaves CLs undefined.
 
     References
     ----------
@@ -272,6 +272,11 @@ class _Scan:
 
     def _point(self, test: HypothesisTest, n_toys: int) -> Point:
         cls = self.cls
+        if cls and not test.CLb > 0:
+            raise ValueError(
+                f"none of {self.n_background} toys without signal is as extreme as the data, so that there is no CLs at "
+                f"{test.poi} = {test.value:g}: raise the number of toys, or check the data"
+            )
         return Point(
             value=test.value,
             p=test.CLs if cls else test.CLsb,

@@ -140,6 +140,7 @@ def test_everything_is_excluded():
         (count(4), {"test_stat": "t"}, "test_stat must be one of 'qtilde', 'q'"),
         (count(4), {"cl": 95}, "cl must be a number between 0 and 1, got 95"),
         (count(4, upper=4.0), {}, "no value of mu up to 4 is excluded: raise its upper limit"),
+        (count(0), {"n_toys": 20}, "none of 20 toys without signal is as extreme as the data, .* check the data"),
         (count(4, upper=-1.0), {}, "an upper limit needs values of mu above 0, but its limits end at -1"),
     ],
 )
