@@ -28,10 +28,7 @@ def _symbol(test: HypothesisTest) -> str:
 def statistic_chart(test: HypothesisTest) -> Any:
     """Distribution of the test statistic over the toys of both hypotheses, with the observation and the formulae."""
     figure, ((axis,),) = new_figure(4.8, 3.4)
-    samples = {
-        f"toys at {test.poi} = {test.value:g}": (test.q_null, test.value),
-        f"toys at {test.poi} = {test.poi_alt:g}": (test.q_alternative, test.poi_alt),
-    }
+    samples = [(test.q_null, test.value), (test.q_alternative, test.poi_alt)]
     fitted = np.concatenate([test.q_null, test.q_alternative, [test.q_observed]])
     fitted = fitted[np.isfinite(fitted)]
     edges = np.linspace(0.0, 1.05 * max(np.quantile(fitted, 1 - BEYOND), test.q_observed, 1.0), BINS + 1)
@@ -41,12 +38,13 @@ def statistic_chart(test: HypothesisTest) -> Any:
     ]
     dashes = [{"color": "black", "ls": "--", "lw": 1.0}, {"color": ORANGE, "ls": "-.", "lw": 1.2}]
     lowest = np.inf
-    for (label, (q, truth)), look, dash in zip(samples.items(), looks, dashes, strict=True):
+    for (q, truth), look, dash in zip(samples, looks, dashes, strict=True):
         q = q[np.isfinite(q)]
         if not len(q):
             continue
-        axis.hist(q, edges, weights=np.full(len(q), 1.0 / (len(q) * np.diff(edges)[0])), label=label, **look)
-        lowest = min(lowest, 1.0 / (len(q) * np.diff(edges)[0]))
+        height = 1.0 / (len(q) * np.diff(edges)[0])
+        axis.hist(q, edges, weights=np.full(len(q), height), label=f"toys at {test.poi} = {truth:g}", **look)
+        lowest = min(lowest, height)
         if test.asymptotic is not None:
             grid = np.linspace(1e-3 * edges[-1], edges[-1], 600)
             survival = test.asymptotic.distribution.pvalue(grid, truth)

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
 from engine.printing import Table
 from toys import hypothesis_charts as charts
 from toys.coverage import percent
@@ -176,7 +178,9 @@ def _of_goodness(goodness: GoodnessOfFit) -> Section:
         "Goodness of fit",
         [headline(goodness), goodness.sentence],
         [Table([f"{goodness.statistic} = {goodness.observed:.6g}"], ["", "p-value", "error"], rows)],
-        [plate(f"goodness_{goodness.statistic}", caption, charts.goodness_chart(goodness))],
+        [plate(f"goodness_{goodness.statistic}", caption, charts.goodness_chart(goodness))]
+        if np.isfinite(goodness.toys).any()
+        else [],
     )
 
 

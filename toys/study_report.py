@@ -207,7 +207,7 @@ def coverage_report(
     n_toys = sum(point.failures["toys"] for point in points)
     labels = [f"{point.value:.6g}" for point in points]
     counts = [point.failures for point in points]
-    sections = []
+    sections: list[Section] = []
     if scanned:
         names.sort(key=lambda name: name != scanned)
         for name in names[:MOST_FIGURES]:
@@ -217,11 +217,11 @@ def coverage_report(
             )
             told += "fit. Below: mean and width of the pulls with the Hesse error."
             plates.append(plate(f"bias_{name}", told, charts.residual_chart(points, scanned, name)))
-            sections.append(Section(name, [], [_scan_table(points, scanned, name)], plates))
+            said = [] if sections else [COVERAGE_TOLD]
+            sections.append(Section(name, said, [_scan_table(points, scanned, name)], plates))
         rest = names[MOST_FIGURES:]
         if rest:
             sections.append(Section("Other parameters", [], [_scan_table(points, scanned, name) for name in rest]))
-        sections[:1] = [Section(sections[0].title, [COVERAGE_TOLD], sections[0].tables, sections[0].plates)]
         regional = [failure_table(f"fits by the true value of {scanned}", f"true {scanned}", labels, counts)]
         fitted = _status_sentences(counts)
     else:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import urllib.parse
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,16 +15,20 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from engine.printing import Table
+from engine.status import Status
 from tests.toys.test_pulls import make_minos, make_result
 from toys import charts
 from toys.counts import PoissonCounts
 from toys.files import StorageError
+from toys.goodness_of_fit import GoodnessOfFit
+from toys.hypotest import HypothesisTest, tail
+from toys.hypothesis_report import hypothesis_report
 from toys.models import STUDIES, peak
 from toys.report import Report, Section, check_directory, plate, render, write_report, write_tables
 from toys.sample import Curves, Sample
 from toys.scan import Point, point_of
 from toys.simultaneous import Simultaneous
-from toys.study_report import coverage_report, made_by, pull_report, thrown_sentences
+from toys.study_report import COVERAGE_TOLD, coverage_report, made_by, pull_report, thrown_sentences
 
 EVIL = "<script>alert(1)</script> & \"quoted\" 'name'"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -106,6 +111,31 @@ def test_many_failures_cannot_be_overlooked():
     report = pull_report(sample, point_of(sample, 0.0, (0.6827,)), [], origin="were thrown", made={})
     assert report.warnings == ["30 of 300 fits failed: what follows is of the others."]
     assert '<p class="warning">30 of 300 fits failed' in render(report)
+    points = [point_of(sample_of(failed=300), value, (0.6827,)) for value in (500.0, 1000.0)]
+    scan = coverage_report(peak(), points, "ns", origin="were thrown", made={})
+    assert scan.warnings == ["600 of 600 fits failed: what follows is of the others."]
+    assert [section.title for section in scan.sections] == ["Failures"]
+
+
+def test_hypotheses_that_are_one_and_toys_that_all_failed():
+    q, none = np.array([0.0, 1.0, 2.0]), np.full(3, np.nan)
+    described = {"poi": "mu", "value": 0.0, "poi_alt": 0.0, "test_stat": "q0", "calctype": "toybased"}
+    numbers = ["q_observed", "poi_hat", "CLsb", "CLsb_error", "CLb", "CLb_error", "CLs", "CLs_error"]
+    test = HypothesisTest(
+        **described,
+        **dict.fromkeys(numbers, 0.5),
+        expected=np.full(5, np.nan),
+        asymptotic=None,
+        null=tail(q, 0.5),
+        alternative=tail(q[:0], 0.5),
+        q_null=q,
+        q_alternative=q[:0],
+        sentence="",
+    )
+    goodness = GoodnessOfFit("ks", 0.5, none, np.nan, np.nan, 0, Counter({Status.NONFINITE: 3}), None, None, None, "")
+    found = hypothesis_report(peak(), [test, goodness], "the data", {})
+    assert [plate.stem for section in found.sections for plate in section.plates] == ["statistic_0"]
+    assert found.warnings == ["Goodness of fit: 100.0 % of the toys failed and are left out."]
 
 
 def test_names_are_text():
@@ -176,6 +206,7 @@ def test_scan_of_the_truth(tmp_path):
     assert stems[:2] == ["coverage_ns", "bias_ns"] and len(stems) == 10
     regional, missing = found.sections[-1].tables
     assert regional.header == ["true ns", "toys", "failed", "HESSIAN_NOT_POSDEF", "at a limit", "rescued"]
+    assert [section.sentences for section in found.sections[:2]] == [[COVERAGE_TOLD], []]
     assert regional.rows[1] == ["1000", "300", "3", "3", "0", "0"] and ["1000", "sigma"] in [
         r[:2] for r in missing.rows
     ]
