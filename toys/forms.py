@@ -7,7 +7,8 @@ cost that is fitted:
 | --- | --- | --- |
 | unbinned | `(padded values, n)`, values `(m,)` or `(d, m)`: n events | `Ragged` |
 | binned | counts `(n_bins,)` | `(n_toys, n_bins)` |
-| `LeastSquares` | `(x, y, yerror[, xerror])`, or `(x, y)` with a covariance | each with a leading toy axis |
+| `LeastSquares` | `(x, y, yerror[, xerror])` | each with a leading toy axis |
+| the same with a covariance | `(x, y)`, with one x in all toys | x as it is, y `(n_toys, n)` |
 | constraint | measured values `(k,)` | `(n_toys, k)` |
 | sum | a tuple with one of these for each cost; None for a constraint that does not vary | a tuple |
 """
@@ -122,6 +123,30 @@ class Points(_Stacked):
         return tuple(array if array.ndim else jnp.broadcast_to(array, n) for array in arrays.values())
 
 
+@dataclass(frozen=True)
+class CorrelatedPoints(Points):
+    """Points with a covariance matrix, which is that of one x: all toys have it."""
+
+    names: tuple[str, ...] = ("x", "y")
+
+    def cut(self, drawn: tuple[np.ndarray, ...], n: int) -> tuple[np.ndarray, ...]:
+        return _only(drawn[0]), drawn[1][:n]
+
+    def join(self, chunks: list) -> tuple[np.ndarray, ...]:
+        x, y = zip(*chunks, strict=True)
+        return _only(np.stack(x)), np.concatenate(y)
+
+
+def _only(x: np.ndarray) -> np.ndarray:
+    """The x of all toys."""
+    if (x != x[0]).any():
+        raise ValueError(
+            "a sampler of points with a covariance must return the same x in every toy, but it varies: return "
+            "(x, y, yerror), and give the cost no covariance"
+        )
+    return x[0]
+
+
 def _real(parts: Iterable, what: str) -> list[Array]:
     """Arrays of float64."""
     given = list(parts)
@@ -172,6 +197,7 @@ def form_of(cost: Cost | None) -> Form:
     if isinstance(cost, SumCost):
         return Together(tuple(map(form_of, cost.costs)), tuple(not part.takes_data for part in cost.costs))
     if isinstance(cost, LeastSquares):
-        correlated = getattr(cost, "covariance", None) is not None
-        return Points(("x", "y", "yerror", "xerror")[: 2 if correlated else 4 if cost.xerror else 3])
+        if cost.covariance is not None:
+            return CorrelatedPoints()
+        return Points(("x", "y", "yerror", "xerror")[: 4 if cost.xerror else 3])
     return Row() if cost.takes_data else Row(f"measured values ({len(cost.names)},)")

@@ -91,7 +91,7 @@ class Study:
         return np.array([self.truth[name] for name in self.names], dtype=np.float64)
 
     def at(self, truth: Mapping[str, float], start: Mapping[str, float] | None = None) -> "Study":
-        """The same study at other true values, from which the fits then start where these are free parameters of them."""
+        """The same study at other true values, from which its fits then start where they have the parameter free."""
         known(self.names, truth, "truth")
         same = {name: value for name, value in truth.items() if name in self.start and name not in self.fixed}
         return replace(self, truth={**self.truth, **truth}, start=start or {**self.start, **same})

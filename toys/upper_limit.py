@@ -274,7 +274,7 @@ class _Scan:
         cls = self.cls
         if cls and not test.CLb > 0:
             raise ValueError(
-                f"none of {self.n_background} toys without signal is as extreme as the data, so that there is no CLs at "
+                f"none of {self.n_background} toys without signal is as extreme as the data, which leaves no CLs at "
                 f"{test.poi} = {test.value:g}: raise the number of toys, or check the data"
             )
         return Point(

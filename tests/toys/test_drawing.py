@@ -17,6 +17,7 @@ UNBINNED = ExtendedUnbinnedNLL(lambda x, n: (n, n))
 BINNED = PoissonNLL(lambda n: jnp.stack([n, n, n]))
 LINE = LeastSquares(lambda x, n: n * x)
 WITH_X = LeastSquares(lambda x, n: n * x, xerror=True)
+CORRELATED = LeastSquares(lambda x, n: n * x, covariance=np.eye(4))
 CONSTRAINT = NormalConstraint("n", 1.0, 0.5)
 SUM = UNBINNED + BINNED + CONSTRAINT
 X = jnp.linspace(-3.0, 3.0, 4)
@@ -91,6 +92,18 @@ def test_chunks_change_nothing():
         for a, b in zip(whole, drawn(sampler, LINE, n_toys=11, chunk=chunk), strict=True):
             np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(drawn(sampler, LINE, n_toys=3, first=6)[1], whole[1][6:9])
+
+
+def test_points_with_a_covariance_have_one_x():
+    sampler = lambda key, theta: (X, theta[0] * X + randombits.uniform(key, 4))  # noqa: E731
+    for n_toys in (5, 0):
+        x, y = drawn(sampler, CORRELATED, n_toys=n_toys)
+        np.testing.assert_array_equal(x, X)
+        np.testing.assert_allclose(y, np.reshape([2.0 * X + uniforms(k, 4) for k in range(n_toys)], (n_toys, 4)))
+        assert len(CORRELATED.rows((x, y))) == n_toys
+    for chunk in (2, 1):
+        with pytest.raises(ValueError, match="must return the same x in every toy, but it varies: return"):
+            drawn(lambda key, theta: (randombits.uniform(key, 4), X), CORRELATED, chunk=chunk)
 
 
 def test_events_stay_on_an_accelerator(monkeypatch):
