@@ -1,6 +1,7 @@
 """One pool of toys and fits, from which test statistics at many values are made."""
 
 import hashlib
+import json
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from engine.result import FitResult
 from engine.status import Status
 from engine.test_statistic import TEST_STATISTICS, TestStatistic, checked_poi, test_statistic
 from toys import storage
+from toys.files import reading
+from toys.simultaneous import Simultaneous
 from toys.study import Study
 from toys.throwing import Thrower
 
@@ -49,15 +52,15 @@ class ToyPool:
         The other parameters of the toys: those of the fit to the observation with the parameter of interest held at the
         value, or the study's truth. Those that the fit does not have are the study's truth.
     stored : path, optional
-        A file of `run_toys.py` of this study: its toys and fits are the first ones at the study's truth, so that
-        `nuisance` must be "truth" and `auxiliary` "redrawn".
+        A file of `run_toys.py` of this study and truth: its toys and fits are the first ones there, so that `nuisance`
+        must be "truth" and `auxiliary` "redrawn", and no measured value "fixed" in the sampler.
     backend, device : str
         As for `fit_batch`.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument has the wrong form, or toys cannot be thrown so.
+        If an argument has the wrong form, toys cannot be thrown so, or those of the file are thrown otherwise.
     StorageError
         If the file cannot be read.
 
@@ -109,10 +112,21 @@ class ToyPool:
     def _read(self, path: str | Path) -> FitResult:
         if (self.auxiliary, self.nuisance) != ("redrawn", "truth"):
             raise ValueError("toys of a file are those of its truth: pass nuisance='truth' and auxiliary='redrawn'")
+        sampler = self.study.sampler
+        if isinstance(sampler, Simultaneous) and any(part is None for part in sampler.samplers):
+            raise ValueError(f"the toys of {path} have 'fixed' measured values, new ones do not: leave out the file")
         fits = storage.load(path)
         if fits.names != self.study.cost.names:
             raise ValueError(
                 f"{path} has fits of {', '.join(fits.names)}, but the study of {', '.join(self.study.cost.names)}"
+            )
+        with reading(path):
+            truth = json.loads(storage.read_attributes(path)["truth"])
+        different = [f"{name} = {truth[name]:g}" for name in truth if truth[name] != self.study.truth.get(name)]
+        if different:
+            raise ValueError(
+                f"the toys of {path} were thrown at {', '.join(different)}, not at the study's truth: pass the study "
+                "at that truth, or leave out the file"
             )
         return fits
 

@@ -118,6 +118,12 @@ def test_toys_of_a_file_come_first(tmp_path, monkeypatch):
     assert f"the first 30 at mu = 4 are those of {path}" in pool.sentence
     with pytest.raises(ValueError, match="pass nuisance='truth' and auxiliary='redrawn'"):
         made(stored=path)
+    for study, sentence in (
+        (STUDY.at({"b": 8.0}), "were thrown at b = 10, not at the study's truth: pass the study at that truth"),
+        (FIXED, "have 'fixed' measured values, new ones do not"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            made(study, nuisance="truth", stored=path)
 
 
 def test_streams():
