@@ -31,6 +31,7 @@ from toys.models import STUDIES
 from toys.observed import InputError, read_data
 from toys.packing import describe, pack
 from toys.study import Study
+from toys.throwing import check_n_events
 
 __all__ = [
     "InputError",
@@ -125,7 +126,8 @@ def prepare(
     Raises
     ------
     InputError, ValueError
-        If the model, the data or a parameter cannot be had, or the fit of the data is not valid.
+        If the model, the data or a parameter cannot be had, the sampler throws another number of events than the data
+        have, or the fit of the data is not valid.
     """
     study, source = find_study(model)
     find_devices(device)
@@ -141,6 +143,7 @@ def prepare(
                 "leave out --data, and give --truth"
             )
         observed = read_data(study.cost, data, columns, study.observable)
+        check_n_events(study, observed)
         first = {**study.start, **start}
         fits = fit_batch(
             study.cost,

@@ -11,11 +11,13 @@ from engine.arguments import one_of
 from engine.cost import Cost
 from engine.sums import SumCost
 from kernels.graph import UntranslatableError
+from toys.counts import MultinomialCounts
 from toys.packing import bytes_per_toy, pack
+from toys.sampling import Mixture
 from toys.simultaneous import Simultaneous
 from toys.study import Study, generate
 
-__all__ = ["Thrower", "costs_of", "entries_of"]
+__all__ = ["Thrower", "check_n_events", "costs_of", "entries_of"]
 
 CHUNK_BYTES = 32 * 2**20
 LARGEST_CHUNK = 8192
@@ -45,7 +47,7 @@ class Thrower:
     Raises
     ------
     ValueError
-        If there is no such choice.
+        If there is no such choice, or the sampler throws another number of events than were observed.
     """
 
     def __init__(self, study: Study, data: Any, *, auxiliary: str = "redrawn", backend: str = "auto") -> None:
@@ -53,6 +55,7 @@ class Thrower:
         if auxiliary == "redrawn" and isinstance(study.sampler, Simultaneous):
             study = replace(study, sampler=Simultaneous(study.sampler.cost, study.sampler.samplers))
         self.study, self.auxiliary = study, auxiliary
+        check_n_events(study, data)
         self.observed = entries_of(study.cost, data)
         size = bytes_per_toy(pack(study.cost, self.observed), len(study.cost.names))
         self.chunk = int(np.clip(CHUNK_BYTES // max(size, 1), 1, LARGEST_CHUNK))
@@ -102,6 +105,23 @@ def entries_of(cost: Cost, data: Any) -> Any:
     if not isinstance(cost, SumCost):
         return data
     return tuple(cost._entries(data, [k for k, part in enumerate(cost.costs) if part.takes_data]))
+
+
+def check_n_events(study: Study, data: Any) -> None:
+    """Raise ValueError where a sampler throws a fixed number of events, and another was observed."""
+    parts = study.sampler.samplers if isinstance(study.sampler, Simultaneous) else (study.sampler,)
+    entries = entries_of(study.cost, data) if len(parts) > 1 else (data,)
+    for cost, sampler, entry in zip(costs_of(study.cost), parts, entries, strict=False):
+        if not isinstance(sampler, Mixture | MultinomialCounts):
+            continue
+        toys: dict[str, Any] = pack(cost, entry).toys
+        # of weighted counts the sums of weights, without those of their squares
+        n = toys["values"].offsets[1] if "values" in toys else np.atleast_3d(toys["counts"])[0, :, 0].sum()
+        if round(n) != sampler.n_events:
+            raise ValueError(
+                f"the sampler throws toys of {sampler.n_events} events, but {n:.10g} were observed: give "
+                f"{type(sampler).__name__} this number"
+            )
 
 
 def _generator(study: Study, backend: str) -> Callable[..., Any]:

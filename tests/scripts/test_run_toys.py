@@ -484,6 +484,17 @@ def test_toys_are_thrown_from_the_fit_of_the_data():
     assert json.loads(storage.read_attributes("toys.h5")["start"])["ns"] == 100.0
 
 
+def test_data_of_another_number_of_events():
+    Path("ten.py").write_text(
+        "from engine import UnbinnedNLL\nfrom kernels import expon\nfrom toys import Component, Mixture, Study\n"
+        "sampler = Mixture(('tau',), 10, (Component(None, expon.ppf, (0.0, 'tau')),))\n"
+        "study = Study(UnbinnedNLL(lambda x, tau: expon.pdf(x, 0.0, tau)), sampler, {'tau': 1.0})\n"
+    )
+    np.savetxt("observed.csv", [0.5, 1.5])
+    told = refused("--model", "ten.py", "--data", "observed.csv")
+    assert told.startswith("the sampler throws toys of 10 events, but 2 were observed: give Mixture this number")
+
+
 @pytest.mark.parametrize(
     "text, told",
     [

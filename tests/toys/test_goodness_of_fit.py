@@ -35,6 +35,7 @@ from toys import (
 from toys.distances import anderson_darling, fitted_cdf, kolmogorov_smirnov, warn_of_error
 from toys.goodness_of_fit import goodness_of_fit
 from toys.study import generate
+from toys.throwing import Thrower
 
 LOW, HIGH = -12.0, 12.0
 N_EVENTS = 25
@@ -250,6 +251,18 @@ EVENTS = [np.array([0.1, 0.4, -1.0])]
 def test_wrong_arguments(study, options, told):
     with pytest.raises(ValueError, match=told):
         goodness_of_fit(study(), backend="numba", **options)
+
+
+def test_toys_have_as_many_events_as_the_data():
+    counts = histogram_cost(extended=False)
+    cost = counts + NormalConstraint("mu", 0.0, 1.0)
+    sampler = Simultaneous(cost, (MultinomialCounts.of(counts, 60), None))
+    study = Study(cost, sampler, {"mu": 0.0, "sigma": 1.0})
+    Thrower(study, np.full((1, 12), 5.0))
+    with pytest.raises(ValueError, match="throws toys of 60 events, but 36 were observed: give MultinomialCounts"):
+        Thrower(study, (np.full((1, 12), 3.0), None))
+    with pytest.raises(ValueError, match="throws toys of 25 events, but 3 were observed: give Mixture this number"):
+        Thrower(normal_study(), EVENTS)
 
 
 @pytest.mark.parametrize(
