@@ -98,16 +98,22 @@ def load(path: str | Path, first: int = 0, stop: int | None = None) -> FitResult
 
 
 def load_minos(path: str | Path, first: int = 0, stop: int | None = None) -> MinosResult | None:
-    """The MINOS intervals of a file for the parameters that were free, None if it has none. Raises as `load` does."""
+    """The MINOS intervals of a file for all parameters but the `fixed` ones, None if it has none.
+
+    Raises as `load` does.
+    """
     result = load(path, first, stop)
     with open_file(path) as file:
         first, stop = _range(path, file, first, stop)
         with reading(path):
             if "minos" not in file["results"]:
                 return None
+            # not from the fits, of which some rows may not have a valid one
+            held = hdf5.plain(file).get("fixed", [])
+            names = tuple(name for name in result.names if name not in held)
             rows: dict[str, Any] = dict(read_rows(file, "results/minos", first, stop).toys)
-            arrays = {name: rows[name][:, result.free] for name in MINOS_ARRAYS}
-    names = tuple(name for name, free in zip(result.names, result.free, strict=True) if free)
+            free = [result.names.index(name) for name in names]
+            arrays = {name: rows[name][:, free] for name in MINOS_ARRAYS}
     return MinosResult(names=names, **arrays, result=result)
 
 

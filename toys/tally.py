@@ -92,7 +92,8 @@ class Tally:
             self._add_intervals(result, minos)
 
     def _add_intervals(self, result: FitResult, minos: MinosResult) -> None:
-        for row in coverage(result, self.truth, minos, (ONE_SIGMA,)).rows:
+        known = self.truth.keys() & set(result.names)
+        for row in coverage(result, self.truth, minos, (ONE_SIGMA,)).rows if known else ():
             if row.method == "minos":
                 inside, n = self._minos.get(row.name, (0, 0))
                 self._minos[row.name] = inside + row.inside, n + row.n

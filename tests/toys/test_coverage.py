@@ -15,6 +15,7 @@ from toys.sample import first_curves, is_one_sigma, throw
 from toys.scan import scan
 from toys.statistics import ONE_SIGMA
 from toys.study import Study
+from toys.tally import Tally
 
 LEVELS = (0.6827, 0.90, 0.9545)
 EXPECTED = 3.0
@@ -159,6 +160,13 @@ def test_minos_belongs_to_its_own_minimum():
     first, second = make_result([[9.0]], [[1.0]], names=("mu",)), make_result([[5.5]], [[1.0]], names=("mu",))
     found = coverage(first, {"mu": 5.0}, make_minos(second, [[-1.0]], [[1.0]]), levels=(1,))
     assert [row.inside for row in found.rows] == [0, 1]
+
+
+def test_intervals_of_parameters_that_the_toys_do_not_have_are_counted():
+    tally = Tally({"nu": 1.0})
+    result = make_result([[5.0], [6.0]], [[1.0], [1.0]], names=("mu",))
+    tally.add(result, make_minos(result, [[-1.0], [np.nan]], [[1.0], [np.nan]], valid=np.array([[True], [False]])))
+    assert (tally.intervals["all"], tally.intervals["without one of them"], tally.minos) == (1, 1, {})
 
 
 def test_levels():
