@@ -59,6 +59,8 @@ def study(args: argparse.Namespace, command: str) -> int:
             attributes = read_attributes(args.file)
             seed = attributes.get("seed", "unknown")
             screen.phase("fit", attributes.get("n_toys", 0))
+            if attributes.get("minos"):  # they are there
+                wanted["levels"] = levels
             sample = read(model, args.file, **wanted)
             curves = first_curves(sample, path=args.file, **options)
             origin = f"were read from {args.file}, thrown there with the seed {seed}"

@@ -21,6 +21,7 @@ from toys import storage
 from toys.command import InputError, find_study
 from toys.models import STUDIES
 from toys.packing import bytes_per_toy, pack
+from toys.regenerate import regenerate
 from toys.statistics import ONE_SIGMA
 from toys.study import Study, generate
 
@@ -130,8 +131,6 @@ def read(
 ) -> Sample:
     """The fits of a file of `run_toys.py`, with MINOS intervals from the file where it has them, else from its toys.
 
-    A file with MINOS intervals of one standard deviation gives these also if no level is asked for.
-
     Parameters
     ----------
     study : Study
@@ -153,14 +152,15 @@ def read(
             f"{path} has fits of {', '.join(result.names)}, but the study of {', '.join(study.cost.names)}"
         )
     stored = storage.load_minos(path)
-    if stored is not None and not levels:
-        return Sample(study, result, {ONE_SIGMA: stored})
     ready = {level: stored for level in levels if stored is not None and is_one_sigma(level)}
     sought = [level for level in levels if level not in ready]
-    first = pack(study.cost, storage.load_data(path, 0, 1))
+    chunks = []
+    if sought:
+        first = pack(study.cost, _stored(study, path, 0, 1))
+        chunks = _chunks(len(result), bytes_per_toy(first, len(result.names)))
     intervals = []
-    for start, stop in _chunks(len(result), bytes_per_toy(first, len(result.names))) if sought else ():
-        data = storage.load_data(path, start, stop)
+    for start, stop in chunks:
+        data = _stored(study, path, start, stop)
         some: Any = result[start:stop]
         options: dict[str, Any] = {"limits": study.limits, "fixed": study.fixed, "backend": backend, "device": device}
         intervals.append({level: _bare(minos(study.cost, data, some, cl=level, **options)) for level in sought})
@@ -225,12 +225,20 @@ def _draw(study: Study, first: int, stop: int, seed: int, backend: str) -> Any:
     return generate(study, stop - first, seed, first, "jax")
 
 
+def _stored(study: Study, path: str | Path, first: int, stop: int) -> Any:
+    """Rows of a file, whose toys are thrown again where it did not keep them."""
+    attributes = storage.read_attributes(path)
+    if attributes.get("save_toys", True):
+        return storage.load_data(path, first, stop)
+    return regenerate(path, slice(attributes["first"] + first, attributes["first"] + stop), study)
+
+
 def first_curves(
     sample: Sample, *, path: str | Path | None = None, seed: int = 1, backend: str = "auto", device: str = "auto"
 ) -> list[Curves]:
     """Profiles of the first toys of a sample, which lie in a file, or else are thrown again with their seed."""
     n = min(CURVE_TOYS, len(sample.result))
-    data = storage.load_data(path, 0, n) if path is not None else _draw(sample.study, 0, n, seed, backend)
+    data = _stored(sample.study, path, 0, n) if path is not None else _draw(sample.study, 0, n, seed, backend)
     some: Any = sample.result[:n]
     return curves(sample.study, data, some, backend=backend, device=device)
 

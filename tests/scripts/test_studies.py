@@ -139,6 +139,17 @@ def test_minos_of_a_file_is_used(monkeypatch):
         finished(pull_study, "toys.h5", "--model", "counting.py", *extra, "--out", str(number))
         assert numbers(number)["pulls"] == numbers("again")["pulls"]
         assert [row["method"] for row in numbers(number)["pulls"]] == ["hesse", "minos"]
+    finished(coverage_study, "toys.h5", "--model", "counting.py", "--no-minos", "--levels", "0.9")
+    assert [row["method"] for row in numbers("coverage_study")["points"][0]["coverage"]] == ["hesse"]
+
+
+def test_toys_that_were_not_kept_are_thrown_again(toy_file):
+    finished(pull_study, toy_file, "--model", "counting.py", "--minos", "--out", "kept")
+    arguments = ["--model", "counting.py", "--n", "200", "--seed", "4", "--validate", "0", "--no-save-toys"]
+    finished(run_toys, *arguments, "--out", "sums.h5")
+    finished(pull_study, "sums.h5", "--model", "counting.py", "--minos", "--out", "sums")
+    assert numbers("sums")["pulls"] == numbers("kept")["pulls"]
+    assert Path("sums/figures/profiles.png").exists()
 
 
 def test_many_failures_end_with_exit_code_1(monkeypatch):
