@@ -145,11 +145,37 @@ def resume(path: Path) -> dict[str, Any]:
     return read_results(path) | read_toys(path)
 
 
+def merged(path: Path) -> dict[str, Any]:
+    """A file as the only shard of its run."""
+    from toys.shards import merge
+
+    out = path.parent / "merged.h5"
+    merge(out, [path], overwrite=True)
+    return read_results(out) | read_toys(out)
+
+
+def thrown_again(path: Path) -> dict[str, Any]:
+    from toys.regenerate import regenerate
+
+    data = regenerate(path, slice(1, 3), model_of(path, "counting.py" if path.stem == "counts" else MODEL))
+    return _flat({str(k): part for k, part in enumerate(data if isinstance(data, tuple) else (data,))})
+
+
+def model_of(path: Path, name: str) -> str:
+    """The file of its model, which lies beside the valid files."""
+    places = (path.parent / name, path.parent.parent / "originals" / name)
+    return next(str(place) for place in places if place.exists())
+
+
 def report(path: Path) -> dict[str, Any]:
-    """Figure and report of a file, through the command lines."""
-    places = (path.parent / MODEL, path.parent.parent / "originals" / MODEL)
-    model = next(str(place) for place in places if place.exists())
-    for script, out, *more in (("plot_toys", "a.png"), ("pull_study", "report", "--overwrite", "--quiet")):
+    """Figure, report and test of a file, through the command lines."""
+    model, quiet = model_of(path, MODEL), ("--overwrite", "--quiet")
+    test = ("--poi", "n", "--value", "30", "--test-stat", "t")
+    for script, out, *more in (
+        ("plot_toys", "a.png"),
+        ("pull_study", "report", *quiet),
+        ("hypotest", "test", *quiet, *test),
+    ):
         told = io.StringIO()
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
             arguments = [str(path), "--model", model, "--out", str(path.parent / out), *more]
@@ -164,6 +190,8 @@ READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "load_toys": read_toys,
     "load_data": read_some_data,
     "attributes": read_rest,
+    "merge": merged,
+    "regenerate": thrown_again,
     "report": report,
 }
 

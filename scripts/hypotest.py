@@ -122,7 +122,7 @@ def test(args: argparse.Namespace, command: str) -> int:
     options = {"backend": args.backend, "device": args.device}
     seed, n = 1 if args.seed is None else args.seed, args.n or N_TOYS
     if args.file:
-        study, n = study_of(args.file, args.model), args.n or read_attributes(args.file)["n_toys"]
+        study, n = study_of(args.file, args.model), args.n or read_attributes(args.file, "n_toys")["n_toys"]
     else:
         study, _ = prepare(
             args.model or "peak",

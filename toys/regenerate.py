@@ -11,7 +11,7 @@ import numpy as np
 from toys import storage
 from toys.checksums import checksums
 from toys.command import InputError, find_study
-from toys.files import StorageError
+from toys.files import StorageError, reading
 from toys.models import STUDIES
 from toys.packing import unpack
 from toys.provenance import versions
@@ -19,6 +19,8 @@ from toys.redrawing import redraw
 from toys.study import Study
 
 __all__ = ["regenerate"]
+
+_WHOLE = ("first", "stop", "seed", "chunk", "n_toys")
 
 
 def regenerate(path: str | Path, index: int | slice | Sequence[int], study: Study | str | Path | None = None) -> Any:
@@ -59,19 +61,14 @@ def regenerate(path: str | Path, index: int | slice | Sequence[int], study: Stud
     source = None
     if not isinstance(study, Study):
         study, source = find_study(str(study or attributes["model"]))
-    study = study.at(json.loads(attributes["truth"]))
-    first, stop = attributes["first"], attributes["stop"]
+    with reading(path):
+        truth = json.loads(attributes["truth"])
+        first, stop, seed, chunk, n_toys = (int(attributes[name]) for name in _WHOLE)
     toys = _numbers(path, index, first, stop)
-    arrays = redraw(
-        study,
-        toys,
-        seed=int(attributes["seed"]),
-        sampled=attributes["sampled"],
-        chunk=attributes["chunk"],
-        n_toys=attributes["n_toys"],
-    )
-    stored = cast(np.ndarray, storage.read_checksums(path))  # as old as the attribute `sampled`
-    different = np.flatnonzero(checksums(arrays.toys, len(toys)) != stored[toys - first])
+    arrays = redraw(study.at(truth), toys, seed=seed, sampled=attributes["sampled"], chunk=chunk, n_toys=n_toys)
+    with reading(path):
+        stored = cast(np.ndarray, storage.read_checksums(path))[toys - first]  # as old as the attribute `sampled`
+    different = np.flatnonzero(checksums(arrays.toys, len(toys)) != stored)
     if len(different):
         raise StorageError(f"toy {toys[different[0]]} of {path} is thrown otherwise here: {_cause(attributes, source)}")
     return unpack(arrays, len(toys))
@@ -91,9 +88,9 @@ def _numbers(path: str | Path, index: Any, first: int, stop: int) -> np.ndarray:
 
 def _cause(attributes: Mapping[str, Any], source: str | None) -> str:
     """Why toys differ, as far as can be told."""
-    if source is not None and source != attributes["source"]:
+    if source is not None and source != attributes.get("source"):
         return "the source of its model has changed since; the file holds the former text in its attribute 'source'"
-    then, now = json.loads(attributes["versions"]), versions()
+    then, now = json.loads(attributes.get("versions", "{}")), versions()
     changed = [f"{name} {then[name]} (here {now[name]})" for name in now if then.get(name, now[name]) != now[name]]
     if changed:
         return f"it was made with {', '.join(changed)}: install these versions"

@@ -19,6 +19,7 @@ from engine.result import FitResult
 from kernels.graph import UntranslatableError
 from toys import storage
 from toys.command import InputError, find_study
+from toys.files import reading
 from toys.models import STUDIES
 from toys.packing import bytes_per_toy, pack
 from toys.regenerate import regenerate
@@ -117,7 +118,9 @@ def study_of(path: str | Path, model: str | None = None) -> Study:
     if model is None and attributes["model"] not in STUDIES:
         raise InputError(f"{path} is of the model {attributes['model']!r}: pass its file with --model")
     study, _ = find_study(model or attributes["model"])
-    return study.at(json.loads(attributes["truth"]), {**study.start, **json.loads(attributes["start"])})
+    with reading(path):
+        truth, start = json.loads(attributes["truth"]), json.loads(attributes["start"])
+    return study.at(truth, {**study.start, **start})
 
 
 def read(
@@ -227,7 +230,7 @@ def _draw(study: Study, first: int, stop: int, seed: int, backend: str) -> Any:
 
 def _stored(study: Study, path: str | Path, first: int, stop: int) -> Any:
     """Rows of a file, whose toys are thrown again where it did not keep them."""
-    attributes = storage.read_attributes(path)
+    attributes = storage.read_attributes(path, "first")
     if attributes.get("save_toys", True):
         return storage.load_data(path, first, stop)
     return regenerate(path, slice(attributes["first"] + first, attributes["first"] + stop), study)

@@ -5,6 +5,7 @@ are among its own. `merge` therefore gives the file that a single process gives,
 """
 
 import datetime
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,7 +66,7 @@ def merge(out: str | Path, shards: Sequence[str | Path], *, overwrite: bool = Fa
     out = Path(out)
     if not shards:
         raise ValueError("name the files to be merged")
-    if any(out.resolve() == Path(path).resolve() for path in shards):
+    if os.path.realpath(out) in map(os.path.realpath, shards):
         raise StorageError(f"{out} is one of the files to be merged: name another output")
     if out.exists() and not overwrite:
         raise StorageError(f"{out} exists: pass --overwrite to replace it, or name another output")
@@ -85,9 +86,9 @@ def merge(out: str | Path, shards: Sequence[str | Path], *, overwrite: bool = Fa
 
 
 def _read(path: Path) -> _Shard:
-    attributes = storage.read_attributes(path)
-    first, stop = attributes["first"], attributes["stop"]
+    attributes = storage.read_attributes(path, "n_toys", "chunk", "device", "jax_devices")
     with open_file(path) as file, reading(path):
+        first, stop = int(attributes["first"]), int(attributes["stop"])
         n_toys = n_toys_of(file)
     if n_toys != stop - first:
         raise StorageError(f"{path} has {n_toys} toys and not {first} to {stop - 1}, as it says: {advice(path)}")

@@ -191,13 +191,16 @@ def read_checksums(path: str | Path) -> np.ndarray | None:
 # --- the rest ----------------------------------------------------------------------------------------------
 
 
-def read_attributes(path: str | Path) -> dict[str, Any]:
+def read_attributes(path: str | Path, *needed: str) -> dict[str, Any]:
     """Attributes of a file or a part as text, numbers, booleans and lists.
 
-    Raises StorageError as `load` does.
+    Raises StorageError as `load` does, also where one is missing that is needed.
     """
     with open_file(path) as file, reading(path):
-        return hdf5.plain(file)
+        attributes = hdf5.plain(file)
+        if missing := set(needed) - attributes.keys():
+            raise KeyError(missing)
+        return attributes
 
 
 def read_validation(path: str | Path) -> dict[str, np.ndarray]:

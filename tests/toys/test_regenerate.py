@@ -3,9 +3,11 @@
 import binascii
 import dataclasses
 import json
+import shutil
 import sys
 import zlib
 
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,6 +185,16 @@ def test_other_toys_are_refused_and_the_cause_is_told(points, own, tmp_path, mon
     monkeypatch.setattr(regenerating, "find_study", lambda model: (other, "another source"))
     with pytest.raises(StorageError, match="the source of its model has changed since; the file holds the former text"):
         regenerate(bare, 5)
+
+
+@pytest.mark.parametrize("name", ["stop", "chunk", "n_toys"])
+def test_file_that_lost_an_attribute(points, tmp_path, name):
+    *_, bare, _, _ = points
+    shutil.copy(bare, tmp_path / "bad.h5")
+    with h5py.File(tmp_path / "bad.h5", "r+") as file:
+        del file.attrs[name]
+    with pytest.raises(StorageError, match=r"bad.h5 is damaged: name another file"):
+        regenerate(tmp_path / "bad.h5", 5)
 
 
 def test_toys_that_are_not_there(points):

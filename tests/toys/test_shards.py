@@ -171,7 +171,7 @@ def test_another_model(shards, tmp_path):
         assert words in told
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "fewer", "more", "foreign"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "fewer", "more", "foreign", "first", "jax_devices"])
 def test_damaged_shard(shards, tmp_path, damage):
     bad = tmp_path / "bad.h5"
     shutil.copy(shards[1], bad)
@@ -184,6 +184,9 @@ def test_damaged_shard(shards, tmp_path, damage):
         damaged = bytearray(bad.read_bytes())
         damaged[at] ^= 4
         bad.write_bytes(damaged)
+    elif damage in ("first", "jax_devices"):
+        with h5py.File(bad, "r+") as file:
+            del file.attrs[damage]
     elif damage in ("fewer", "more"):
         with h5py.File(bad, "r+") as file:
             file.attrs["stop"] = 15 if damage == "more" else 17
@@ -196,6 +199,8 @@ def test_damaged_shard(shards, tmp_path, damage):
 def test_missing_file_and_outputs_that_are_there(shards, whole, tmp_path):
     out = tmp_path / "merged.h5"
     assert refused(out, [*shards[:2], tmp_path / "none.h5"]) == f"{tmp_path / 'none.h5'} does not exist: check the path"
+    (tmp_path / "loop.h5").symlink_to("loop.h5")
+    assert refused(out, [tmp_path / "loop.h5"]).startswith(f"{tmp_path / 'loop.h5'} cannot be read: ")
     shutil.copy(shards[0], out)
     before = out.read_bytes()
     with pytest.raises(StorageError, match=r"merged.h5 exists: pass --overwrite to replace it"):
