@@ -83,6 +83,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.test_stat == "q0" and args.value not in (None, [0.0]):
         parser.error("q0 tests the value 0: leave out --value")
+    if args.upper_limit and args.test_stat not in ("qtilde", "q"):
+        parser.error(f"--upper-limit takes --test-stat qtilde or q, got {args.test_stat}")
+    if args.asymptotics and (args.feldman_cousins or args.goodness_of_fit):
+        parser.error("--asymptotics throws no toys: leave it out for --feldman-cousins and --goodness-of-fit")
     if args.test_stat == "q0":
         args.value = [0.0]
     about_poi = args.value is not None or args.upper_limit or args.feldman_cousins

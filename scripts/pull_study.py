@@ -32,7 +32,7 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     parser = arguments()
     args = parser.parse_args(argv)
-    given = [f"--{name}" for name in ("n", "seed", "truth", "start") if getattr(args, name)]
+    given = [f"--{name}" for name in ("n", "seed", "truth", "start") if getattr(args, name) not in (None, [])]
     if args.file and given:
         parser.error(f"{given[0]} goes with toys that are thrown, not with those of a file")
     command = " ".join([parser.prog, *(sys.argv[1:] if argv is None else argv)])

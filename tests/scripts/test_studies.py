@@ -261,6 +261,8 @@ POINT = ["--model", "counting.py"]
 WRONG = [
     (pull_study, ["--n", "0"], "argument --n: must be at least 1, got 0; --help shows all arguments"),
     (pull_study, ["toys.h5", "--n", "5"], "--n goes with toys that are thrown, not with those of a file"),
+    (pull_study, ["toys.h5", "--seed", "0"], "--seed goes with toys that are thrown, not with those of a file"),
+    (coverage_study, ["toys.h5", "--seed", "0"], "--seed goes with toys that are thrown, not with those of a file"),
     (pull_study, ["missing.h5"], "missing.h5 does not exist: check the path"),
     (pull_study, ["--model", "nosuch"], "no model named 'nosuch': --list shows the ready-made ones"),
     (pull_study, ["--model", "missing.py"], "missing.py: no such file"),
@@ -279,6 +281,9 @@ WRONG = [
     (hypotest, [*POINT, "--value", "1"], "name the parameter of interest with --poi"),
     (hypotest, [*POINT, "--poi", "nu", "--value", "1"], "nu"),
     (hypotest, [*POINT, "--poi", "mu", "--test-stat", "q0", "--value", "1"], "q0 tests the value 0: leave out --value"),
+    (hypotest, [*POINT, "--upper-limit", "--test-stat", "t"], "--upper-limit takes --test-stat qtilde or q, got t"),
+    (hypotest, [*POINT, "--asymptotics", "--feldman-cousins"], "--asymptotics throws no toys: leave it out for"),
+    (hypotest, [*POINT, "--asymptotics", "--goodness-of-fit"], "--asymptotics throws no toys: leave it out for"),
     (hypotest, [*POINT, "--poi", "mu", "--value", "0"], "qtilde tests a value above its alternative"),
     (hypotest, ["toys.h5", *POINT, "--poi", "mu", "--value", "1", "--nuisance", "profiled"], "the toys of a file have"),
     (hypotest, ["toys.h5", *POINT, "--goodness-of-fit", "--truth", "mu=1"], "--truth goes with toys that are thrown"),
