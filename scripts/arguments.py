@@ -162,15 +162,18 @@ def _worked(prog: str, args: argparse.Namespace, work: Callable[[], int]) -> int
     from toys.command import InputError, explain, use_compilation_cache
     from toys.figures import FigureError
     from toys.files import StorageError
+    from toys.memory import is_used_up
 
     use_compilation_cache()
     try:
         return work()
     except (InputError, StorageError, FigureError) as error:
         return fail(str(error))
-    except MemoryError:
-        return fail("there is no more memory: free some, or pass a smaller --chunk or --n; what is complete is kept")
     except Exception as error:
+        if is_used_up(error):
+            return fail(
+                "there is no more memory: free some, or pass a smaller --chunk or --n; what is complete is kept"
+            )
         sentence = explain(error, args.model or "")
         if sentence is None and not isinstance(error, ValueError | TypeError | NotImplementedError | OSError):
             raise

@@ -7,7 +7,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # wherever this file is loaded from
 
-from arguments import WRONG_INPUT, Parser, one_line
+from arguments import DONE, Parser, guarded, leave
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -21,30 +21,17 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments().parse_args(argv)
-    try:
-        from toys.command import InputError
-        from toys.figures import FigureError, plot_run
-        from toys.files import StorageError
-        from toys.sample import study_of
-    except ImportError as error:
-        return fail(f"{error}: install the project first, with pip install -e . in its folder")
+    return guarded("plot_toys.py", args, lambda: plot(args), lambda: f"{args.out} was not written")
 
-    try:
-        plot_run(study_of(args.file, args.model), args.file, args.out, args.toy)
-    except (InputError, FigureError, StorageError) as error:
-        return fail(str(error))
-    except OSError as error:
-        return fail(f"{args.out} cannot be written: {error.strerror or error}")
-    except ValueError as error:
-        return fail(str(error))
+
+def plot(args: argparse.Namespace) -> int:
+    from toys.figures import plot_run
+    from toys.sample import study_of
+
+    plot_run(study_of(args.file, args.model), args.file, args.out, args.toy)
     print(f"written: {args.out}")
-    return 0
-
-
-def fail(sentence: str) -> int:
-    print(f"plot_toys.py: {one_line(sentence)}", file=sys.stderr)
-    return WRONG_INPUT
+    return DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

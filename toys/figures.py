@@ -164,7 +164,8 @@ def plot_run(study: Study, path: str | Path, out: str | Path, toy: int = 0, bins
     Raises
     ------
     FigureError, StorageError
-        If matplotlib is missing, the toy has no form that can be drawn, or the file has no such toy or cannot be read.
+        If matplotlib is missing, the toy has no form that can be drawn, the file has no such toy or cannot be read, or
+        the figure cannot be written.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -216,4 +217,7 @@ def plot_run(study: Study, path: str | Path, out: str | Path, toy: int = 0, bins
             f"{row.name}: {row.pull_mean:+.3f} ± {row.pull_mean_error:.3f}, width {row.pull_width:.3f}", fontsize=9
         )
     pulls.suptitle(f"pulls of {table[0].n if table else 0} valid fits, and the standard normal", fontsize=10)
-    figure.savefig(out, dpi=110)
+    try:
+        figure.savefig(out, dpi=110)
+    except OSError as error:
+        raise FigureError(f"{out} cannot be written: {error.strerror or error}") from None

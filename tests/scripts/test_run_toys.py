@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import h5py
 import jax
@@ -635,9 +636,10 @@ def test_chunk(finished_run, monkeypatch):
     finished(*SMALL, "--chunk", "4")
 
 
-def test_memory_that_ends(monkeypatch):
+@pytest.mark.parametrize("error", [MemoryError, jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB")])
+def test_memory_that_ends(monkeypatch, error):
     def hungry(*arguments):
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr("toys.run.generate", hungry)
     assert (
@@ -849,7 +851,7 @@ def test_plot(finished_run):
     assert path.read_bytes() == contents
 
 
-def test_plot_that_cannot_be_made(tmp_path, finished_run):
+def test_plot_that_cannot_be_made(tmp_path, finished_run, monkeypatch):
     pytest.importorskip("matplotlib")
     path, _ = finished_run
 
@@ -872,4 +874,6 @@ def test_plot_that_cannot_be_made(tmp_path, finished_run):
     finished("--model", "my_study.py", "--n", "2", "--validate", "0", "--device", "cpu")
     assert told("toys.h5") == "toys.h5 is of the model 'lifetime': pass its file with --model"
     assert told("toys.h5", "--model", "my_study.py").startswith("unbinned toys can be drawn for one observable with a")
+    monkeypatch.setattr("toys.figures.plot_run", mock.Mock(side_effect=KeyboardInterrupt))
+    assert call(plot_toys.main, path) == (130, "", "\nstopped: toys.png was not written\n")
     assert not list(tmp_path.glob("*.png"))
