@@ -17,6 +17,7 @@ from engine.sums import SumCost
 from toys import storage
 from toys.statistics import calibration, known_pulls
 from toys.study import Study
+from toys.throwing import observables_of
 
 __all__ = ["FigureError", "Picture", "picture", "plot_run"]
 
@@ -52,7 +53,7 @@ class Picture(NamedTuple):
     label: str
 
 
-def picture(cost: Cost, data: Any, theta: np.ndarray, observable: tuple[float, float] | None, bins: int) -> Picture:
+def picture(cost: Cost, data: Any, theta: np.ndarray, observable: Any, bins: int) -> Picture:
     """What there is to draw of one toy; of a sum its first cost that takes data.
 
     Parameters
@@ -61,8 +62,8 @@ def picture(cost: Cost, data: Any, theta: np.ndarray, observable: tuple[float, f
     data
         One toy, in the form that `fit_batch` takes.
     theta : (n_params,) float64
-    observable : (lower, upper), optional
-        Range of unbinned data.
+    observable : optional
+        Range of unbinned data, as of a `Study`.
     bins : int
         Bins for unbinned data.
 
@@ -72,10 +73,10 @@ def picture(cost: Cost, data: Any, theta: np.ndarray, observable: tuple[float, f
         If there is nothing to draw against one axis.
     """
     if isinstance(cost, SumCost):
-        for part, entry in zip(cost.costs, data, strict=True):
+        for part, entry, own in zip(cost.costs, data, observables_of(cost, observable), strict=True):
             if part.takes_data:
-                own = np.array([theta[cost.names.index(name)] for name in part.names])
-                return picture(part, entry, own, observable, bins)
+                of_part = np.array([theta[cost.names.index(name)] for name in part.names])
+                return picture(part, entry, of_part, own, bins)
     if isinstance(cost, UnbinnedNLL | ExtendedUnbinnedNLL):
         return _spectrum(cost, data, theta, observable, bins)
     if isinstance(cost, BinnedNLL | ExtendedBinnedNLL | PoissonNLL):

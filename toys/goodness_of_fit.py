@@ -12,7 +12,7 @@ distances whose distribution comes from refitted toys.
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from scipy.special import chdtrc
@@ -29,7 +29,7 @@ from engine.unbinned import ExtendedUnbinnedNLL, UnbinnedNLL
 from toys.distances import DISTANCES, check_events, fitted_cdf, warn_of_error
 from toys.hypotest import tail
 from toys.study import Study
-from toys.throwing import Thrower, costs_of, entries_of
+from toys.throwing import Thrower, costs_of, entries_of, observables_of
 
 __all__ = ["GoodnessOfFit", "goodness_of_fit"]
 
@@ -245,10 +245,8 @@ def _unbinned_part(study: Study) -> tuple[int, Any, Any]:
     if len(taking) != 1 or not isinstance(parts[taking[0]], UnbinnedNLL | ExtendedUnbinnedNLL):
         kinds = ", ".join(type(parts[k]).__name__ for k in taking)
         raise ValueError(f"'ks' and 'ad' are for one unbinned cost and its constraints, not for {kinds}")
-    k, observable = taking[0], cast(Any, study.observable)
-    if observable is not None and not all(map(np.isscalar, observable)) and len(parts) > 1:
-        observable = observable[k]
-    return k, parts[k], observable
+    k = taking[0]
+    return k, parts[k], observables_of(study.cost, study.observable)[k]
 
 
 def _unbinned_events(study: Study, data: Any) -> Any:

@@ -17,6 +17,7 @@ from engine.sums import SumCost
 from toys import storage
 from toys.files import StorageError
 from toys.packing import POINTS
+from toys.throwing import observables_of
 
 __all__ = ["InputError", "read_data", "read_observed"]
 
@@ -31,9 +32,7 @@ class InputError(Exception):
     """A wrong argument or input; the sentence names it and says what to do."""
 
 
-def read_data(
-    cost: Cost, paths: Sequence[str], columns: Sequence[str], observable: tuple[float, float] | None = None
-) -> Any:
+def read_data(cost: Cost, paths: Sequence[str], columns: Sequence[str], observable: Any = None) -> Any:
     """Observed data as one toy, in the form that `fit_batch` takes.
 
     Unbinned data are a column of events (several columns for several observables), counts a column with one number for
@@ -47,12 +46,14 @@ def read_data(
     columns : sequence of str
         For a single file its column of events or counts, for several files one column each; empty where files have one
         column only, or hold points.
-    observable : (lower, upper), optional
-        Range in which events of one observable must lie.
+    observable : optional
+        Range in which events of one observable must lie, as of a `Study`.
 
     Raises
     ------
     InputError
+    ValueError
+        If there is not one range, or one for each cost.
     """
     parts = cost.costs if isinstance(cost, SumCost) else (cost,)
     taking = [part for part in parts if part.takes_data]
@@ -67,7 +68,8 @@ def read_data(
     if len(taking) > 1 and columns and len(columns) != len(taking):
         raise InputError(f"got {len(columns)} --column for {len(taking)} sets of data ({kinds}): one for each, or none")
     own = [[column] for column in columns] if len(taking) > 1 and columns else [list(columns)] * len(taking)
-    read = iter([_read_part(*each, observable) for each in zip(taking, paths, own, strict=True)])
+    ranges = [each for part, each in zip(parts, observables_of(cost, observable), strict=True) if part.takes_data]
+    read = iter([_read_part(*each) for each in zip(taking, paths, own, ranges, strict=True)])
     entries = tuple(next(read) if part.takes_data else None for part in parts)
     return entries if isinstance(cost, SumCost) else entries[0]
 

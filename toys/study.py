@@ -38,7 +38,8 @@ class Study:
     fixed : sequence of str
         Parameters that the fits hold at their start values.
     observable : (lower, upper), optional
-        Range of the observable, for the check of observed data and for figures.
+        Range of the observable, for checks of the model and of observed data, and for figures: d such pairs for d
+        observables. Of a sum, that of all costs, or one entry for each cost: None where there is no range.
     data : optional
         Observed data, as one toy in the form that `fit_batch` takes.
     name, description : str
@@ -54,7 +55,7 @@ class Study:
     truth: Mapping[str, float]
     start: Mapping[str, float] = field(default_factory=dict)
     limits: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
-    observable: tuple[float, float] | None = None
+    observable: Any = None
     name: str = "study"
     description: str = ""
     fixed: Sequence[str] = ()

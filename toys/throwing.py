@@ -17,7 +17,7 @@ from toys.sampling import Mixture
 from toys.simultaneous import Simultaneous
 from toys.study import Study, generate
 
-__all__ = ["Thrower", "check_n_events", "costs_of", "entries_of"]
+__all__ = ["Thrower", "check_n_events", "costs_of", "entries_of", "observables_of"]
 
 CHUNK_BYTES = 32 * 2**20
 LARGEST_CHUNK = 8192
@@ -105,6 +105,16 @@ def entries_of(cost: Cost, data: Any) -> Any:
     if not isinstance(cost, SumCost):
         return data
     return tuple(cost._entries(data, [k for k, part in enumerate(cost.costs) if part.takes_data]))
+
+
+def observables_of(cost: Cost, observable: Any) -> tuple:
+    """The range of the observables of each cost of a sum, which may be given once for all."""
+    n = len(costs_of(cost))
+    if observable is None or n == 1 or all(map(np.isscalar, observable)):
+        return (observable,) * n
+    if len(observable) != n:
+        raise ValueError(f"observable must be one range, or one for each of {n} costs, got {len(observable)}")
+    return tuple(observable)
 
 
 def check_n_events(study: Study, data: Any) -> None:

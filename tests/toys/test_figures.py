@@ -96,6 +96,10 @@ def test_of_a_sum_the_first_data_are_drawn():
     assert cost.names == ("a", "b", "n")
     seen = drawn(cost, (None, counts, EVENTS), (9.0, 2.0, 200.0))
     np.testing.assert_allclose(seen.expected, 400 * P, rtol=1e-12)
+    # the range of each cost
+    both = NormalConstraint("a", 0.0, 1.0) + UnbinnedNLL(lambda x, a: norm.pdf(x, a, 1.0))
+    seen = drawn(both, (None, EVENTS), (0.3,), (None, (-2.0, 2.0)))
+    assert seen.curve_x[[0, -1]].tolist() == [-2.0, 2.0]
 
 
 @pytest.mark.parametrize(

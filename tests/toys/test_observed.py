@@ -377,3 +377,7 @@ def test_data_that_do_not_fit_the_cost(tmp_path, csv):
     assert "got 1 --column for 2 sets of data" in refused(several, [events, events], ["x"])
     assert refused(CONSTRAINT, [events]) == "a study of NormalConstraint alone takes no --data"
     assert "outside of the range 3 to 4" in refused(several, [events, events], (), (3.0, 4.0))
+    each = ((1.0, 9.0), None, (0.0, 1.0))
+    assert "outside of the range 0 to 1" in refused(PEAK + CONSTRAINT + PEAK, [events, events], (), each)
+    with pytest.raises(ValueError, match="observable must be one range, or one for each of 3 costs, got 2"):
+        read_data(several, [str(events)] * 2, [], each[:2])
