@@ -321,6 +321,8 @@ def regions(values: np.ndarray, n_regions: int) -> tuple[np.ndarray, list[str]]:
     if not finite.any():
         return np.zeros(len(values), dtype=np.int64), ["not finite"]
     edges = np.unique(np.quantile(values[finite], np.linspace(0.0, 1.0, n_regions + 1)))
+    if len(edges) == 1:  # all are one value
+        edges = np.repeat(edges, 2)
     inner = edges[1:-1]
     region = np.where(finite, np.searchsorted(inner, np.where(finite, values, 0.0), side="right"), len(inner) + 1)
     told = [f"{low:.4g} to {high:.4g}" for low, high in itertools.pairwise(edges)]

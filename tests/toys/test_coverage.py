@@ -202,4 +202,5 @@ def test_failures_by_region():
         {"toys": 1, "failed": 1, "NONFINITE": 1, "at a limit": 0, "rescued": 0},
     ]
     assert regions(np.full(3, np.nan), 4) == (pytest.approx(np.zeros(3)), ["not finite"])
-    assert regions(np.full(3, 2.0), 4)[0].tolist() == [0, 0, 0]
+    region, told = regions(np.array([2.0, np.nan, 2.0]), 4)
+    assert region.tolist() == [0, 1, 0] and told == ["2 to 2", "not finite"]
