@@ -1,4 +1,4 @@
-"""What the command line needs beside the run: the study, the fit of observed data, the screen, the final table."""
+"""What the command line needs beside the run: the study, the fit of observed data, the screen."""
 
 import importlib.util
 import inspect

@@ -142,7 +142,6 @@ class ConstraintValues(Sampler):
     form = Row("measured values")
 
     def __init__(self, constraint: NormalConstraint | PoissonConstraint) -> None:
-        self.names = constraint.names
         self._counts: PoissonCounts | None = None
         self._unit: np.ndarray | float = 1.0
         if isinstance(constraint, NormalConstraint):
@@ -158,6 +157,7 @@ class ConstraintValues(Sampler):
             raise TypeError(
                 f"measured values cannot be drawn for {type(constraint).__name__}: pass a sampler of your own"
             )
+        self.names = constraint.names
 
     def prepare(self, theta: ArrayLike) -> np.ndarray | CountTables:
         """Tables of the counts, or the parameters.

@@ -143,6 +143,8 @@ def test_models_that_are_none():
         NormalPoints(lambda x, a: jnp.log(x) + a, ("a",), X, 0.1).generate([0.0], n_toys=1, seed=1)
     with pytest.raises(ValueError, match="must return a number for one x, got shape"):
         NormalPoints(lambda x, a: jnp.stack([x, a]), ("a",), X, 0.1).generate([0.0], n_toys=1, seed=1)
+    with pytest.raises(TypeError, match="measured values cannot be drawn for int"):
+        ConstraintValues(5)
     with pytest.raises(TypeError, match="cannot be drawn for UnbinnedNLL"):
         ConstraintValues(UnbinnedNLL(line))
     with pytest.raises(ValueError, match=r"must lie in \[0, 1e\+09\], got -2.0"):
