@@ -139,7 +139,7 @@ def draw_toys(
     argument : pytree of arrays
     n_toys, seed, first : int
     chunk : int
-        Toys drawn at once; has no effect on the result.
+        Toys drawn at once; has no effect on the result but for rounding.
     cost : Cost, optional
         What will be fitted: `toys.forms` says what a sampler returns for it. Without it, the data are unbinned.
 
@@ -178,7 +178,7 @@ def drawn_by_jax(draw: Callable, argument: Any, keys: np.ndarray, form: Form, ch
         first = next(chunks)
         chunks = chain([first], chunks)
         if isinstance(form, Events) and n_toys and _stays(first[0].nbytes // len(first[0]) * n_toys):
-            return _resident(chunks, n_toys)
+            return _resident(form, chunks, n_toys)
         made = [form.cut(jax.device_get(drawn), min(chunk, n_toys - k * chunk)) for k, drawn in enumerate(chunks)]
     return form.join(made)
 
@@ -196,7 +196,7 @@ def _stays(n_bytes: int) -> bool:
     return device.platform != "cpu" and (memory is None or n_bytes <= memory // 4)
 
 
-def _resident(chunks: Iterable[tuple[Array, Array]], n_toys: int) -> Resident:
+def _resident(form: Events, chunks: Iterable[tuple[Array, Array]], n_toys: int) -> Resident:
     """All chunks in one array, which is filled in place, so that not all of them are in memory besides."""
     whole, n = jnp.zeros(()), []
     for k, (values, counts) in enumerate(chunks):
@@ -204,7 +204,7 @@ def _resident(chunks: Iterable[tuple[Array, Array]], n_toys: int) -> Resident:
             whole = jnp.zeros((-(-n_toys // len(values)) * len(values), *values.shape[1:]))
         whole = _placed(whole, values, k * len(values))
         n.append(counts)
-    return Resident(whole, np.concatenate(jax.device_get(n))[:n_toys])
+    return Resident(whole, form.counts(np.concatenate(jax.device_get(n))[:n_toys], whole.shape[-1]))
 
 
 @partial(jax.jit, donate_argnums=0)

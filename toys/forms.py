@@ -62,8 +62,17 @@ class Events:
             f"number, got {got}"
         )
 
+    def counts(self, n: np.ndarray, most: int) -> np.ndarray:
+        """The numbers of events; ValueError where there are none such in the padded values."""
+        wrong = n[(n < 0) | (n > most)]
+        if len(wrong):
+            raise ValueError(
+                f"a sampler must return (padded values, n) with 0 <= n <= {most}, the number of values, got {wrong[0]}"
+            )
+        return n
+
     def cut(self, drawn: tuple[np.ndarray, np.ndarray], n: int) -> Ragged:
-        counts = drawn[1][:n]
+        counts = self.counts(drawn[1][:n], drawn[0].shape[-1])
         values = [toy[..., :length] for toy, length in zip(drawn[0], counts, strict=False)]
         joined = np.concatenate(values, axis=-1) if n else drawn[0][0, ..., :0]
         return Ragged(joined, np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))

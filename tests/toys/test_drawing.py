@@ -173,3 +173,10 @@ def test_toys_of_a_mixture_are_not_copied_to_the_host(monkeypatch):
 def test_what_is_no_toy(cost, toy, message):
     with pytest.raises(TypeError, match=message):
         drawn(lambda key, theta: toy(X.astype(jnp.float64)), cost, n_toys=1)
+
+
+@pytest.mark.parametrize(("n", "stays"), [(5, False), (-1, False), (5, True)])
+def test_more_events_than_values(monkeypatch, n, stays):
+    monkeypatch.setattr(drawing, "_stays", lambda n_bytes: stays)
+    with pytest.raises(ValueError, match=rf"with 0 <= n <= 4, the number of values, got {n}"):
+        drawn(lambda key, theta: (X, n), UNBINNED)
