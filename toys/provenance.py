@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -10,14 +11,24 @@ from typing import Any
 import jax
 
 from toys import storage
-from toys.files import StorageError
+from toys.files import StorageError, reading
 from toys.options import Options
 from toys.study import Study
 
-__all__ = ["DECISIVE", "PACKAGES", "attributes_of", "check_same", "versions"]
+__all__ = [
+    "DECISIVE",
+    "PACKAGES",
+    "attributes_of",
+    "changed_versions",
+    "check_same",
+    "told_differences",
+    "versions",
+    "warn_of_versions",
+]
 
 PACKAGES = ("batchfit", "jax", "jaxlib", "optax", "numpy", "iminuit", "numba", "h5py", "scipy")
-# What decides about the numbers: a run is continued only if all of these are the same.
+# What decides about the numbers: a run is continued only if all of these are the same. Other versions of the packages
+# may round otherwise, of which there is a warning.
 DECISIVE = (
     "model", "source", "seed", "n_toys", "truth", "start", "limits", "fixed", "optimizer", "backend", "minos", "chunk",
     "save_toys", "shard", "batchfit_version",
@@ -78,14 +89,32 @@ def _version(package: str) -> str:
         return BATCHFIT if package == "batchfit" else "not installed"
 
 
+def changed_versions(path: str | Path, found: Mapping[str, Any], now: Mapping[str, str], where: str = "here") -> str:
+    """The versions in the attributes of a file that are others now, as text: "numpy 2.0 (here 2.1)"."""
+    with reading(path):
+        then = json.loads(found.get("versions", "{}"))
+        changed = [name for name in now if then.get(name, now[name]) != now[name]]
+        return ", ".join(f"{name} {then[name]} ({where} {now[name]})" for name in changed)
+
+
+def warn_of_versions(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], where: str = "here") -> None:
+    """Warn of toys that were made with other versions of the packages than those beside them."""
+    now = json.loads(wanted.get("versions", "{}"))
+    if changed := changed_versions(path, found, now, where):
+        warnings.warn(f"{path} was made with {changed}: toys may differ by rounding from those beside it", stacklevel=3)
+
+
+def told_differences(found: Mapping[str, Any], wanted: Mapping[str, Any], *, but: str, form: str) -> str:
+    """What decides about the numbers and is not the same in two sets of attributes, `but` one, each in a form."""
+    different = storage.same_run(found, wanted, [key for key in DECISIVE if key != but])
+    return "; ".join(form.format(key, _short(found.get(key)), _short(wanted.get(key))) for key in different)
+
+
 def check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, but: str = "") -> None:
     """Raise StorageError, with each difference, unless two sets of attributes are of one run; `but` may differ."""
-    different = storage.same_run(found, wanted, [key for key in DECISIVE if key != but])
-    if different:
-        told = "; ".join(
-            f"{key} was {_short(found.get(key))} and is now {_short(wanted.get(key))}" for key in different
-        )
+    if told := told_differences(found, wanted, but=but, form="{} was {} and is now {}"):
         raise StorageError(f"{path} belongs to another run: {told}. Name another output, or pass --overwrite")
+    warn_of_versions(path, found, wanted)
 
 
 def _short(value: Any) -> str:

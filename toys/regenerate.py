@@ -14,7 +14,7 @@ from toys.command import InputError, find_study
 from toys.files import StorageError, reading
 from toys.models import STUDIES
 from toys.packing import unpack
-from toys.provenance import versions
+from toys.provenance import changed_versions, versions
 from toys.redrawing import redraw
 from toys.study import Study
 
@@ -70,7 +70,9 @@ def regenerate(path: str | Path, index: int | slice | Sequence[int], study: Stud
         stored = cast(np.ndarray, storage.read_checksums(path))[toys - first]  # as old as the attribute `sampled`
     different = np.flatnonzero(checksums(arrays.toys, len(toys)) != stored)
     if len(different):
-        raise StorageError(f"toy {toys[different[0]]} of {path} is thrown otherwise here: {_cause(attributes, source)}")
+        raise StorageError(
+            f"toy {toys[different[0]]} of {path} is thrown otherwise here: {_cause(path, attributes, source)}"
+        )
     return unpack(arrays, len(toys))
 
 
@@ -86,12 +88,10 @@ def _numbers(path: str | Path, index: Any, first: int, stop: int) -> np.ndarray:
     return numbers
 
 
-def _cause(attributes: Mapping[str, Any], source: str | None) -> str:
+def _cause(path: str | Path, attributes: Mapping[str, Any], source: str | None) -> str:
     """Why toys differ, as far as can be told."""
     if source is not None and source != attributes.get("source"):
         return "the source of its model has changed since; the file holds the former text in its attribute 'source'"
-    then, now = json.loads(attributes.get("versions", "{}")), versions()
-    changed = [f"{name} {then[name]} (here {now[name]})" for name in now if then.get(name, now[name]) != now[name]]
-    if changed:
-        return f"it was made with {', '.join(changed)}: install these versions"
+    if changed := changed_versions(path, attributes, versions()):
+        return f"it was made with {changed}: install these versions"
     return "the study is another one, or it was made on another kind of machine or backend"

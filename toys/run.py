@@ -22,7 +22,7 @@ from toys.fitting import Compiled, Fitter, compile_study
 from toys.joining import Growing
 from toys.options import Options, shard_range
 from toys.packing import pack
-from toys.provenance import DECISIVE, PACKAGES, attributes_of, check_same
+from toys.provenance import DECISIVE, PACKAGES, attributes_of, check_same, warn_of_versions
 from toys.study import Study, generate
 from toys.tally import Tally
 from toys.validation import validate_run
@@ -114,6 +114,8 @@ def run(
 ) -> Report:
     """Throw and fit toys, validate some with MIGRAD, and store everything.
 
+    Warns where a run is continued with other versions of the packages than it was begun with.
+
     Parameters
     ----------
     study : Study
@@ -170,6 +172,8 @@ def run(
             report.validation = Validation(**stored) if stored else None
             storage.remove_parts(out)
             return _counted(report, base)
+        if base:
+            warn_of_versions(out, storage.read_attributes(out), attributes)
         done = [range(*part[:2]) for part in parts if part[0] >= base]
         ranges = list(_missing(first, stop, chunk, base, done))
         n_resumed = stop - first - sum(map(len, ranges))

@@ -16,7 +16,7 @@ from toys import storage
 from toys.files import StorageError, advice, check_output, lock, reading
 from toys.layout import n_toys_of, open_file
 from toys.options import shard_range
-from toys.provenance import DECISIVE
+from toys.provenance import told_differences, warn_of_versions
 
 __all__ = ["Merged", "merge", "shard_path"]
 
@@ -96,21 +96,13 @@ def _read(path: Path) -> _Shard:
 
 
 def _check_same(shards: Sequence[_Shard]) -> None:
-    """Raise StorageError unless all are of one run."""
+    """Raise StorageError unless all are of one run, and warn where they were made with different versions."""
     one = shards[0]
     for other in shards[1:]:
-        different = storage.same_run(one.attributes, other.attributes, [key for key in DECISIVE if key != "shard"])
-        if different:
-            told = "; ".join(
-                f"{key} is {_short(other.attributes.get(key))} and not {_short(one.attributes.get(key))}"
-                for key in different
-            )
+        told = told_differences(other.attributes, one.attributes, but="shard", form="{} is {} and not {}")
+        if told:
             raise StorageError(f"{other.path} is of another run than {one.path}: {told}. Merge files of one run only")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else "another text"
+        warn_of_versions(other.path, other.attributes, one.attributes, one.path.name)
 
 
 def _check_cover(shards: Sequence[_Shard]) -> None:

@@ -66,7 +66,7 @@ BLOCK_TOYS = 16_384
 def same_run(a: Mapping[str, Any], b: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
     """Those of `keys` whose attributes differ, or are in one only: empty if the runs give the same numbers.
 
-    The caller knows which attributes decide about numbers: model, seed, truth, sizes of parts, versions.
+    The caller knows which attributes decide about numbers: model, seed, truth, sizes of parts (`toys.provenance`).
     NaN equals NaN, and an array equals the list of its numbers.
     """
 

@@ -17,7 +17,7 @@ from engine.data import Ragged
 from engine.fit import fit_batch
 from engine.result import FitResult
 from kernels import expon, norm
-from toys import joining, memory, storage
+from toys import joining, memory, provenance, storage
 from toys import run as run_module
 from toys.files import StorageError, parts_directory
 from toys.models import peak
@@ -461,7 +461,12 @@ def test_extension_may_be_resumed_as_any_run(study, whole, chunks_of_8, tmp_path
         with pytest.raises(KeyboardInterrupt):
             run(study, out, EXTEND)
     assert [part[:2] for part in storage.complete_parts(out)] == [(10, 16)]
-    assert run(study, out, dataclasses.replace(OPTIONS, resume=True)).n_resumed == 16
+    # of the part and of the toys that were there
+    other = provenance.versions() | {"numpy": "0.1"}
+    monkeypatch.setattr(provenance, "versions", lambda: other)
+    with pytest.warns(UserWarning, match=r"was made with numpy .* \(here 0.1\): toys may differ by rounding") as told:
+        assert run(study, out, dataclasses.replace(OPTIONS, resume=True)).n_resumed == 16
+    assert len(told) == 2
     assert_same_contents(out, whole[0])
 
 

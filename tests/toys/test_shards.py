@@ -1,6 +1,7 @@
 """Shards of a run: together they are the run, and whatever does not fit together is said."""
 
 import dataclasses
+import json
 import shutil
 
 import h5py
@@ -160,6 +161,17 @@ def test_another_run(study, shards, tmp_path, change, words):
     run(study, other, dataclasses.replace(OPTIONS, shard=(3, 3), **change))
     told = refused(tmp_path / "merged.h5", [*shards[:2], other])
     assert told == f"{other} is of another run than {shards[0]}: {words}. Merge files of one run only"
+
+
+def test_other_versions_are_told(shards, tmp_path):
+    other = tmp_path / "other.h5"
+    shutil.copy(shards[2], other)
+    with h5py.File(other, "r+") as file:
+        file.attrs["versions"] = json.dumps({"numpy": "0.1"})
+    with pytest.warns(
+        UserWarning, match=rf"other.h5 was made with numpy 0.1 \({shards[0].name} {np.__version__}\): toys"
+    ):
+        merge(tmp_path / "merged.h5", [*shards[:2], other])
 
 
 def test_another_model(shards, tmp_path):
