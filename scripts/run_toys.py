@@ -12,8 +12,6 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # wherever this 
 from arguments import DONE, DOUBTFUL, Parser, assignment, guarded, leave, natural, positive
 
 STARTED = time.perf_counter()
-# a run with more failed fits than this, or with any toy that MIGRAD contradicts, ends with exit code 1
-TOLERATED_FAILURES = 0.01
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -163,7 +161,7 @@ def study_toys(args: argparse.Namespace, command_line: str) -> int:
         stack.enter_context(screen)
         report = run(study, args.out, options, phase=screen.phase, advance=screen.advance, workers=workers)
     report.times = {"start": start_seconds, **report.times, "total": time.perf_counter() - STARTED}
-    text, doubtful = summary(study, report, args.out, TOLERATED_FAILURES)
+    text, doubtful = summary(study, report, args.out)
     print(text)
     return DOUBTFUL if doubtful else DONE
 

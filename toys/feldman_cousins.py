@@ -22,11 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import gammaincinv
 
-from engine.arguments import limit_arrays
 from engine.data import as_float64
-from engine.test_statistic import checked_poi
 from toys.hypotest import tail
-from toys.pool import ToyPool
+from toys.pool import ToyPool, pool_for
 from toys.study import Study
 
 __all__ = ["Interval", "Point", "feldman_cousins"]
@@ -159,14 +157,8 @@ def feldman_cousins(
     max_toys = MORE_TOYS * n_toys if max_toys is None else max_toys
     if not isinstance(max_toys, int | np.integer) or max_toys < n_toys:
         raise ValueError(f"max_toys must be a whole number of at least n_toys = {n_toys}, got {max_toys!r}")
-    if pool is None:
-        choices: dict[str, Any] = {"auxiliary": auxiliary, "nuisance": nuisance, "backend": backend, "device": device}
-        pool = ToyPool(study, poi, data, seed=seed, **choices)
-    elif pool.poi != poi or pool.study.cost is not study.cost or data is not None:
-        raise ValueError(
-            f"the pool holds the toys of its own study, parameter {pool.poi!r} and data: pass the same study and "
-            "parameter, and no data"
-        )
+    options = {"seed": seed, "auxiliary": auxiliary, "nuisance": nuisance, "backend": backend, "device": device}
+    pool = pool_for(pool, study, poi, data, **options)
     search = _Search(pool, float(cl), n_toys, max_toys)
     if values is None:
         for side in (-1, 1):
@@ -187,10 +179,9 @@ class _Search:
         self.pool, self.cl, self.n_toys, self.max_toys = pool, cl, n_toys, max_toys
         self.level = 1.0 - cl + ROUNDING  # p-values above it are accepted
         self.points: dict[float, Point] = {}
-        names = pool.study.cost.names
-        i = checked_poi(names, pool.poi, pool.study.fixed)
-        self.limits = tuple(float(ends[i]) for ends in limit_arrays(names, pool.study.limits))
+        self.limits = pool.limits
         free = pool.observed(pool.study.start[pool.poi], "t").free
+        i = free.names.index(pool.poi)
         self.best, self.spread = float(free.values[0, i]), float(free.errors[0, i])
 
     def statistic(self, value: float) -> float:

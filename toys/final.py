@@ -6,13 +6,14 @@ from rich.console import Console
 from rich.table import Table
 
 from toys.run import Report
+from toys.statistics import TOLERATED_FAILURES
 from toys.study import Study
 from toys.tally import Tally
 
 __all__ = ["summary"]
 
 
-def summary(study: Study, report: Report, out: str, tolerated: float) -> tuple[str, bool]:
+def summary(study: Study, report: Report, out: str) -> tuple[str, bool]:
     """The final tables, and whether the run must be doubted: MIGRAD disagrees, or too many fits failed."""
     tally = report.tally
     n_failed = tally.n_toys - tally.n_valid
@@ -30,7 +31,7 @@ def summary(study: Study, report: Report, out: str, tolerated: float) -> tuple[s
         if tally.intervals:
             special = (f", {n} {what}" for what, n in tally.intervals.items() if what != "all" and n)
             console.print(f"MINOS: all intervals of {tally.intervals['all']} toys" + "".join(special))
-        if n_failed > tolerated * tally.n_toys:
+        if n_failed > TOLERATED_FAILURES * tally.n_toys:
             doubts.append(f"{n_failed} of {tally.n_toys} fits failed")
         checked = report.validation
         if checked is not None:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -23,7 +23,7 @@ from toys.options import Options
 from toys.packing import Arrays, bytes_per_toy, describe, pack, unpack
 from toys.study import Study, generate
 
-__all__ = ["Compiled", "Fitter", "compile_study"]
+__all__ = ["Compiled", "Fitter", "compile_study", "join_minos"]
 
 
 class Compiled(NamedTuple):
@@ -145,7 +145,8 @@ class Fitter:
             fits.append(dataclasses.replace(result, problem=None))
             intervals.append(minos)
         result = FitResult.concatenate(fits)
-        return result, _joined([minos for minos in intervals if minos is not None], result)
+        found = [minos for minos in intervals if minos is not None]
+        return result, join_minos(found, result) if found else None
 
     def _fit_together(self, data: Any, advance: Callable[[int], None]) -> tuple[FitResult, MinosResult | None]:
         study, options = self.study, self.options
@@ -165,9 +166,8 @@ class Fitter:
         return (minos.result if minos else result), minos
 
 
-def _joined(parts: list[MinosResult], result: FitResult) -> MinosResult | None:
-    if not parts:
-        return None
+def join_minos(parts: Sequence[MinosResult], result: FitResult) -> MinosResult:
+    """MINOS results of one chunk of toys after the other, as one of all their fits."""
     arrays = [f.name for f in dataclasses.fields(MinosResult) if f.name not in ("names", "result")]
     joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays}
     return dataclasses.replace(parts[0], **joined, result=result)

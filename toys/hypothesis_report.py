@@ -12,13 +12,13 @@ from toys.feldman_cousins import Interval
 from toys.goodness_of_fit import GoodnessOfFit
 from toys.hypotest import HypothesisTest
 from toys.report import Report, Section, plate
+from toys.statistics import TOLERATED_FAILURES
 from toys.study import Study
 from toys.upper_limit import UpperLimit
 
 __all__ = ["Finding", "hypothesis_report"]
 
 Finding = HypothesisTest | UpperLimit | Interval | GoodnessOfFit
-TOLERATED_FAILURES = 0.01
 
 
 def hypothesis_report(study: Study, findings: list[Finding], observed: str, made: Mapping[str, str]) -> Report:

@@ -52,7 +52,6 @@ __all__ = [
     "read_group",
     "read_rows",
     "tables",
-    "values_of",
     "write_group",
     "write_table",
 ]
@@ -210,7 +209,3 @@ def is_offsets(name: str) -> bool:
 
 def offsets_of(name: str) -> str:
     return "".join((*name.rpartition("/")[:2], "offsets"))
-
-
-def values_of(name: str) -> str:
-    return "".join((*name.rpartition("/")[:2], "values"))

@@ -19,18 +19,19 @@ from engine.result import FitResult
 from kernels.graph import UntranslatableError
 from toys import storage
 from toys.command import InputError, find_study
+from toys.coverage import SAME_LEVEL
 from toys.files import reading
+from toys.fitting import join_minos
 from toys.models import STUDIES
 from toys.packing import bytes_per_toy, pack
 from toys.regenerate import regenerate
 from toys.statistics import ONE_SIGMA
 from toys.study import Study, generate
 
-__all__ = ["Curves", "Sample", "curves", "first_curves", "is_one_sigma", "join_minos", "read", "study_of", "throw"]
+__all__ = ["Curves", "Sample", "curves", "first_curves", "is_one_sigma", "read", "study_of", "throw"]
 
 CHUNK_BYTES = 32 * 2**20
 LARGEST_CHUNK = 8192
-SAME_LEVEL = 5e-4
 CURVE_TOYS, CURVE_POINTS, CURVE_BOUND, MOST_CURVES = 5, 31, 2.5, 12
 
 
@@ -258,7 +259,10 @@ def _chunks(n_toys: int, bytes_each: int) -> list[tuple[int, int]]:
 
 
 def _sample(study: Study, fits: list[FitResult], intervals: list[dict], levels: Sequence[float]) -> Sample:
-    joined = {level: join_minos([chunk[level] for chunk in intervals]) for level in levels}
+    joined = {}
+    for level in levels:
+        parts = [chunk[level] for chunk in intervals]
+        joined[level] = join_minos(parts, FitResult.concatenate([part.result for part in parts]))
     return Sample(study, FitResult.concatenate(fits), joined)
 
 
@@ -268,10 +272,3 @@ def _without_data(result: FitResult) -> FitResult:
 
 def _bare(found: MinosResult) -> MinosResult:
     return dataclasses.replace(found, result=_without_data(found.result))
-
-
-def join_minos(parts: Sequence[MinosResult]) -> MinosResult:
-    """MINOS results of one chunk of toys after the other, as one."""
-    arrays = [f.name for f in dataclasses.fields(MinosResult) if f.name not in ("names", "result")]
-    joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays}
-    return dataclasses.replace(parts[0], **joined, result=FitResult.concatenate([part.result for part in parts]))

@@ -8,10 +8,22 @@ from scipy.special import betaincinv, ndtr, ndtri
 
 from engine.result import FitResult
 
-__all__ = ["ONE_SIGMA", "Calibration", "Moments", "calibration", "fraction", "known_pulls", "known_truth", "moments"]
+__all__ = [
+    "ONE_SIGMA",
+    "TOLERATED_FAILURES",
+    "Calibration",
+    "Moments",
+    "calibration",
+    "fraction",
+    "known_pulls",
+    "known_truth",
+    "moments",
+]
 
 ONE_SIGMA = float(ndtr(1.0) - ndtr(-1.0))
 BINOMIAL = ("wilson", "clopper-pearson")
+# a study with more failed fits than this is doubtful: its script ends with exit code 1
+TOLERATED_FAILURES = 0.01
 
 
 class Moments(NamedTuple):

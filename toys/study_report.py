@@ -16,11 +16,11 @@ from toys.run import PACKAGES
 from toys.sample import Curves, Sample
 from toys.scan import Point
 from toys.simultaneous import Simultaneous
+from toys.statistics import TOLERATED_FAILURES
 from toys.study import Study
 
 __all__ = ["coverage_report", "failure_table", "fit_sentences", "made_by", "pull_report", "thrown_sentences"]
 
-TOLERATED_FAILURES = 0.01
 REGIONS = 5
 MOST_FIGURES = 12  # parameters that are drawn against the truth
 #: A bias or a coverage so many standard errors away from what it should be is no chance of one in ten thousand numbers.
