@@ -130,13 +130,15 @@ def _points(cost: LeastSquares, theta: np.ndarray, like: Any) -> tuple:
 
 
 def _nodes(cost: UnbinnedNLL | ExtendedUnbinnedNLL, theta: np.ndarray, like: Any, observable: Any) -> Weighted:
-    window = np.zeros(0) if observable is None else as_float64(observable, "observable")
-    if cost.integral is None and (window.shape != (2,) or not np.isfinite(window).all()):
-        raise NoAsimovError(
-            f"the Asimov data of {called(cost.model)} need the finite range of one observable: pass "
-            "observable=(lower, upper)"
-        )
-    integral = cost.integral or NumericalIntegral(cost, window, N_NODES)
+    integral = cost.integral
+    if integral is None:
+        window = np.zeros(0) if observable is None else as_float64(observable, "observable")
+        if window.shape != (2,) or not np.isfinite(window).all():
+            raise NoAsimovError(
+                f"the Asimov data of {called(cost.model)} need the finite range of one observable: pass "
+                "observable=(lower, upper)"
+            )
+        integral = NumericalIntegral(cost, window, N_NODES)
     x, dx = integral.nodes(max(N_NODES, integral.n_nodes))
     density = np.array(jax.vmap(lambda at: cost.density(tuple(theta), {"x0": at}))(jnp.asarray(x)), np.float64)
     weights = dx * (np.exp(density) if cost.log else density)

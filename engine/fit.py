@@ -160,7 +160,11 @@ def problem_of(
         raise ValueError(f"there must be a fit for each toy, got {len(result)} fits and {len(rows)} toys")
     lower, upper = limit_arrays(cost.names, limits)
     free, values = held(cost.names, fixed, result.values)
-    free = result.free if fixed is None else free
+    if fixed is None:
+        free = result.free
+    elif result.valid.any() and (free != result.free).any():
+        told = ", ".join(name for name, is_free in zip(cost.names, result.free, strict=True) if not is_free)
+        raise ValueError(f"fixed must name what the fits held, which is {told or 'nothing'}, got {shown(fixed)}")
     values = np.where(result.valid[:, None], values, np.clip(0.0, lower, upper))
     check_start(cost.names, values, lower, upper, free)
     driver = pick_driver(cost, rows, "newton", backend, device, None, None)

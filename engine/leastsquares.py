@@ -111,7 +111,8 @@ class LeastSquares(Cost):
                         raise ValueError(f"{name} must be {rule}, but point {k} has {array[k]:g}")
                     shared[column] = array[used]
         if self.covariance is not None:
-            own["y"] = y @ self._whiten.T
+            # not a product of matrices, which rounds as the number of toys tells it
+            own["y"] = np.einsum("tj,kj->tk", y, self._whiten)
         return Rows(
             names=(*own, *shared),
             columns=np.stack([array.reshape(-1) for array in own.values()]),

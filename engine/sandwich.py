@@ -2,6 +2,7 @@
 
 The inverse Hessian is the covariance of a maximum-likelihood estimate. With weights the likelihood is none, and the
 covariance is V C V with V the inverse Hessian and C the covariance of the gradient, which the weights themselves tell.
+JAX computes it for both backends, and rounds as the number of toys tells it.
 
 References
 ----------
@@ -34,6 +35,8 @@ def sandwich(problem: Problem, score_covariance: Callable, values: np.ndarray, c
         Zero where a parameter is held, which it then is in the result.
     """
     cost, rows = problem.cost, problem.rows
+    if not len(values):
+        return covariance
     padded = [-(-int(np.max(np.diff(leaf.offsets), initial=1)) // 64) * 64 for leaf in rows.leaves]
     lanes = max(1, min(VALUES_AT_ONCE // (sum(padded) * len(cost.names)), bucket(len(values), 1)))
     shared = shared_columns(rows, padded)

@@ -398,7 +398,7 @@ def plan(
         )
     if platform == "cpu":
         tile = min(TILE, padded)
-        lanes = max(CPU_VALUES // tile, 1)
+        lanes = max(min(CPU_VALUES // tile, DEVICE_BYTES // max(8 * JACOBIANS * at_once, 1)), 1)
     else:
         budget = DEVICE_BYTES if memory is None else min(DEVICE_BYTES, memory // 4)
         tile = padded

@@ -79,7 +79,7 @@ def test_weights_of_nodes():
     inside = 10.0 * (1 - np.exp(-1.0) + np.exp(-2.0) - np.exp(-3.0))
     assert data.weights[0].sum() == pytest.approx(inside, rel=1e-9)
     shape = UnbinnedNLL(density, fit_range=(0.0, 1.0))
-    assert asimov(shape, [1.0], like).weights[0].sum() == pytest.approx(np.sum(like[0] <= 1.0))
+    assert asimov(shape, [1.0], like, observable=(0.0, None)).weights[0].sum() == pytest.approx(np.sum(like[0] <= 1.0))
     weighted = asimov(shape, [1.0], Weighted(like, [np.full(40, 0.5)]))
     assert weighted.weights[0].sum() == pytest.approx(0.5 * np.sum(like[0] <= 1.0))
 

@@ -287,6 +287,16 @@ def test_a_bad_point_counts_only_where_it_is_used(toys):
         assert fit_batch(cost, data, START, backend="numba").status.tolist() == [Status.BAD_DATA, 0, 0]
 
 
+def test_points_with_a_covariance_do_not_depend_on_the_other_toys():
+    rng = np.random.default_rng(12)
+    n, x = 64, np.linspace(0.0, 1.0, 64)
+    root = rng.normal(size=(n, n))
+    cost, y = LeastSquares(lambda x, a: a * x, covariance=root @ root.T + np.eye(n)), rng.normal(size=(300, n))
+    whole = cost.rows((x, y)).columns[0].reshape(300, n)
+    for size in (1, 7, 128):
+        np.testing.assert_array_equal(cost.rows((x, y[:size])).columns[0].reshape(size, n), whole[:size])
+
+
 def test_covariance_of_points_that_are_not_used_is_not_looked_at(correlated):
     partly = np.where(USED[:, None] & USED, COVARIANCE, np.nan)
     result = fit_batch(LeastSquares(line, covariance=partly, mask=USED), (X, correlated), START, backend="numba")

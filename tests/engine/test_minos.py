@@ -248,6 +248,10 @@ def test_held_parameters(three):
         minos(THREE, bad, six, fixed=3)
     with pytest.raises(ValueError, match="the result is not that of these data"):
         minos(THREE, bad, six, limits=THREE_LIMITS, fixed={"e": 2.0})
+    with pytest.raises(ValueError, match=r"what the fits held, which is e, got \['b', 'e'\]"):
+        minos(THREE, bad, six, limits=THREE_LIMITS, fixed=["b", "e"])
+    with pytest.raises(ValueError, match=r"what the fits held, which is nothing, got \['e'\]"):
+        minos(THREE, counts, result, limits=THREE_LIMITS, fixed=["e"])
     assert read.problem is None and fixed.problem.settings.edm_goal == EDM_GOAL
 
 

@@ -92,9 +92,11 @@ def test_with_a_range_the_density_is_normalised_for_the_score_too(toys):
     cut = Weighted([a[i] for a, i in zip(x, inside, strict=True)], [a[i] for a, i in zip(w, inside, strict=True)])
     closed = lambda x, lam: decay(x, lam) / (jnp.exp(-1 / lam) - jnp.exp(-7 / lam))  # noqa: E731
     expected = fit_batch(UnbinnedNLL(closed), cut, {"lam": 3})
-    result = fit_batch(UnbinnedNLL(decay, fit_range=window), Weighted(x, w), {"lam": 3})
+    cost = UnbinnedNLL(decay, fit_range=window)
+    result = fit_batch(cost, Weighted(x, w), {"lam": 3})
     np.testing.assert_allclose(result.values, expected.values, rtol=1e-9)
     np.testing.assert_allclose(result.errors, expected.errors, rtol=RTOL)
+    assert len(fit_batch(cost, Weighted([], []), {"lam": 3})) == 0
 
 
 def gauss(x, mu):

@@ -154,6 +154,7 @@ def test_a_batch_follows_the_memory_of_the_device():
     # and so do the Jacobians of 20 000 bins
     lanes = xla.plan("gpu", 20_000, 1, 1, None, memory=74 * 2**30, n_params=10, at_once=200_000)[2]
     assert 8 * xla.JACOBIANS * 200_000 * lanes <= 4 * 2**30
+    assert xla.plan("cpu", 10_000, 1, 1, None, at_once=20_000_000)[2] == 8 < xla.plan("cpu", 10_000, 1, 1, None)[2]
     with pytest.raises(
         ValueError, match=r"10000 toys of 15500 rows need 1.31 GB, .* pass a batch_size of at most 4096"
     ):
