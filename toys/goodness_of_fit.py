@@ -29,7 +29,7 @@ from engine.unbinned import ExtendedUnbinnedNLL, UnbinnedNLL
 from toys.distances import DISTANCES, check_events, fitted_cdf, warn_of_error
 from toys.hypotest import tail
 from toys.study import Study
-from toys.throwing import Thrower, costs_of, entries_of, observables_of
+from toys.throwing import Thrower, check_n_events, costs_of, entries_of, observables_of
 
 __all__ = ["GoodnessOfFit", "goodness_of_fit"]
 
@@ -127,7 +127,7 @@ def goodness_of_fit(
     ------
     TypeError, ValueError
         If an argument has the wrong form, there are no data, the cost has no such statistic, the sampler has other
-        parameters than the fit, or the fit of the data fails.
+        parameters than the fit or throws another number of events, or the fit of the data fails.
     """
     if not isinstance(study, Study):
         raise TypeError(f"study must be a toys.Study, got {type(study).__name__}")
@@ -161,6 +161,7 @@ def goodness_of_fit(
     if not np.isfinite(observed):
         raise ValueError(f"the data have no {statistic!r} statistic at the fitted values, got {observed}")
 
+    check_n_events(study, data)
     throw = Thrower(study, data, auxiliary=auxiliary, backend=backend)
     theta = {name: fitted[name] for name in study.names}
     values, status = np.empty(n_toys), np.empty(n_toys, dtype=np.int8)

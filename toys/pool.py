@@ -19,7 +19,7 @@ from toys import storage
 from toys.files import reading
 from toys.simultaneous import Simultaneous
 from toys.study import Study
-from toys.throwing import Thrower
+from toys.throwing import Thrower, check_n_events
 
 __all__ = ["TIE", "ToyPool", "pool_for"]
 
@@ -60,7 +60,8 @@ class ToyPool:
     Raises
     ------
     TypeError, ValueError
-        If an argument has the wrong form, toys cannot be thrown so, or those of the file are thrown otherwise.
+        If an argument has the wrong form, toys cannot be thrown so, those of the file are thrown otherwise, or the
+        sampler throws another number of events than were observed.
     StorageError
         If the file cannot be read.
 
@@ -101,6 +102,8 @@ class ToyPool:
         n_toys = len(study.cost.rows(self.data))
         if n_toys != 1:
             raise ValueError(f"data must be one toy, got {n_toys}")
+        if self.has_data:
+            check_n_events(study, self.data)
         self._stored_path, self._stored = stored, None if stored is None else self._read(stored)
         self._throw = Thrower(study, self.data, auxiliary=auxiliary, backend=backend)
         self._conditional: dict[float, FitResult] = {}

@@ -47,7 +47,7 @@ class Thrower:
     Raises
     ------
     ValueError
-        If there is no such choice, or the sampler throws another number of events than were observed.
+        If there is no such choice.
     """
 
     def __init__(self, study: Study, data: Any, *, auxiliary: str = "redrawn", backend: str = "auto") -> None:
@@ -55,7 +55,6 @@ class Thrower:
         if auxiliary == "redrawn" and isinstance(study.sampler, Simultaneous):
             study = replace(study, sampler=Simultaneous(study.sampler.cost, study.sampler.samplers))
         self.study, self.auxiliary = study, auxiliary
-        check_n_events(study, data)
         self.observed = entries_of(study.cost, data)
         size = bytes_per_toy(pack(study.cost, self.observed), len(study.cost.names))
         self.chunk = int(np.clip(CHUNK_BYTES // max(size, 1), 1, LARGEST_CHUNK))
@@ -122,12 +121,13 @@ def check_n_events(study: Study, data: Any) -> None:
     parts = study.sampler.samplers if isinstance(study.sampler, Simultaneous) else (study.sampler,)
     entries = entries_of(study.cost, data) if len(parts) > 1 else (data,)
     for cost, sampler, entry in zip(costs_of(study.cost), parts, entries, strict=False):
-        if not isinstance(sampler, Mixture | MultinomialCounts):
+        # within a fit range there may be fewer than were thrown
+        if not isinstance(sampler, Mixture | MultinomialCounts) or getattr(cost, "integral", None) is not None:
             continue
         toys: dict[str, Any] = pack(cost, entry).toys
         # of weighted counts the sums of weights, without those of their squares
         n = toys["values"].offsets[1] if "values" in toys else np.atleast_3d(toys["counts"])[0, :, 0].sum()
-        if round(n) != sampler.n_events:
+        if np.isfinite(n) and round(n) != sampler.n_events:
             raise ValueError(
                 f"the sampler throws toys of {sampler.n_events} events, but {n:.10g} were observed: give "
                 f"{type(sampler).__name__} this number"

@@ -34,8 +34,9 @@ from toys import (
 )
 from toys.distances import anderson_darling, fitted_cdf, kolmogorov_smirnov, warn_of_error
 from toys.goodness_of_fit import goodness_of_fit
+from toys.pool import ToyPool
 from toys.study import generate
-from toys.throwing import Thrower
+from toys.throwing import Thrower, check_n_events
 
 LOW, HIGH = -12.0, 12.0
 N_EVENTS = 25
@@ -258,11 +259,18 @@ def test_toys_have_as_many_events_as_the_data():
     cost = counts + NormalConstraint("mu", 0.0, 1.0)
     sampler = Simultaneous(cost, (MultinomialCounts.of(counts, 60), None))
     study = Study(cost, sampler, {"mu": 0.0, "sigma": 1.0})
-    Thrower(study, np.full((1, 12), 5.0))
+    check_n_events(study, np.full((1, 12), 5.0))
+    check_n_events(study, np.full((1, 12), np.nan))
     with pytest.raises(ValueError, match="throws toys of 60 events, but 36 were observed: give MultinomialCounts"):
-        Thrower(study, (np.full((1, 12), 3.0), None))
+        check_n_events(study, (np.full((1, 12), 3.0), None))
     with pytest.raises(ValueError, match="throws toys of 25 events, but 3 were observed: give Mixture this number"):
-        Thrower(normal_study(), EVENTS)
+        goodness_of_fit(normal_study(), data=EVENTS, statistic="ks", backend="numba")
+    # nobody observed Asimov data, and within a fit range there may be any number
+    sampler = MultinomialCounts(lambda n, mu, sigma: jnp.ones(12), ("n", "mu", "sigma"), 60)
+    ToyPool(replace(poisson_study(), sampler=sampler), "mu", nuisance="truth", backend="numba")
+    with pytest.raises(ValueError, match="throws toys of 25 events, but 3 were observed"):
+        ToyPool(normal_study(), "mu", EVENTS, nuisance="truth", backend="numba")
+    check_n_events(replace(normal_study(), cost=UnbinnedNLL(gauss, fit_range=(-1.0, 1.0))), EVENTS)
 
 
 @pytest.mark.parametrize(
