@@ -23,6 +23,7 @@ __all__ = [
     "check_same",
     "told_differences",
     "versions",
+    "versions_of",
     "warn_of_versions",
 ]
 
@@ -89,19 +90,31 @@ def _version(package: str) -> str:
         return BATCHFIT if package == "batchfit" else "not installed"
 
 
-def changed_versions(path: str | Path, found: Mapping[str, Any], now: Mapping[str, str], where: str = "here") -> str:
-    """The versions in the attributes of a file that are others now, as text: "numpy 2.0 (here 2.1)"."""
+def versions_of(path: str | Path, attributes: Mapping[str, Any]) -> dict[str, str]:
+    """Versions of the packages in the attributes of a file; none if it does not tell them.
+
+    Raises
+    ------
+    StorageError
+        If they cannot be read.
+    """
     with reading(path):
-        then = json.loads(found.get("versions", "{}"))
-        changed = [name for name in now if then.get(name, now[name]) != now[name]]
-        return ", ".join(f"{name} {then[name]} ({where} {now[name]})" for name in changed)
+        return dict(json.loads(attributes.get("versions", "{}")))
 
 
-def warn_of_versions(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], where: str = "here") -> None:
-    """Warn of toys that were made with other versions of the packages than those beside them."""
-    now = json.loads(wanted.get("versions", "{}"))
-    if changed := changed_versions(path, found, now, where):
-        warnings.warn(f"{path} was made with {changed}: toys may differ by rounding from those beside it", stacklevel=3)
+def changed_versions(then: Mapping[str, str], now: Mapping[str, str], where: str = "here") -> str:
+    """The versions that are others now, as text: "numpy 2.0 (here 2.1)"."""
+    changed = [name for name in now if then.get(name, now[name]) != now[name]]
+    return ", ".join(f"{name} {then[name]} ({where} {now[name]})" for name in changed)
+
+
+def warn_of_versions(made: Mapping[Path, Mapping[str, str]], now: Mapping[str, str], where: str = "here") -> None:
+    """Warn of the first of some files, given with their versions, that was made with others than these."""
+    for path, then in made.items():
+        if changed := changed_versions(then, now, where):
+            told = f"{path} was made with {changed}: toys may differ by rounding from those beside it"
+            warnings.warn(told, stacklevel=3)
+            break
 
 
 def told_differences(found: Mapping[str, Any], wanted: Mapping[str, Any], *, but: str, form: str) -> str:
@@ -114,7 +127,6 @@ def check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], 
     """Raise StorageError, with each difference, unless two sets of attributes are of one run; `but` may differ."""
     if told := told_differences(found, wanted, but=but, form="{} was {} and is now {}"):
         raise StorageError(f"{path} belongs to another run: {told}. Name another output, or pass --overwrite")
-    warn_of_versions(path, found, wanted)
 
 
 def _short(value: Any) -> str:

@@ -14,7 +14,7 @@ from toys.command import InputError, find_study
 from toys.files import StorageError, reading
 from toys.models import STUDIES
 from toys.packing import unpack
-from toys.provenance import changed_versions, versions
+from toys.provenance import changed_versions, versions, versions_of
 from toys.redrawing import redraw
 from toys.study import Study
 
@@ -92,6 +92,6 @@ def _cause(path: str | Path, attributes: Mapping[str, Any], source: str | None) 
     """Why toys differ, as far as can be told."""
     if source is not None and source != attributes.get("source"):
         return "the source of its model has changed since; the file holds the former text in its attribute 'source'"
-    if changed := changed_versions(path, attributes, versions()):
+    if changed := changed_versions(versions_of(path, attributes), versions()):
         return f"it was made with {changed}: install these versions"
     return "the study is another one, or it was made on another kind of machine or backend"

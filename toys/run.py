@@ -22,7 +22,7 @@ from toys.fitting import Compiled, Fitter, compile_study
 from toys.joining import Growing
 from toys.options import Options, shard_range
 from toys.packing import pack
-from toys.provenance import DECISIVE, PACKAGES, attributes_of, check_same, warn_of_versions
+from toys.provenance import DECISIVE, PACKAGES, attributes_of, check_same, versions_of, warn_of_versions
 from toys.study import Study, generate
 from toys.tally import Tally
 from toys.validation import validate_run
@@ -161,8 +161,11 @@ def run(
         if options.overwrite:
             storage.remove_parts(out)
         parts = storage.complete_parts(out)
+        made = {}
         for _, _, part in parts:
-            check_same(part, storage.read_attributes(part), attributes)
+            of_part = storage.read_attributes(part)
+            check_same(part, of_part, attributes)
+            made[part] = versions_of(part, of_part)
         base = 0
         if out.exists() and not options.overwrite:
             base = _base(out, options, attributes, compiled, parts)
@@ -173,7 +176,8 @@ def run(
             storage.remove_parts(out)
             return _counted(report, base)
         if base:
-            warn_of_versions(out, storage.read_attributes(out), attributes)
+            made = {out: versions_of(out, storage.read_attributes(out)), **made}
+        warn_of_versions(made, versions_of(out, attributes))
         done = [range(*part[:2]) for part in parts if part[0] >= base]
         ranges = list(_missing(first, stop, chunk, base, done))
         n_resumed = stop - first - sum(map(len, ranges))

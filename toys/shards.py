@@ -16,7 +16,7 @@ from toys import storage
 from toys.files import StorageError, advice, check_output, lock, reading
 from toys.layout import n_toys_of, open_file
 from toys.options import shard_range
-from toys.provenance import told_differences, warn_of_versions
+from toys.provenance import told_differences, versions_of, warn_of_versions
 
 __all__ = ["Merged", "merge", "shard_path"]
 
@@ -102,7 +102,8 @@ def _check_same(shards: Sequence[_Shard]) -> None:
         told = told_differences(other.attributes, one.attributes, but="shard", form="{} is {} and not {}")
         if told:
             raise StorageError(f"{other.path} is of another run than {one.path}: {told}. Merge files of one run only")
-        warn_of_versions(other.path, other.attributes, one.attributes, one.path.name)
+    made = {shard.path: versions_of(shard.path, shard.attributes) for shard in shards}
+    warn_of_versions(made, made[one.path], one.path.name)
 
 
 def _check_cover(shards: Sequence[_Shard]) -> None:

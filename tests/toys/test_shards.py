@@ -174,6 +174,15 @@ def test_other_versions_are_told(shards, tmp_path):
         merge(tmp_path / "merged.h5", [*shards[:2], other])
 
 
+@pytest.mark.parametrize("versions", ["{", "[1]"])
+def test_versions_that_cannot_be_read(shards, tmp_path, versions):
+    first = tmp_path / "first.h5"
+    shutil.copy(shards[0], first)
+    with h5py.File(first, "r+") as file:
+        file.attrs["versions"] = versions
+    assert refused(tmp_path / "merged.h5", [first, *shards[1:]]).startswith(f"{first} is damaged")
+
+
 def test_another_model(shards, tmp_path):
     other = tmp_path / "other.h5"
     options = dataclasses.replace(OPTIONS, shard=(3, 3), minos=False, validate=0, source="another" * 20)
