@@ -36,7 +36,7 @@ from toys.distances import anderson_darling, fitted_cdf, kolmogorov_smirnov, war
 from toys.goodness_of_fit import goodness_of_fit
 from toys.pool import ToyPool
 from toys.study import generate
-from toys.throwing import Thrower, check_n_events
+from toys.throwing import check_n_events
 
 LOW, HIGH = -12.0, 12.0
 N_EVENTS = 25
