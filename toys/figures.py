@@ -15,6 +15,7 @@ from engine.leastsquares import LeastSquares
 from engine.poisson import PoissonNLL
 from engine.sums import SumCost
 from toys import storage
+from toys.regenerate import stored_toys
 from toys.statistics import calibration, known_pulls
 from toys.study import Study
 from toys.throwing import observables_of
@@ -180,7 +181,7 @@ def plot_run(study: Study, path: str | Path, out: str | Path, toy: int = 0, bins
         raise FigureError(
             f"{path} has fits of {', '.join(result.names)}, but the study of {', '.join(study.cost.names)}"
         )
-    drawn = picture(study.cost, storage.load_data(path, toy, toy + 1), result.values[toy], study.observable, bins)
+    drawn = picture(study.cost, stored_toys(study, path, toy, toy + 1), result.values[toy], study.observable, bins)
     pull = (drawn.y - drawn.expected) / np.where(drawn.error > 0, drawn.error, 1.0)
 
     figure = Figure(figsize=(11, 6.5), layout="constrained")

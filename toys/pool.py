@@ -17,6 +17,7 @@ from engine.status import Status
 from engine.test_statistic import TEST_STATISTICS, TestStatistic, checked_poi, test_statistic
 from toys import storage
 from toys.files import reading
+from toys.regenerate import stored_toys
 from toys.simultaneous import Simultaneous
 from toys.study import Study
 from toys.throwing import Thrower, check_n_events
@@ -320,7 +321,7 @@ class ToyPool:
 
     def _thrown(self, theta: dict[str, float], thrown_at: float, first: int, n_toys: int) -> Any:
         if first < self._n_stored(thrown_at) and self._stored_path is not None:
-            return storage.load_data(self._stored_path, first, first + n_toys)
+            return stored_toys(self.study, self._stored_path, first, first + n_toys)
         digest = hashlib.blake2b(struct.pack("<Qd", self.seed, thrown_at), digest_size=8).digest()
         return self._throw(theta, n_toys, seed=int.from_bytes(digest, "little"), first=first)
 

@@ -18,7 +18,7 @@ from toys.provenance import changed_versions, versions, versions_of
 from toys.redrawing import redraw
 from toys.study import Study
 
-__all__ = ["regenerate"]
+__all__ = ["regenerate", "stored_toys"]
 
 _WHOLE = ("first", "stop", "seed", "chunk", "n_toys")
 
@@ -74,6 +74,14 @@ def regenerate(path: str | Path, index: int | slice | Sequence[int], study: Stud
             f"toy {toys[different[0]]} of {path} is thrown otherwise here: {_cause(path, attributes, source)}"
         )
     return unpack(arrays, len(toys))
+
+
+def stored_toys(study: Study, path: str | Path, first: int, stop: int) -> Any:
+    """Rows of a file, whose toys are thrown again where it did not keep them."""
+    attributes = storage.read_attributes(path, "first")
+    if attributes.get("save_toys", True):
+        return storage.load_data(path, first, stop)
+    return regenerate(path, slice(attributes["first"] + first, attributes["first"] + stop), study)
 
 
 def _numbers(path: str | Path, index: Any, first: int, stop: int) -> np.ndarray:

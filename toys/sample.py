@@ -24,7 +24,7 @@ from toys.files import reading
 from toys.fitting import join_minos
 from toys.models import STUDIES
 from toys.packing import bytes_per_toy, pack
-from toys.regenerate import regenerate
+from toys.regenerate import stored_toys
 from toys.statistics import ONE_SIGMA
 from toys.study import Study, generate
 
@@ -160,11 +160,11 @@ def read(
     sought = [level for level in levels if level not in ready]
     chunks = []
     if sought:
-        first = pack(study.cost, _stored(study, path, 0, 1))
+        first = pack(study.cost, stored_toys(study, path, 0, 1))
         chunks = _chunks(len(result), bytes_per_toy(first, len(result.names)))
     intervals = []
     for start, stop in chunks:
-        data = _stored(study, path, start, stop)
+        data = stored_toys(study, path, start, stop)
         some: Any = result[start:stop]
         options: dict[str, Any] = {"limits": study.limits, "fixed": study.fixed, "backend": backend, "device": device}
         intervals.append({level: _bare(minos(study.cost, data, some, cl=level, **options)) for level in sought})
@@ -229,20 +229,12 @@ def _draw(study: Study, first: int, stop: int, seed: int, backend: str) -> Any:
     return generate(study, stop - first, seed, first, "jax")
 
 
-def _stored(study: Study, path: str | Path, first: int, stop: int) -> Any:
-    """Rows of a file, whose toys are thrown again where it did not keep them."""
-    attributes = storage.read_attributes(path, "first")
-    if attributes.get("save_toys", True):
-        return storage.load_data(path, first, stop)
-    return regenerate(path, slice(attributes["first"] + first, attributes["first"] + stop), study)
-
-
 def first_curves(
     sample: Sample, *, path: str | Path | None = None, seed: int = 1, backend: str = "auto", device: str = "auto"
 ) -> list[Curves]:
     """Profiles of the first toys of a sample, which lie in a file, or else are thrown again with their seed."""
     n = min(CURVE_TOYS, len(sample.result))
-    data = _stored(sample.study, path, 0, n) if path is not None else _draw(sample.study, 0, n, seed, backend)
+    data = stored_toys(sample.study, path, 0, n) if path is not None else _draw(sample.study, 0, n, seed, backend)
     some: Any = sample.result[:n]
     return curves(sample.study, data, some, backend=backend, device=device)
 
