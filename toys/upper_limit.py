@@ -272,6 +272,11 @@ class _Scan:
 
     def _point(self, test: HypothesisTest, n_toys: int) -> Point:
         cls = self.cls
+        if cls and np.isnan(test.CLb):
+            raise ValueError(
+                f"the fits of all {self.n_background} toys without signal failed, which leaves no CLs at {test.poi} = "
+                f"{test.value:g}: pass other starts or limits, or check the sampler"
+            )
         if cls and not test.CLb > 0:
             raise ValueError(
                 f"none of {self.n_background} toys without signal is as extreme as the data, which leaves no CLs at "

@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -132,6 +133,12 @@ def test_everything_is_excluded():
     empty = upper_limit(count(0), poi="mu", CLs=False, cl=0.9, n_toys=200, precision=0.5, backend="numba")
     # P(0 | 5) = 0.7 % < 10 %: without CLs no signal at all is excluded
     assert np.isnan(empty.limit) and "Every value is excluded" in empty.sentence
+
+
+def test_all_toys_without_signal_fail():
+    study = replace(count(4), sampler=lambda key, theta: jnp.where(theta > 0, 4.0, jnp.nan))
+    with pytest.raises(ValueError, match="the fits of all 20 toys without signal failed, which leaves no CLs at mu = "):
+        upper_limit(study, poi="mu", n_toys=20, backend="numba")
 
 
 @pytest.mark.parametrize(
