@@ -148,7 +148,7 @@ class CorrelatedPoints(Points):
 
 def _only(x: np.ndarray) -> np.ndarray:
     """The x of all toys."""
-    if (x != x[0]).any():
+    if not np.array_equal(x, np.broadcast_to(x[0], x.shape), equal_nan=True):
         raise ValueError(
             "a sampler of points with a covariance must return the same x in every toy, but it varies: return "
             "(x, y, yerror), and give the cost no covariance"

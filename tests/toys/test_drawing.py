@@ -101,6 +101,7 @@ def test_points_with_a_covariance_have_one_x():
         np.testing.assert_array_equal(x, X)
         np.testing.assert_allclose(y, np.reshape([2.0 * X + uniforms(k, 4) for k in range(n_toys)], (n_toys, 4)))
         assert len(CORRELATED.rows((x, y))) == n_toys
+    assert np.isnan(drawn(lambda key, theta: (jnp.nan * X, X), CORRELATED, chunk=2)[0]).all()
     for chunk in (2, 1):
         with pytest.raises(ValueError, match="must return the same x in every toy, but it varies: return"):
             drawn(lambda key, theta: (randombits.uniform(key, 4), X), CORRELATED, chunk=chunk)
