@@ -39,7 +39,8 @@ class Study:
         Parameters that the fits hold at their start values.
     observable : (lower, upper), optional
         Range of the observable, for checks of the model and of observed data, and for figures: d such pairs for d
-        observables. Of a sum, that of all costs, or one entry for each cost: None where there is no range.
+        observables. Of a sum, one entry for each cost, None where there is no range; a single (lower, upper) may stand
+        for all costs.
     data : optional
         Observed data, as one toy in the form that `fit_batch` takes.
     name, description : str

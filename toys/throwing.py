@@ -109,11 +109,16 @@ def entries_of(cost: Cost, data: Any) -> Any:
 def observables_of(cost: Cost, observable: Any) -> tuple:
     """The range of the observables of each cost of a sum, which may be given once for all."""
     n = len(costs_of(cost))
-    if observable is None or n == 1 or all(map(np.isscalar, observable)):
+    if observable is None or n == 1:
         return (observable,) * n
-    if len(observable) != n:
-        raise ValueError(f"observable must be one range, or one for each of {n} costs, got {len(observable)}")
-    return tuple(observable)
+    if not np.iterable(observable):
+        raise ValueError(f"observable must be (lower, upper), or one range for each of {n} costs, got {observable!r}")
+    ranges = tuple(observable)
+    if all(map(np.isscalar, ranges)):
+        return (observable,) * n
+    if len(ranges) != n:
+        raise ValueError(f"observable must be one range, or one for each of {n} costs, got {len(ranges)}")
+    return ranges
 
 
 def check_n_events(study: Study, data: Any) -> None:

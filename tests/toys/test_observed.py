@@ -379,5 +379,7 @@ def test_data_that_do_not_fit_the_cost(tmp_path, csv):
     assert "outside of the range 3 to 4" in refused(several, [events, events], (), (3.0, 4.0))
     each = ((1.0, 9.0), None, (0.0, 1.0))
     assert "outside of the range 0 to 1" in refused(PEAK + CONSTRAINT + PEAK, [events, events], (), each)
+    with pytest.raises(ValueError, match=r"must be \(lower, upper\), or one range for each of 4 costs, got 5"):
+        read_data(several + PEAK, [events] * 3, (), 5.0)
     with pytest.raises(ValueError, match="observable must be one range, or one for each of 3 costs, got 2"):
         read_data(several, [str(events)] * 2, [], each[:2])
