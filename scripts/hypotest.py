@@ -38,9 +38,8 @@ def arguments() -> argparse.ArgumentParser:
     add_study(parser, N_TOYS)
     parser.add_argument("--poi", metavar="NAME", help="the parameter of interest")
     parser.add_argument("--value", type=number, nargs="+", metavar="X", help="test these values (q0: always 0)")
-    parser.add_argument(
-        "--test-stat", choices=("qtilde", "q", "q0", "t", "ttilde"), default="qtilde", help="default: qtilde"
-    )
+    # None, so that what is given can be told
+    parser.add_argument("--test-stat", choices=("qtilde", "q", "q0", "t", "ttilde"), help="default: qtilde")
     parser.add_argument("--asymptotics", action="store_true", help="asymptotic formulae, no toys")
     parser.add_argument("--upper-limit", action="store_true", help="find the upper limit, with CLs")
     parser.add_argument("--feldman-cousins", action="store_true", help="find the Feldman-Cousins interval")
@@ -52,7 +51,7 @@ def arguments() -> argparse.ArgumentParser:
         metavar="STATISTIC",
         help="does the fit describe the data? saturated (default), ks or ad",
     )
-    parser.add_argument("--cl", type=level, default=0.95, help="confidence level of limit and interval (default: 0.95)")
+    parser.add_argument("--cl", type=level, help="confidence level of limit and interval (default: 0.95)")
     parser.add_argument(
         "--data",
         action="append",
@@ -83,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.test_stat == "q0" and args.value not in (None, [0.0]):
         parser.error("q0 tests the value 0: leave out --value")
-    if args.upper_limit and args.test_stat not in ("qtilde", "q"):
+    if args.upper_limit and args.test_stat not in (None, "qtilde", "q"):
         parser.error(f"--upper-limit takes --test-stat qtilde or q, got {args.test_stat}")
     if args.asymptotics and (args.feldman_cousins or args.goodness_of_fit):
         parser.error("--asymptotics throws no toys: leave it out for --feldman-cousins and --goodness-of-fit")
@@ -94,6 +93,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("name the parameter of interest with --poi")
     if not about_poi and not args.goodness_of_fit:
         parser.error("nothing to do: pass --value, --upper-limit, --feldman-cousins or --goodness-of-fit")
+    if args.test_stat and args.value is None and not args.upper_limit:
+        parser.error("--test-stat goes with --value and --upper-limit")
+    if args.cl and not (args.upper_limit or args.feldman_cousins):
+        parser.error("--cl goes with --upper-limit and --feldman-cousins")
+    if args.asymptotics and (args.n or args.seed is not None):
+        parser.error("--asymptotics throws no toys: leave out --n and --seed")
     given = [f"--{name}" for name in ("truth", "start") if getattr(args, name)]
     if args.file and given:
         parser.error(f"{given[0]} goes with toys that are thrown, not with those of a file")
@@ -125,6 +130,7 @@ def test(args: argparse.Namespace, command: str) -> int:
     screen = Screen(quiet=args.quiet)
     options = {"backend": args.backend, "device": args.device}
     seed, n = 1 if args.seed is None else args.seed, args.n or N_TOYS
+    test_stat, cl = args.test_stat or "qtilde", args.cl or 0.95
     if args.file:
         study, n = study_of(args.file, args.model), args.n or read_attributes(args.file, "n_toys")["n_toys"]
     else:
@@ -154,15 +160,15 @@ def test(args: argparse.Namespace, command: str) -> int:
             nuisance = args.nuisance or ("truth" if args.file else "profiled")
             pool = ToyPool(study, args.poi, **thrown, nuisance=nuisance, stored=args.file, **options)
         for value in args.value or []:
-            kind = {"poi": args.poi, "test_stat": args.test_stat, "calctype": calctype}
+            kind = {"poi": args.poi, "test_stat": test_stat, "calctype": calctype}
             findings.append(hypotest(study, value, **kind, n_toys=n, pool=pool))
             screen.advance(1)
         if args.upper_limit:
-            kind = {"poi": args.poi, "test_stat": args.test_stat, "calctype": calctype}
-            findings.append(upper_limit(study, **kind, cl=args.cl, n_toys=n, pool=pool))
+            kind = {"poi": args.poi, "test_stat": test_stat, "calctype": calctype}
+            findings.append(upper_limit(study, **kind, cl=cl, n_toys=n, pool=pool))
             screen.advance(1)
         if args.feldman_cousins:
-            findings.append(feldman_cousins(study, poi=args.poi, cl=args.cl, n_toys=n, pool=pool))
+            findings.append(feldman_cousins(study, poi=args.poi, cl=cl, n_toys=n, pool=pool))
             screen.advance(1)
         if args.goodness_of_fit:
             findings.append(goodness_of_fit(study, statistic=args.goodness_of_fit, n_toys=n, **thrown, **options))

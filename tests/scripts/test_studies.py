@@ -57,7 +57,8 @@ def script(name):
     return module
 
 
-run_toys, pull_study, coverage_study, hypotest = map(script, ("run_toys", "pull_study", "coverage_study", "hypotest"))
+NAMES = "run_toys", "pull_study", "coverage_study", "hypotest", "plot_toys"
+run_toys, pull_study, coverage_study, hypotest, plot_toys = map(script, NAMES)
 
 
 def call(module, *arguments):
@@ -150,6 +151,9 @@ def test_toys_that_were_not_kept_are_thrown_again(toy_file):
     finished(pull_study, "sums.h5", "--model", "counting.py", "--minos", "--out", "sums")
     assert numbers("sums")["pulls"] == numbers("kept")["pulls"]
     assert Path("sums/figures/profiles.png").exists()
+    finished(hypotest, "sums.h5", *POINT, "--poi", "mu", "--value", "3", "--test-stat", "t")
+    assert numbers("hypotest")["findings"][0]["null"]["n"] == 200
+    assert call(plot_toys, "sums.h5", *POINT, "--toy", "3") == (0, "written: toys.png\n", "")
 
 
 def test_many_failures_end_with_exit_code_1(monkeypatch):
@@ -284,6 +288,11 @@ WRONG = [
     (hypotest, [*POINT, "--upper-limit", "--test-stat", "t"], "--upper-limit takes --test-stat qtilde or q, got t"),
     (hypotest, [*POINT, "--asymptotics", "--feldman-cousins"], "--asymptotics throws no toys: leave it out for"),
     (hypotest, [*POINT, "--asymptotics", "--goodness-of-fit"], "--asymptotics throws no toys: leave it out for"),
+    (hypotest, [*POINT, "--poi", "mu", "--feldman-cousins", "--test-stat", "q"], "--test-stat goes with --value and"),
+    (hypotest, [*POINT, "--goodness-of-fit", "--test-stat", "ttilde"], "--test-stat goes with --value and"),
+    (hypotest, [*POINT, "--poi", "mu", "--value", "1", "--cl", "0.9"], "--cl goes with --upper-limit and --feldman-c"),
+    (hypotest, [*POINT, "--poi", "mu", "--value", "1", "--asymptotics", "--n", "5"], "leave out --n and --seed"),
+    (hypotest, [*POINT, "--poi", "mu", "--value", "1", "--asymptotics", "--seed", "0"], "leave out --n and --seed"),
     (hypotest, [*POINT, "--poi", "mu", "--value", "0"], "qtilde tests a value above its alternative"),
     (hypotest, ["toys.h5", *POINT, "--poi", "mu", "--value", "1", "--nuisance", "profiled"], "the toys of a file have"),
     (hypotest, ["toys.h5", *POINT, "--goodness-of-fit", "--truth", "mu=1"], "--truth goes with toys that are thrown"),
