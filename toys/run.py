@@ -6,6 +6,7 @@ final file, the next is thrown and fitted. Memory follows the chunk, not the num
 
 import dataclasses
 import functools
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -205,7 +206,10 @@ def run(
             phase("join", 1)
             with _timed(times, "join"):
                 checked = report.validation._asdict() if report.validation else None
-                storage.join(out, attributes, stop, checked, first=first, base=base, found=found, grown=writer.complete)
+                # so that a later run still warns of the toys that were there
+                oldest = next(filter(None, made.values()), versions_of(out, attributes))
+                joined = {**attributes, "versions": json.dumps(oldest)}
+                storage.join(out, joined, stop, checked, first=first, base=base, found=found, grown=writer.complete)
             if not workers:
                 times["write"] = writer.seconds
         advance(1)

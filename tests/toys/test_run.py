@@ -467,6 +467,7 @@ def test_extension_may_be_resumed_as_any_run(study, whole, chunks_of_8, tmp_path
     with pytest.warns(UserWarning, match=r"was made with numpy .* \(here 0.1\): toys may differ by rounding") as told:
         assert run(study, out, dataclasses.replace(OPTIONS, resume=True)).n_resumed == 16
     assert len(told) == 1
+    assert json.loads(storage.read_attributes(out)["versions"])["numpy"] == np.__version__
     assert_same_contents(out, whole[0])
 
 
