@@ -6,6 +6,8 @@ until a step fails, so that near the minimum the steps are Newton's own and conv
 the step, or H is not positive definite, H is shifted: More & Sorensen's shift, or more where limits are crossed; and
 where the gradient does not show a direction of negative curvature, as at a saddle point, the step takes one.
 
+- A step leads onto a limit only where that is CLOSE, else half of the way there: far from the minimum the quadratic
+  model says little, and limits are where other minima are (a component without events, a peak of no width).
 - A step is judged by the fall of the cost, and near the minimum, where that is rounding noise, by its gradient.
 - The fit ends where a full Newton step would gain less than EDM_GOAL errordef, or less than the rounding of the
   sums. The last step is taken and its result not evaluated again: it is known to that gain.
@@ -34,6 +36,7 @@ from engine.newton_numba import (
     ACCEPT,
     AT_REST,
     CHI_SQUARE,
+    CLOSE,
     EDM_GOAL,
     ENOUGH,
     FIRST_RADIUS,
@@ -41,6 +44,7 @@ from engine.newton_numba import (
     MAX_SHIFTS,
     MOST_ROUNDS,
     NEAR,
+    PART,
     PATIENCE,
     PULL,
     RADIUS_TOLERANCE,
@@ -237,9 +241,11 @@ def _propose(theta: Array, best: Evaluation, box: Box, radius: Array, unrolled: 
     scale = jnp.where(diagonal > 0, 1.0 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 1.0)
     moving = box.free & ~_outward(theta, gradient, box)
     slope = jnp.linalg.norm(jnp.where(moving, gradient * scale, 0.0))
+    close, below, above = jnp.where(diagonal > 0, CLOSE * scale, jnp.inf), theta - box.lower, box.upper - theta
+    low = jnp.where(below <= close, box.lower, theta - PART * below)
+    high = jnp.where(above <= close, box.upper, theta + PART * above)
     model = _Quadratic(
-        gradient, hessian, scale, hessian * scale * scale[:, None],
-        box.lower - theta, box.upper - theta, box.free, unrolled,
+        gradient, hessian, scale, hessian * scale * scale[:, None], low - theta, high - theta, box.free, unrolled
     )  # fmt: skip
     step, posdef, found = model.within_box(moving, 0.0)
     inside = found & (model.length(step) <= radius)

@@ -35,6 +35,7 @@ RADIUS_TOLERANCE = 0.1
 MAX_SHIFTS = 40
 LEAST_SHIFT = 1e-3  # of a step that crosses limits and is bounded, in units of the diagonal
 ENOUGH = 0.1  # part of the gain of such a step with which one of negative curvature is preferred
+CLOSE, PART = 1.0, 0.5  # of a limit, and of the way to one that is not
 PATIENCE, MOST_ROUNDS = 3, 40  # in the search for who is on a limit
 PULL = 1e-12  # of a parameter on a limit, in terms of what it is the sum of, that is none
 WIDE = 8  # from so many parameters on, loops are in vectors
@@ -440,6 +441,16 @@ def _propose(theta, gradient, hessian, lower_limit, upper_limit, free, radius, s
 
 
 @njit(**_HELPER)
+def _walls(theta, hessian, lower_limit, upper_limit, low, high):
+    """How far a step may go: to a limit that is CLOSE, in units of |H_ii|^(-1/2), else PART of the way there."""
+    for i in range(len(theta)):
+        curvature, below, above = abs(hessian[i, i]), theta[i] - lower_limit[i], upper_limit[i] - theta[i]
+        close = CLOSE / np.sqrt(curvature) if curvature > 0.0 else np.inf
+        low[i] = lower_limit[i] if below <= close else theta[i] - PART * below
+        high[i] = upper_limit[i] if above <= close else theta[i] + PART * above
+
+
+@njit(**_HELPER)
 def _bounded(theta, gradient, hessian, lower_limit, upper_limit, free, radius, posdef, step, work, index):
     """The step of `_propose` where the trust region bounds it, or the Hessian is not definite; returns the shift."""
     n_params, whole, clipped = len(theta), work[WHOLE], work[DIRECTION]
@@ -711,6 +722,7 @@ def _fit_some(
     out = np.zeros(2 + n_params + n_params * (n_params + 1) // 2 + memory)
     trial, gradient, trial_gradient = np.empty(n_params), np.empty(n_params), np.empty(n_params)
     step, origin = np.empty(n_params), np.empty(n_params)
+    low, high = np.empty(n_params), np.empty(n_params)
     hessian, trial_hessian = np.empty((n_params, n_params)), np.empty((n_params, n_params))
     work = np.empty((MATRIX + 3 * n_params, n_params))
     index = np.empty(n_params, np.int64)
@@ -731,8 +743,9 @@ def _fit_some(
         radius = np.inf
         at_end = False
         while status == RUNNING:
+            _walls(theta, hessian, lower_limit, upper_limit, low, high)
             gain, length, shift, posdef, slope = _propose(
-                theta, gradient, hessian, lower_limit, upper_limit, free, radius, step, work, index
+                theta, gradient, hessian, low, high, free, radius, step, work, index
             )
             if not posdef and radius == np.inf:
                 radius = FIRST_RADIUS

@@ -167,6 +167,9 @@ def spectrum(x, ns, nb, mu, sigma, lam):
 POSITIVE = dict.fromkeys(("ns", "nb", "sigma", "lam"), (0, None))
 
 
+SPECTRUM = ExtendedUnbinnedNLL(spectrum)
+
+
 def test_poor_starts_of_a_spectrum():
     """Every parameter wrong by up to a factor of 3 (mu by 1); compared with MIGRAD from there and from the truth."""
     rng = np.random.default_rng(5)
@@ -178,15 +181,28 @@ def test_poor_starts_of_a_spectrum():
         toys.append(np.concatenate([rng.normal(5.0, 0.5, rng.poisson(150)), tail]))
     starts = truth * np.exp(rng.uniform(-np.log(3.0), np.log(3.0), (100, 5)))
     starts[:, 2] = 5.0 + rng.uniform(-1.0, 1.0, 100)
-    cost = ExtendedUnbinnedNLL(spectrum)
-    result = fit_batch(cost, toys, starts, limits=POSITIVE, backend="numba")
-    near = fit_batch(cost, toys, truth, limits=POSITIVE, backend="numba")
+    result = fit_batch(SPECTRUM, toys, starts, limits=POSITIVE, backend="numba")
+    near = fit_batch(SPECTRUM, toys, truth, limits=POSITIVE, backend="numba")
     assert near.valid.all() and not near.rescued.any()
     assert result.valid.all()
     same = np.abs(result.values - near.values).max(axis=1) < 1e-6
     assert same.sum() >= 95
-    for k, one in enumerate(by_migrad(cost, toys[:10], starts[:10], POSITIVE)):
+    for k, one in enumerate(by_migrad(SPECTRUM, toys[:10], starts[:10], POSITIVE)):
         assert not one.valid or result.fval[k] < one.fval + 1e-6, k
+
+
+def test_a_small_peak_is_not_lost_on_the_way():
+    """Limits are where other minima are: no events in the peak, or a peak of one event. MIGRAD does not go there."""
+    rng = np.random.default_rng(11)
+    truth = np.array([100.0, 1000.0, 5.0, 0.5, 4.0])
+    toys = []
+    for _ in range(200):
+        tail = rng.exponential(4.0, 4000)
+        toys.append(np.concatenate([rng.normal(5.0, 0.5, 100), tail[(tail > 1) & (tail < 9)][:1000]]))
+    near = fit_batch(SPECTRUM, toys, truth, limits=POSITIVE, backend="numba")
+    for factors, most in (([1.5, 1.5, 1, 1, 1], 0), ([3, 3, 1, 1, 1], 4), ([1, 1, 1.1, 1, 1], 0)):
+        result = fit_batch(SPECTRUM, toys, truth * factors, limits=POSITIVE, backend="numba")
+        assert result.valid.all() and np.sum(result.fval > near.fval + 0.01) <= most
 
 
 # --- saddles, flat directions, no minimum -------------------------------------------------------------------
@@ -223,7 +239,7 @@ def test_far_starts_of_a_mixture(two_groups):
     starts[:, 0] = starts[:, 0].clip(0, 1)
     result = fit_batch(MIXTURE, two_groups, starts, limits=MIXTURE_LIMITS, backend="numba")
     first = fit_batch(MIXTURE, two_groups, starts, limits=MIXTURE_LIMITS, backend="numba", retries=0)
-    assert result.valid.mean() > 0.97 and first.valid.mean() < 0.85
+    assert result.valid.mean() > 0.97 and first.valid.mean() < 0.95
     np.testing.assert_array_equal(result.rescued, result.valid & ~first.valid)
     assert np.all(result.nfev[~first.valid] > first.nfev[~first.valid])
     for k, one in enumerate(by_migrad(MIXTURE, two_groups[:12], starts[:12], MIXTURE_LIMITS)):
