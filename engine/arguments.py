@@ -91,6 +91,11 @@ def held(names: tuple[str, ...], fixed: Any, start: np.ndarray) -> tuple[np.ndar
     for name in held_names(names, fixed):
         free[names.index(name)] = False
         if isinstance(fixed, Mapping):
+            if isinstance(fixed[name], bool | np.bool_):
+                raise TypeError(
+                    f"fixed[{name!r}] must be the value at which it is held, got {fixed[name]}: to hold parameters at "
+                    "their start values pass a list of names"
+                )
             values = per_toy(f"fixed[{name!r}]", fixed[name], len(start))
             if not np.isfinite(values).all():
                 raise ValueError(f"values of fixed parameters must be finite, but those of {name} are not")

@@ -455,6 +455,7 @@ def test_no_signal_ends_at_zero(study, toys):
         ),
         ({"fixed": {"mu": np.nan}}, ValueError, "values of fixed parameters must be finite"),
         ({"fixed": 3}, TypeError, "fixed must be names, or a dict name -> value, got int"),
+        ({"fixed": {"mu": True}}, TypeError, "fixed['mu'] must be the value at which it is held, got True"),
         ({"fixed": [1]}, ValueError, "fixed names 1, but the parameters are n, mu, sigma"),
         ({"backend": "torch"}, ValueError, "backend must be one of 'auto', 'numba', 'jax', got 'torch'"),
         ({"device": "cuda"}, ValueError, "device must be one of 'auto', 'cpu', 'gpu', 'tpu', got 'cuda'"),
