@@ -71,6 +71,9 @@ def shard_range(n_toys: int, chunk: int, i: int, n: int) -> tuple[int, int]:
     """
     n_chunks = -(-n_toys // chunk)
     if n > n_chunks:
-        raise ValueError(f"{n_toys} toys are {n_chunks} chunks of {chunk}: ask for at most {n_chunks} shards, not {n}")
+        raise ValueError(
+            f"{n_toys} toys are {n_chunks} chunks of {chunk}: ask for at most {n_chunks} shards, not {n}, or pass a "
+            "smaller --chunk"
+        )
     first, stop = ((k * n_chunks // n) * chunk for k in (i - 1, i))
     return first, min(stop, n_toys)

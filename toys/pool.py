@@ -311,7 +311,10 @@ class ToyPool:
 
     def _failed(self, value: float, fit: FitResult) -> str:
         reason = Status(fit.status[0]).sentence
-        return f"the fit of the observation at {self.poi} = {value:g} failed ({reason}): pass other starts"
+        return (
+            f"the fit of the observation at {self.poi} = {value:g} failed ({reason}): pass other starts, or hold "
+            "parameters that have no meaning there by Study(fixed=...)"
+        )
 
     @property
     def _options(self) -> dict[str, Any]:
