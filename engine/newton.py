@@ -241,9 +241,9 @@ def _propose(theta: Array, best: Evaluation, box: Box, radius: Array, unrolled: 
     scale = jnp.where(diagonal > 0, 1.0 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 1.0)
     moving = box.free & ~_outward(theta, gradient, box)
     slope = jnp.linalg.norm(jnp.where(moving, gradient * scale, 0.0))
-    close, below, above = jnp.where(diagonal > 0, CLOSE * scale, jnp.inf), theta - box.lower, box.upper - theta
-    low = jnp.where(below <= close, box.lower, theta - PART * below)
-    high = jnp.where(above <= close, box.upper, theta + PART * above)
+    below, above = theta - box.lower, box.upper - theta
+    low = jnp.where(below**2 * diagonal <= CLOSE**2, box.lower, theta - PART * below)
+    high = jnp.where(above**2 * diagonal <= CLOSE**2, box.upper, theta + PART * above)
     model = _Quadratic(
         gradient, hessian, scale, hessian * scale * scale[:, None], low - theta, high - theta, box.free, unrolled
     )  # fmt: skip

@@ -445,9 +445,8 @@ def _walls(theta, hessian, lower_limit, upper_limit, low, high):
     """How far a step may go: to a limit that is CLOSE, in units of |H_ii|^(-1/2), else PART of the way there."""
     for i in range(len(theta)):
         curvature, below, above = abs(hessian[i, i]), theta[i] - lower_limit[i], upper_limit[i] - theta[i]
-        close = CLOSE / np.sqrt(curvature) if curvature > 0.0 else np.inf
-        low[i] = lower_limit[i] if below <= close else theta[i] - PART * below
-        high[i] = upper_limit[i] if above <= close else theta[i] + PART * above
+        low[i] = lower_limit[i] if below * below * curvature <= CLOSE * CLOSE else theta[i] - PART * below
+        high[i] = upper_limit[i] if above * above * curvature <= CLOSE * CLOSE else theta[i] + PART * above
 
 
 @njit(**_HELPER)
