@@ -170,15 +170,20 @@ POSITIVE = dict.fromkeys(("ns", "nb", "sigma", "lam"), (0, None))
 SPECTRUM = ExtendedUnbinnedNLL(spectrum)
 
 
+def spectra(rng, n_signal, n_background):
+    """A toy for each pair of numbers of events."""
+    toys = []
+    for ns, nb in zip(n_signal, n_background, strict=True):
+        tail = rng.exponential(4.0, 4000)
+        toys.append(np.concatenate([rng.normal(5.0, 0.5, ns), tail[(tail > 1) & (tail < 9)][:nb]]))
+    return toys
+
+
 def test_poor_starts_of_a_spectrum():
     """Every parameter wrong by up to a factor of 3 (mu by 1); compared with MIGRAD from there and from the truth."""
     rng = np.random.default_rng(5)
     truth = np.array([150.0, 450.0, 5.0, 0.5, 4.0])
-    toys = []
-    for _ in range(100):
-        tail = rng.exponential(4.0, 4000)
-        tail = tail[(tail > 1) & (tail < 9)][: rng.poisson(450)]
-        toys.append(np.concatenate([rng.normal(5.0, 0.5, rng.poisson(150)), tail]))
+    toys = spectra(rng, rng.poisson(150, 100), rng.poisson(450, 100))
     starts = truth * np.exp(rng.uniform(-np.log(3.0), np.log(3.0), (100, 5)))
     starts[:, 2] = 5.0 + rng.uniform(-1.0, 1.0, 100)
     result = fit_batch(SPECTRUM, toys, starts, limits=POSITIVE, backend="numba")
@@ -195,10 +200,7 @@ def test_a_small_peak_is_not_lost_on_the_way():
     """Limits are where other minima are: no events in the peak, or a peak of one event. MIGRAD does not go there."""
     rng = np.random.default_rng(11)
     truth = np.array([100.0, 1000.0, 5.0, 0.5, 4.0])
-    toys = []
-    for _ in range(200):
-        tail = rng.exponential(4.0, 4000)
-        toys.append(np.concatenate([rng.normal(5.0, 0.5, 100), tail[(tail > 1) & (tail < 9)][:1000]]))
+    toys = spectra(rng, [100] * 200, [1000] * 200)
     near = fit_batch(SPECTRUM, toys, truth, limits=POSITIVE, backend="numba")
     for factors, most in (([1.5, 1.5, 1, 1, 1], 0), ([3, 3, 1, 1, 1], 4), ([1, 1, 1.1, 1, 1], 0)):
         result = fit_batch(SPECTRUM, toys, truth * factors, limits=POSITIVE, backend="numba")
