@@ -73,6 +73,16 @@ def assignment(text: str) -> tuple[str, float]:
     return name, found
 
 
+def holding(text: str) -> tuple[str, float | None]:
+    """NAME, or NAME=VALUE."""
+    if text and "=" not in text:
+        return text, None
+    try:
+        return assignment(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"must be NAME or NAME=VALUE with a finite number, got {text!r}") from None
+
+
 def scan(text: str) -> tuple[str, list[float]]:
     """NAME=START:STOP:STEP with both ends, or NAME=A,B,C."""
     name, _, values = text.partition("=")
@@ -101,14 +111,17 @@ def add_study(parser: argparse.ArgumentParser, n: int) -> None:
     )
     parser.add_argument("--n", type=positive, metavar="N", help=f"number of toys (default: {n})")
     parser.add_argument("--seed", type=natural, help="toy k depends on (seed, k) alone (default: 1)")
-    for name, what in (
-        ("truth", "true values of the toys"),
-        ("start", "start values of the fits (default: the truth)"),
-    ):
-        parser.add_argument(
-            f"--{name}", nargs="+", action="extend", type=assignment, default=[], metavar="NAME=VALUE", help=what
-        )
+    add_values(parser)
     add_machine(parser)
+
+
+def add_values(parser: argparse.ArgumentParser) -> None:
+    for name, of, metavar, what in (
+        ("truth", assignment, "NAME=VALUE", "true values of the toys"),
+        ("start", assignment, "NAME=VALUE", "start values of the fits (default: the truth)"),
+        ("fixed", holding, "NAME[=VALUE]", "parameters that the fits hold, at their start values or at those given"),
+    ):
+        parser.add_argument(f"--{name}", nargs="+", action="extend", type=of, default=[], metavar=metavar, help=what)
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:

@@ -51,7 +51,8 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     parser = arguments()
     args = parser.parse_args(argv)
-    given = [f"--{name}" for name in ("n", "seed", "truth", "start", "scan") if getattr(args, name) not in (None, [])]
+    of_thrown = ("n", "seed", "truth", "start", "fixed", "scan")
+    given = [f"--{name}" for name in of_thrown if getattr(args, name) not in (None, [])]
     if args.file and given:
         parser.error(f"{given[0]} goes with toys that are thrown, not with those of a file")
     command = " ".join([parser.prog, *(sys.argv[1:] if argv is None else argv)])
@@ -97,6 +98,7 @@ def study(args: argparse.Namespace, command: str, done: list) -> int:
                 columns=[],
                 truth=dict(args.truth),
                 start=dict(args.start),
+                fixed=dict(args.fixed),
                 say=screen.say,
                 **options,
             )

@@ -91,6 +91,8 @@ def main(argv: list[str] | None = None) -> int:
     about_poi = args.value is not None or args.upper_limit or args.feldman_cousins
     if about_poi and not args.poi:
         parser.error("name the parameter of interest with --poi")
+    if about_poi and args.poi in dict(args.fixed):
+        parser.error(f"the parameter of interest {args.poi!r} is held by --fixed: it must be free to be tested")
     if not about_poi and not args.goodness_of_fit:
         parser.error("nothing to do: pass --value, --upper-limit, --feldman-cousins or --goodness-of-fit")
     if args.test_stat and args.value is None and not args.upper_limit:
@@ -99,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--cl goes with --upper-limit and --feldman-cousins")
     if args.asymptotics and (args.n or args.seed is not None):
         parser.error("--asymptotics throws no toys: leave out --n and --seed")
-    given = [f"--{name}" for name in ("truth", "start") if getattr(args, name)]
+    given = [f"--{name}" for name in ("truth", "start", "fixed") if getattr(args, name)]
     if args.file and given:
         parser.error(f"{given[0]} goes with toys that are thrown, not with those of a file")
     if args.file and (args.nuisance == "profiled" or args.auxiliary == "fixed"):
@@ -140,6 +142,7 @@ def test(args: argparse.Namespace, command: str) -> int:
             columns=[],
             truth=dict(args.truth),
             start=dict(args.start),
+            fixed=dict(args.fixed),
             say=screen.say,
             **options,
         )

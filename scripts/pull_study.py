@@ -32,7 +32,7 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     parser = arguments()
     args = parser.parse_args(argv)
-    given = [f"--{name}" for name in ("n", "seed", "truth", "start") if getattr(args, name) not in (None, [])]
+    given = [f"--{name}" for name in ("n", "seed", "truth", "start", "fixed") if getattr(args, name) not in (None, [])]
     if args.file and given:
         parser.error(f"{given[0]} goes with toys that are thrown, not with those of a file")
     command = " ".join([parser.prog, *(sys.argv[1:] if argv is None else argv)])
@@ -71,6 +71,7 @@ def study(args: argparse.Namespace, command: str) -> int:
                 columns=[],
                 truth=dict(args.truth),
                 start=dict(args.start),
+                fixed=dict(args.fixed),
                 say=screen.say,
                 **options,
             )

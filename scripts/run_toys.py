@@ -9,7 +9,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # wherever this file is loaded from
 
-from arguments import DONE, DOUBTFUL, Parser, assignment, guarded, leave, natural, positive
+from arguments import DONE, DOUBTFUL, Parser, add_values, guarded, leave, natural, positive
 
 STARTED = time.perf_counter()
 
@@ -48,24 +48,7 @@ def arguments() -> argparse.ArgumentParser:
         metavar="NAME",
         help="column, dataset or tree:branch of the data, where there are several; once for each file, or observable",
     )
-    parser.add_argument(
-        "--truth",
-        nargs="+",
-        action="extend",
-        type=assignment,
-        default=[],
-        metavar="NAME=VALUE",
-        help="true values of the toys",
-    )
-    parser.add_argument(
-        "--start",
-        nargs="+",
-        action="extend",
-        type=assignment,
-        default=[],
-        metavar="NAME=VALUE",
-        help="start values of the fits (default: the truth)",
-    )
+    add_values(parser)
     parser.add_argument("--seed", type=natural, default=1, help="toy k depends on (seed, k) alone (default: 1)")
     parser.add_argument("--out", default="toys.h5", help="output file (default: toys.h5)")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
@@ -130,6 +113,7 @@ def study_toys(args: argparse.Namespace, command_line: str) -> int:
         columns=args.column,
         truth=dict(args.truth),
         start=dict(args.start),
+        fixed=dict(args.fixed),
         device="auto" if args.cluster else args.device,  # the device of the workers need not be here
         backend=args.backend,
         say=screen.say,

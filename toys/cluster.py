@@ -48,11 +48,12 @@ class Recipe(NamedTuple):
     digest: str
     truth: tuple[tuple[str, float], ...]
     start: tuple[tuple[str, float], ...]
+    fixed: tuple[str, ...]
 
     @classmethod
     def of(cls, model: str, source: str, study: Study) -> "Recipe":
         model = str(Path(model).absolute()) if model.endswith(".py") else model
-        return cls(model, _digest(source), tuple(study.truth.items()), tuple(study.start.items()))
+        return cls(model, _digest(source), tuple(study.truth.items()), tuple(study.start.items()), tuple(study.fixed))
 
 
 # --- in a worker -------------------------------------------------------------------------------------------
@@ -67,7 +68,7 @@ def _study(recipe: Recipe) -> Study:
             f"the model {recipe.model} on {socket.gethostname()} is not that of this run: let all workers see the same "
             "files, and start them again after a change of batchfit"
         )
-    return study.at(dict(recipe.truth), dict(recipe.start))
+    return dataclasses.replace(study.at(dict(recipe.truth), dict(recipe.start)), fixed=recipe.fixed)
 
 
 def _compile(recipe: Recipe, options: Options) -> Compiled:

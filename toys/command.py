@@ -5,6 +5,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -117,11 +118,14 @@ def prepare(
     columns: Sequence[str],
     truth: Mapping[str, float],
     start: Mapping[str, float],
+    fixed: Mapping[str, float | None],
     device: str,
     backend: str,
     say: Callable[[str], None],
 ) -> tuple[Study, str]:
     """The study to run and the source text of its model; with observed data, at the values fitted to them.
+
+    What is fixed is held at the value given, else at its start, which is by default the truth, in all fits.
 
     Raises
     ------
@@ -133,8 +137,19 @@ def prepare(
     find_devices(device)
     if columns and not data:
         raise InputError("--column goes with --data")
-    for what, given, names in (("--truth", truth, study.names), ("--start", start, study.cost.names)):
+    fitted_names = study.cost.names
+    for what, given, names in (
+        ("--truth", truth, study.names),
+        ("--start", start, fitted_names),
+        ("--fixed", fixed, fitted_names),
+    ):
         known(names, given, what)
+    at = {name: value for name, value in fixed.items() if value is not None}
+    if twice := [name for name in at if name in start]:
+        raise InputError(f"--start and --fixed both have a value of {twice[0]}: leave it out of one")
+    if fixed:
+        at = {name: {**study.start, **truth, **start, **at}[name] for name in fixed}
+        study = replace(study, fixed=tuple(dict.fromkeys((*study.fixed, *fixed))), start={**study.start, **at})
     if data:
         unknown = [name for name in study.names if name not in study.cost.names]
         if unknown:

@@ -313,7 +313,7 @@ class ToyPool:
         reason = Status(fit.status[0]).sentence
         return (
             f"the fit of the observation at {self.poi} = {value:g} failed ({reason}): pass other starts, or hold "
-            "parameters that have no meaning there by Study(fixed=...)"
+            "parameters that have no meaning there by --fixed or Study(fixed=...)"
         )
 
     @property

@@ -100,7 +100,7 @@ def throw(
 
 
 def study_of(path: str | Path, model: str | None = None) -> Study:
-    """The study of a file of `run_toys.py`, at its truth and start.
+    """The study of a file of `run_toys.py`, at its truth and start, with what was held.
 
     Parameters
     ----------
@@ -121,7 +121,8 @@ def study_of(path: str | Path, model: str | None = None) -> Study:
     study, _ = find_study(model or attributes["model"])
     with reading(path):
         truth, start = json.loads(attributes["truth"]), json.loads(attributes["start"])
-    return study.at(truth, {**study.start, **start})
+    held = attributes.get("fixed", ())  # of the model, and of --fixed
+    return dataclasses.replace(study.at(truth, {**study.start, **start}), fixed=held)
 
 
 def read(

@@ -176,6 +176,27 @@ def test_start_is_that_of_the_fits(finished_run):
     assert not np.array_equal(toys.load("toys.h5").nfev, first.nfev)
 
 
+def test_fixed_is_held_at_its_start_or_at_the_value_given(finished_run):
+    arguments = [*SMALL, "--truth", "lam=5", "--fixed", "lam", "sigma=0.6", "--minos"]
+    out = finished(*arguments, "--validate", "2")
+    assert "5 parameters, lam, sigma held" in out and "0 disagree" in out
+    attributes, result = storage.read_attributes("toys.h5"), toys.load("toys.h5")
+    truth = {"ns": 100.0, "nb": 300.0, "mu": 5.0, "sigma": 0.5, "lam": 5.0}
+    assert json.loads(attributes["truth"]) == truth and attributes["fixed"] == ["lam", "sigma"]
+    assert json.loads(attributes["start"]) == truth | {"sigma": 0.6}
+    data = generate(peak().at(truth), 20, seed=1)
+    np.testing.assert_array_equal(toys.load_data("toys.h5").values, data.values)
+    held = {"sigma": 0.6, "lam": 5.0}
+    again = fit_batch(peak().cost, data, truth, limits=peak().limits, fixed=held, backend="numba")
+    np.testing.assert_array_equal(result.values, again.values)
+    assert study_of("toys.h5").fixed == ("lam", "sigma") and study_of(finished_run[0]).fixed == ()
+    assert "20 toys were there" in finished(*arguments, "--validate", "2", "--resume")
+    told = refused(*arguments[:-2], "sigma=0.7", "--minos", "--validate", "2", "--resume")
+    assert told.startswith("toys.h5 belongs to another run: start was ") and "fixed" not in told
+    told = refused(*SMALL, "--truth", "lam=5", "--start", "sigma=0.6", "--minos", "--resume")
+    assert "another run: fixed was ['lam', 'sigma'] and is now None. Name" in told
+
+
 def test_list():
     lines = finished("--list").splitlines()
     assert [line.split()[0] for line in lines] == list(STUDIES)
@@ -407,6 +428,12 @@ WRONG = [
         "--truth names 'sigm', but the parameters are ns, nb, mu, sigma, lam: did you mean 'sigma'?",
     ),
     (["--start", "unknown=1"], "--start names 'unknown', but the parameters are ns, nb, mu, sigma, lam"),
+    (["--fixed", "lamb"], "--fixed names 'lamb', but the parameters are ns, nb, mu, sigma, lam: did you mean 'lam'?"),
+    (["--fixed", "lam="], "argument --fixed: must be NAME or NAME=VALUE with a finite number, got 'lam='"),
+    (["--fixed", "=1"], "argument --fixed: must be NAME or NAME=VALUE with a finite number, got '=1'"),
+    (["--fixed", ""], "argument --fixed: must be NAME or NAME=VALUE with a finite number, got ''"),
+    (["--fixed", "lam=3", "--start", "lam=2"], "--start and --fixed both have a value of lam: leave it out of one"),
+    (["--fixed", "ns=-3"], "the fixed ns = -3 of toy 0 is outside of its limits (0, inf)"),
     (["--start", "ns=-3"], "the start ns = -3 of toy 0 is outside of its limits (0, inf)"),
     (["--truth", "ns=-3"], "ns"),
     (["--truth", "sigma=0"], "the density of the model 'spectrum' is not finite or negative somewhere in 1 < x < 9"),
@@ -483,6 +510,18 @@ def test_toys_are_thrown_from_the_fit_of_the_data():
     data = generate(peak().at(truth), 5, seed=1)
     np.testing.assert_array_equal(toys.load_toys("toys.h5")["values"].values, data.values)
     assert json.loads(storage.read_attributes("toys.h5")["start"])["ns"] == 100.0
+
+
+def test_fixed_is_held_in_the_fit_of_the_data_too():
+    events = generate(peak().at({"ns": 120, "nb": 280}), 1, seed=11)[0]
+    np.savetxt("good.csv", events)
+    options = ["--data", "good.csv", "--start", "ns=100", "nb=300", "mu=5.1", "--n", "3", "--validate", "0"]
+    finished(*options, "--fixed", "mu", "lam=3.5", "--device", "cpu")
+    start = {"ns": 100.0, "nb": 300.0, "mu": 5.1, "sigma": 0.5, "lam": 3.5}
+    (fit,) = fit_batch(peak().cost, [events], start, limits=peak().limits, fixed=["mu", "lam"], backend="numba").values
+    attributes = storage.read_attributes("toys.h5")
+    assert json.loads(attributes["truth"]) == dict(zip(peak().cost.names, fit, strict=True))
+    assert np.all(toys.load("toys.h5").values[:, [2, 4]] == [5.1, 3.5]) and fit[3] != 0.5
 
 
 def test_data_of_another_number_of_events():

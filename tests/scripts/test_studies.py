@@ -235,6 +235,27 @@ def test_two_bins():
     assert stems == {"statistic_1", "goodness_saturated"}
 
 
+def test_fixed_parameters():
+    """Without nuisance parameters the counts of two bins are Poisson: fits of toys and of files hold the same."""
+    held = ["--model", "two_bins.py", "--fixed", "b0", "b1=1.1"]
+    finished(hypotest, *held, "--poi", "mu", "--value", "1", "--asymptotics")
+    signal, background, n = np.array([12.0, 11.0]), np.array([50.0, 52.0 * 1.1]), np.array([51.0, 48.0])
+
+    def nll(mu):
+        return -stats.poisson.logpmf(n, mu * signal + background).sum()
+
+    # the minimum is below 0, where mu is bounded
+    q = 2 * (nll(1.0) - nll(0.0))
+    assert numbers("hypotest")["findings"][0]["q_observed"] == pytest.approx(q, rel=1e-9)
+    finished(run_toys, *held, "--n", "30", "--validate", "0")
+    finished(pull_study, "toys.h5", "--model", "two_bins.py", "--minos", "--out", "read")
+    finished(pull_study, *held, "--n", "30", "--minos", "--out", "thrown")
+    assert numbers("read")["pulls"] == numbers("thrown")["pulls"]
+    assert {row["name"] for row in numbers("read")["pulls"]} == {"mu"}
+    finished(coverage_study, *held, "--n", "30", "--no-minos", "--scan", "mu=1,2")
+    assert {row["name"] for row in numbers("coverage_study")["points"][1]["coverage"]} == {"mu"}
+
+
 def test_toys_of_a_file(toy_file):
     out = finished(hypotest, toy_file, *POINT, "--poi", "mu", "--value", "3", "--test-stat", "t")
     assert "the first 200 at mu = 3 are those of toys.h5" in out
@@ -296,6 +317,11 @@ WRONG = [
     (hypotest, [*POINT, "--poi", "mu", "--value", "0"], "qtilde tests a value above its alternative"),
     (hypotest, ["toys.h5", *POINT, "--poi", "mu", "--value", "1", "--nuisance", "profiled"], "the toys of a file have"),
     (hypotest, ["toys.h5", *POINT, "--goodness-of-fit", "--truth", "mu=1"], "--truth goes with toys that are thrown"),
+    (pull_study, ["toys.h5", "--fixed", "mu"], "--fixed goes with toys that are thrown, not with those of a file"),
+    (coverage_study, ["toys.h5", "--fixed", "mu"], "--fixed goes with toys that are thrown, not with those of a file"),
+    (hypotest, ["toys.h5", "--fixed", "mu", "--goodness-of-fit"], "--fixed goes with toys that are thrown, not with"),
+    (hypotest, [*POINT, "--poi", "mu", "--value", "1", "--fixed", "mu=2"], "'mu' is held by --fixed: it must be free"),
+    (hypotest, [*POINT, "--poi", "mu", "--upper-limit", "--fixed", "nu"], "--fixed names 'nu', but the parameters are"),
     (hypotest, [*POINT, "--column", "x", "--goodness-of-fit"], "--column goes with --data"),
     (hypotest, [*POINT, "--goodness-of-fit"], "needs observed data, which counting does not have: pass --data"),
 ]

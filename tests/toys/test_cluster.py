@@ -156,6 +156,12 @@ def test_mistake_in_the_model_of_a_worker(workers, options, tmp_path):
         run(study, tmp_path / "others.h5", options, workers=again)
 
 
+def test_a_worker_has_the_values_of_the_run(model, study):
+    held = dataclasses.replace(study.at({"a": 2.0}, {"a": 1.5, "b": 4.0}), fixed=("b",))
+    there = cluster._study(Recipe.of(model, MODEL, held))
+    assert (there.truth, there.start, there.fixed) == (held.truth, held.start, ("b",))
+
+
 def test_workers_must_see_the_output(workers, study, options, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "_reads", lambda path, token: False)
     with pytest.raises(
