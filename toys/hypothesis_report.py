@@ -14,6 +14,7 @@ from toys.hypotest import HypothesisTest
 from toys.report import Report, Section, plate
 from toys.statistics import TOLERATED_FAILURES
 from toys.study import Study
+from toys.study_report import held_sentences
 from toys.upper_limit import UpperLimit
 
 __all__ = ["Finding", "hypothesis_report"]
@@ -39,7 +40,11 @@ def hypothesis_report(study: Study, findings: list[Finding], observed: str, made
     return Report(
         title=f"Tests of hypotheses with {study.name}",
         subtitle=study.description,
-        sentences=[f"The observation is {observed}.", *(headline(finding) for finding in findings)],
+        sentences=[
+            f"The observation is {observed}.",
+            *held_sentences(study),
+            *(headline(finding) for finding in findings),
+        ],
         warnings=[
             f"{title}: {100 * share:.1f} % of the toys failed and are left out."
             for share, title in failed

@@ -19,7 +19,15 @@ from toys.simultaneous import Simultaneous
 from toys.statistics import TOLERATED_FAILURES
 from toys.study import Study
 
-__all__ = ["coverage_report", "failure_table", "fit_sentences", "made_by", "pull_report", "thrown_sentences"]
+__all__ = [
+    "coverage_report",
+    "failure_table",
+    "fit_sentences",
+    "held_sentences",
+    "made_by",
+    "pull_report",
+    "thrown_sentences",
+]
 
 REGIONS = 5
 MOST_FIGURES = 12  # parameters that are drawn against the truth
@@ -45,6 +53,7 @@ def thrown_sentences(study: Study, n_toys: int, origin: str, scanned: str = "") 
     number = f"{n_toys:,}".replace(",", " ")
     told = [f"{number} toys of the model {study.name} {origin}."]
     told += [f"True values: {truth}."] if truth else []
+    told += held_sentences(study)
     costs = study.cost.costs if isinstance(study.cost, SumCost) else ()
     constraints = [k for k, part in enumerate(costs) if not part.takes_data]
     if constraints and isinstance(study.sampler, Simultaneous):
@@ -57,6 +66,12 @@ def thrown_sentences(study: Study, n_toys: int, origin: str, scanned: str = "") 
             f"{'are' if n > 1 else 'is'} {how.get(held, f'redrawn for every toy, except for {held}')}."
         )
     return told
+
+
+def held_sentences(study: Study) -> list[str]:
+    """At what values parameters are held, if there are such."""
+    held = ", ".join(f"{name} = {study.start[name]:.6g}" for name in study.fixed)
+    return [f"Held in the fits: {held}."] if held else []
 
 
 def fit_sentences(result: FitResult) -> list[str]:
@@ -99,7 +114,9 @@ def _warnings(counts: Sequence[Mapping[str, int]]) -> list[str]:
 
 def _by_region(sample: Sample) -> list[Table]:
     """Failures in quantiles of the fitted value of the first free parameter."""
-    name = next(name for name in sample.result.names if name not in sample.study.fixed)
+    name = next((name for name in sample.result.names if name not in sample.study.fixed), None)
+    if name is None:
+        return []
     region, labels = regions(sample.result.values[:, sample.result.names.index(name)], REGIONS)
     return [
         failure_table(

@@ -238,12 +238,13 @@ def test_two_bins():
 def test_fixed_parameters():
     """Without nuisance parameters the counts of two bins are Poisson: fits of toys and of files hold the same."""
     held = ["--model", "two_bins.py", "--fixed", "b0", "b1=1.1"]
-    finished(hypotest, *held, "--poi", "mu", "--value", "1", "--asymptotics")
+    out = finished(hypotest, *held, "--poi", "mu", "--value", "1", "--asymptotics")
     signal, background, n = np.array([12.0, 11.0]), np.array([50.0, 52.0 * 1.1]), np.array([51.0, 48.0])
 
     def nll(mu):
         return -stats.poisson.logpmf(n, mu * signal + background).sum()
 
+    assert "Held in the fits: b0 = 1, b1 = 1.1." in out
     # the minimum is below 0, where mu is bounded
     q = 2 * (nll(1.0) - nll(0.0))
     assert numbers("hypotest")["findings"][0]["q_observed"] == pytest.approx(q, rel=1e-9)
@@ -254,6 +255,12 @@ def test_fixed_parameters():
     assert {row["name"] for row in numbers("read")["pulls"]} == {"mu"}
     finished(coverage_study, *held, "--n", "30", "--no-minos", "--scan", "mu=1,2")
     assert {row["name"] for row in numbers("coverage_study")["points"][1]["coverage"]} == {"mu"}
+
+
+def test_fits_without_a_free_parameter(toy_file):
+    held = ["--model", "counting.py", "--n", "20", "--fixed", "mu"]
+    for study in (pull_study, coverage_study):
+        assert "Held in the fits: mu = 3." in finished(study, *held)
 
 
 def test_toys_of_a_file(toy_file):

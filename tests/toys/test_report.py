@@ -235,6 +235,11 @@ def test_what_becomes_of_constraints_is_said():
     assert len(thrown_sentences(peak(), 5, "were thrown")) == 2
 
 
+def test_what_was_held_is_said():
+    held = dataclasses.replace(peak(), fixed=("lam", "sigma"), start={**peak().truth, "sigma": 0.6})
+    assert thrown_sentences(held, 5, "were thrown")[2] == "Held in the fits: lam = 4, sigma = 0.6."
+
+
 def test_pulls_that_are_drawn_are_those_of_the_table():
     sample = sample_of(n_toys=2000)
     found = point_of(sample, 0.0, (0.6827,)).pulls
