@@ -35,6 +35,9 @@ DECISIVE = (
     "save_toys", "shard", "batchfit_version",
 )  # fmt: skip
 
+# of what differs between two runs
+MOST_TOLD, LONGEST = 3, 60
+
 
 def attributes_of(
     study: Study, options: Options, *, backend: str, device: str, sampled: str, chunk: int
@@ -119,8 +122,16 @@ def warn_of_versions(made: Mapping[Path, Mapping[str, str]], now: Mapping[str, s
 
 def told_differences(found: Mapping[str, Any], wanted: Mapping[str, Any], *, but: str, form: str) -> str:
     """What decides about the numbers and is not the same in two sets of attributes, `but` one, each in a form."""
-    different = storage.same_run(found, wanted, [key for key in DECISIVE if key != but])
-    return "; ".join(form.format(key, _short(found.get(key)), _short(wanted.get(key))) for key in different)
+    told = []
+    for key in storage.same_run(found, wanted, [key for key in DECISIVE if key != but]):
+        then, now = found.get(key), wanted.get(key)
+        each = _by_parameter(key, then, now) or [(key, then, now)]
+        told += [
+            f"{what} differs" if max(len(str(one)), len(str(other))) > LONGEST else form.format(what, one, other)
+            for what, one, other in each[:MOST_TOLD]
+        ]
+        told += [f"{len(each) - MOST_TOLD} more of {key}"] if len(each) > MOST_TOLD else []
+    return "; ".join(told)
 
 
 def check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, but: str = "") -> None:
@@ -129,6 +140,13 @@ def check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], 
         raise StorageError(f"{path} belongs to another run: {told}. Name another output, or pass --overwrite")
 
 
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else "another text"
+def _by_parameter(key: str, then: Any, now: Any) -> list[tuple[str, Any, Any]]:
+    """What differs of values that are stored by name of parameter, as (what, then, now); empty for any other."""
+    if key not in ("truth", "start", "limits"):
+        return []
+    try:
+        first, second = (dict(json.loads(values)) for values in (then, now))
+    except (TypeError, ValueError):  # a damaged file
+        return []
+    names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    return [(f"{key} of {name}", first.get(name), second.get(name)) for name in names]

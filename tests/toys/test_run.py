@@ -296,10 +296,12 @@ def test_resume_of_a_complete_file_returns_it(study, whole, monkeypatch):
 OTHERS = [
     ({"seed": 4}, {}, r"seed was 3 and is now 4\. Name another output, or pass --overwrite"),
     ({"n_toys": 21}, {}, "n_toys was 22 and is now 21"),
-    ({"source": "x = 1\n" * 20}, {}, "source was  and is now another text"),
+    ({"source": "x = 1\n" * 20}, {}, "source differs"),
     ({}, {"name": "other"}, "model was peak and is now other"),
-    ({}, {"limits": {}}, "limits was .* and is now {}"),
-    ({}, {"start": {"ns": 90.0, "nb": 300.0, "mu": 5.0, "sigma": 0.5, "lam": 4.0}}, "start was another text"),
+    ({}, {"limits": {}}, r"limits of ns was \[0.0, None\] and is now None; .*; 1 more of limits\. Name"),
+    ({}, {"start": {"ns": 90.0, "nb": 300.0, "mu": 5.0, "sigma": 0.5, "lam": 4.0}}, r"start of ns was .*is now 90.0\."),
+    # the same values in another order
+    ({}, {"limits": dict(reversed(peak().limits.items()))}, "limits differs"),
 ]
 
 

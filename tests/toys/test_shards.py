@@ -188,7 +188,7 @@ def test_another_model(shards, tmp_path):
     options = dataclasses.replace(OPTIONS, shard=(3, 3), minos=False, validate=0, source="another" * 20)
     run(parabola(), other, options)
     told = refused(tmp_path / "merged.h5", [*shards[:2], other])
-    for words in ("model is parabola and not peak; source is another text and not ", "minos is None and not True"):
+    for words in ("model is parabola and not peak; source differs; ", "minos is None and not True"):
         assert words in told
 
 
