@@ -21,7 +21,8 @@ class Terminated(KeyboardInterrupt):
 def stoppable(last_words: Callable[[], str], end: Callable[[int], object] = os._exit) -> Iterator[None]:
     """Raise Terminated for SIGTERM, as Python raises KeyboardInterrupt for Ctrl-C; end the process if that takes long.
 
-    A second signal ends it at once. Files that are not complete then are left for the next run to remove.
+    A second signal ends it at once, as does the first during an import, which may turn what is raised in it into an
+    error of its own. Files that are not complete then are left for the next run to remove.
 
     Parameters
     ----------
@@ -39,6 +40,8 @@ def stoppable(last_words: Callable[[], str], end: Callable[[int], object] = os._
         nonlocal stopping
         if not stopping:
             stopping = number
+            if _in_import(frame):
+                _end(number, last_words, end)
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     def unheard(raised: Any) -> None:
@@ -66,6 +69,14 @@ def stoppable(last_words: Callable[[], str], end: Callable[[int], object] = os._
         speaker.close()
         watcher.join()
         listener.close()
+
+
+def _in_import(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _watch(listener: socket.socket, last_words: Callable[[], str], end: Callable[[int], object]) -> None:

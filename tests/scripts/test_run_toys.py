@@ -836,6 +836,29 @@ def test_signal_that_is_lost(tmp_path):
     assert (ended.returncode, ended.stdout, ended.stderr) == (143, "", "\nlast words\n")
 
 
+# as extension modules do
+SWALLOWING = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except BaseException:
+    raise ImportError("an error of its own") from None
+"""
+IMPORTING = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import stopping
+with stopping.stoppable(lambda: "last words"):
+    import swallowing
+"""
+
+
+def test_signal_in_an_import(tmp_path):
+    (tmp_path / "swallowing.py").write_text(SWALLOWING)
+    ended = process("-c", IMPORTING, SCRIPTS, search=f"{tmp_path}{os.pathsep}{SEARCH}", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "\nlast words\n")
+
+
 def test_time_of_grace():
     """Whatever a process is doing, it ends within 5 s."""
     stopping = script("stopping")
