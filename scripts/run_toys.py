@@ -91,11 +91,29 @@ def main(argv: list[str] | None = None) -> int:
         args.out = "{}.shard-{}-of-{}{}".format(stem, *args.shard, suffix)
     if args.cluster:  # this process must not hold the memory of its workers' GPUs
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    how = " instead of --overwrite" if args.overwrite else ""
-    kept = f"{args.out} is not complete; run the same command with --resume{how} to continue"
-    if args.extend:
-        kept = f"{args.out} is as it was; run the same command again to continue"
-    return guarded(parser.prog, args, lambda: study_toys(args, command_line), lambda: kept)
+    before = seen(args.out)
+
+    def kept() -> str:
+        file, parts = seen(args.out)
+        if file != before[0] and parts is None:
+            return f"{args.out} is complete"
+        if parts != before[1] and parts is not None and not args.extend:
+            how = " instead of --overwrite" if args.overwrite else ""
+            return f"{args.out} is not complete; run the same command with --resume{how} to continue"
+        return f"{args.out} {'is as it was' if file else 'is not there yet'}; run the same command again"
+
+    return guarded(parser.prog, args, lambda: study_toys(args, command_line), kept)
+
+
+def seen(out: str) -> tuple[tuple[int, int] | None, list[str] | None]:
+    """What a run would change: the file, and the names of its parts; None for what is not there."""
+    file = parts = None
+    with contextlib.suppress(OSError):
+        found = os.stat(out)
+        file = found.st_ino, found.st_mtime_ns
+    with contextlib.suppress(OSError):
+        parts = sorted(os.listdir(f"{out}.parts"))
+    return file, parts
 
 
 def study_toys(args: argparse.Namespace, command_line: str) -> int:

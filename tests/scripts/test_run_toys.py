@@ -597,13 +597,38 @@ def test_interrupt_anywhere(monkeypatch, overwrite):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    for place in ("toys.command.prepare", "toys.run.compile_study", "toys.run.generate", "toys.final.summary"):
+    def stopped(place, *extra):
         with monkeypatch.context() as patch:
             patch.setattr(place, interrupt)
-            code, _, err = call(run_toys.main, *SMALL, "--n", "2", *(["--overwrite"] if overwrite else ["--resume"]))
+            how = ["--overwrite"] if overwrite else ["--resume"]
+            code, _, err = call(run_toys.main, *SMALL, "--n", "2", *how, *extra)
         assert code == 130
-        instead = " instead of --overwrite" if overwrite else ""
-        assert err == f"\nstopped: toys.h5 is not complete; run the same command with --resume{instead} to continue\n"
+        return err
+
+    early = ("toys.command.prepare", "toys.run.compile_study", "toys.run.generate")
+    for place in early:
+        assert stopped(place) == "\nstopped: toys.h5 is not there yet; run the same command again\n"
+    assert stopped("toys.final.summary") == "\nstopped: toys.h5 is complete\n"
+    for place in early if overwrite else early[:2]:
+        assert stopped(place) == "\nstopped: toys.h5 is as it was; run the same command again\n"
+    instead = " instead of --overwrite" if overwrite else ""
+    told = f"\nstopped: toys.h5 is not complete; run the same command with --resume{instead} to continue\n"
+    Path("toys.h5").unlink()
+    assert stopped("toys.run.validate_run", "--validate", "1") == told
+    assert [file.name for file in Path("toys.h5.parts").iterdir()] == ["toys_0000000000-0000000002.h5"]
+    # the parts are those that were there
+    assert stopped("toys.run.compile_study") == "\nstopped: toys.h5 is not there yet; run the same command again\n"
+
+
+def test_interrupt_of_an_extension(monkeypatch, finished_run):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    Path("toys.h5").write_bytes(finished_run[1])
+    monkeypatch.setattr("toys.run.validate_run", interrupt)
+    code, _, err = call(run_toys.main, *SMALL, "--n", "25", "--extend", "--validate", "1")
+    assert (code, err) == (130, "\nstopped: toys.h5 is as it was; run the same command again\n")
+    assert Path("toys.h5").read_bytes() == finished_run[1] and Path("toys.h5.parts").exists()
 
 
 def test_output_that_another_process_writes():
