@@ -4,6 +4,7 @@ Every cost is `sum over rows of term(theta, row) + rest(theta, aux)`. A cost hol
 become rows; values, derivatives and minimisation are the drivers' business.
 """
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -211,6 +212,14 @@ def parameter_names(model: Callable, name: Sequence[str] | None, skip: int = 1) 
             parameters = list(inspect.signature(model).parameters.values())
         except (TypeError, ValueError):
             raise ValueError(f"{called(model)} does not tell its parameters: pass name=[...]") from None
+        bound = model.keywords if isinstance(model, functools.partial) else {}
+        parameters = [p for p in parameters if p.name not in bound]
+        behind = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
+        if bound and behind:
+            raise ValueError(
+                f"a partial leaves {behind[0]!r} of {called(model)} without a position: bind the last parameters, or "
+                "pass a function of the others"
+            )
         if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.KEYWORD_ONLY) for p in parameters):
             raise ValueError(f"{called(model)} has *args or keywords: pass name=[...] for its positional parameters")
         names = tuple(p.name for p in parameters[skip:])
@@ -262,4 +271,5 @@ def scalar_result(model: Callable, result: Any, what: str) -> None:
 
 
 def called(model: Callable) -> str:
-    return f"the model '{getattr(model, '__name__', type(model).__name__)}'"
+    named = model.func if isinstance(model, functools.partial) else model
+    return f"the model '{getattr(named, '__name__', type(named).__name__)}'"

@@ -110,6 +110,8 @@ def test_names():
 
     assert UnbinnedNLL(Model()).names == ("slope",)
     assert UnbinnedNLL(functools.partial(scaled_normal, 1.0)).names == ("mu", "sigma")
+    assert UnbinnedNLL(functools.partial(scaled_normal, sigma=1.0)).names == ("n", "mu")
+    assert UnbinnedNLL(functools.partial(scaled_normal, 1.0, sigma=1.0)).names == ("mu",)
     assert UnbinnedNLL(lambda x, *par: par[0] * x, name=["a"]).names == ("a",)
     assert UnbinnedNLL(normal).errordef == 0.5 and ExtendedUnbinnedNLL(scaled_normal).errordef == 0.5
 
@@ -128,6 +130,14 @@ def test_names():
         (normal, ["a", "a"], ValueError, "parameter names must differ, got ('a', 'a')"),
         (normal, "ab", TypeError, "name must be a sequence of names, got 'ab'"),
         (normal, [1, 2], TypeError, "name must be a sequence of names, got [1, 2]"),
+        (
+            functools.partial(scaled_normal, mu=0.0),
+            None,
+            ValueError,
+            "a partial leaves 'sigma' of the model 'scaled_normal' without a position: bind the last parameters, or",
+        ),
+        (functools.partial(lambda x, *par: x), None, ValueError, "the model '<lambda>' has *args or keywords: pass"),
+        (functools.partial(normal, 1.0, 2.0), None, ValueError, "the model 'normal' has no parameters after x"),
         (math.hypot, None, ValueError, "the model 'hypot' does not tell its parameters: pass name=[...]"),
     ],
 )
@@ -136,6 +146,15 @@ def test_wrong_signature(cost, model, name, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}") as caught:
         cost(model, name=name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_a_partial_is_the_model_with_a_parameter_bound(backend):
+    toys = np.random.default_rng(7).normal(0.3, 1.2, (5, 50))
+    free = fit_batch(UnbinnedNLL(normal), toys, {"mu": 0, "sigma": 1.2}, fixed=["sigma"], backend=backend)
+    bound = fit_batch(UnbinnedNLL(functools.partial(normal, sigma=1.2)), toys, {"mu": 0}, backend=backend)
+    np.testing.assert_allclose(bound.values[:, 0], free.values[:, 0], rtol=1e-9)
+    assert bound.valid.all() and bound.names == ("mu",)
 
 
 def indexes(x, mu):
