@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from engine.binned import checked_mask, saturated_poisson, scaled_poisson, weighted_score_covariance
-from engine.cost import Cost, model_mistakes, parameter_names
+from engine.cost import Cost, called, model_mistakes, parameter_names
 from engine.data import Rows, counts_of
 from kernels.expectation import VectorKernel, expectation_kernel, expectation_outputs, saturated
 
@@ -81,8 +81,9 @@ class PoissonNLL(Cost):
             result = jax.eval_shape(self.model, *[jax.ShapeDtypeStruct((), np.float64)] * len(self.names))
             shape = getattr(result, "shape", None)
         if shape is None or len(shape) != 1 or not shape[0]:
-            name = getattr(self.model, "__name__", "expected")
-            raise ValueError(f"the model '{name}' must return an array of shape (n_bins,), got {shape}")
+            got = type(result).__name__ if shape is None else shape
+            advice = ": make it one with jnp.stack" if isinstance(result, list | tuple) else ""
+            raise ValueError(f"{called(self.model)} must return an array of shape (n_bins,), got {got}{advice}")
         return shape[0]
 
     def _n_used(self) -> int:

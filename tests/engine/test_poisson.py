@@ -106,7 +106,12 @@ def test_bad_counts(toys):
     ("expected", "kind", "sentence"),
     [
         (lambda mu: mu, ValueError, r"must return an array of shape \(n_bins,\), got \(\)"),
-        (lambda mu: [mu, mu], ValueError, r"must return an array of shape \(n_bins,\), got None"),
+        (
+            lambda mu: [mu, mu],
+            ValueError,
+            r"must return an array of shape \(n_bins,\), got list: make it one with jnp.stack",
+        ),
+        (lambda mu: None, ValueError, r"must return an array of shape \(n_bins,\), got NoneType$"),
         (lambda mu: mu * SIGNAL.reshape(4, 5), ValueError, r"shape \(n_bins,\), got \(4, 5\)"),
         (lambda mu: mu * SIGNAL[:0], ValueError, r"shape \(n_bins,\), got \(0,\)"),
         (lambda mu: np.exp(mu) * SIGNAL, TypeError, "cannot be evaluated for the parameters"),
