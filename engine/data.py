@@ -323,9 +323,10 @@ def counts_of(data: Any, n_bins: int, mask: np.ndarray | None = None) -> tuple[n
     """
     counts = as_float64(data, "counts")
     if counts.shape[1:] not in ((n_bins,), (n_bins, 2)):
+        advice = ": for one toy pass counts[None]" if counts.shape == (n_bins,) else ""
         raise ValueError(
             f"counts must have shape (n_toys, n_bins) = (n_toys, {n_bins}), or (n_toys, {n_bins}, 2) with the sums of "
-            f"weights and of their squares, got {counts.shape}"
+            f"weights and of their squares, got {counts.shape}{advice}"
         )
     counts = counts if mask is None else counts[:, mask]
     if counts.ndim == 2:

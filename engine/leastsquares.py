@@ -89,7 +89,8 @@ class LeastSquares(Cost):
         given = {name: as_float64(value, name) for name, value in zip(wanted, data, strict=True)}
         y = given.pop("y")
         if y.ndim != 2:
-            raise ValueError(f"y must have shape (n_toys, n), got {y.shape}")
+            advice = ": for one toy pass y[None]" if y.ndim == 1 else ""
+            raise ValueError(f"y must have shape (n_toys, n), got {y.shape}{advice}")
         n_toys, n = y.shape
         if self.covariance is not None and n != len(self.covariance):
             raise ValueError(f"y must have shape (n_toys, {len(self.covariance)}) as the covariance has, got {y.shape}")

@@ -159,7 +159,7 @@ def test_edges_that_are_no_numbers():
 
 
 def test_wrong_counts():
-    with pytest.raises(ValueError, match=r"counts must have shape .* \(n_toys, 40\), or .* got \(40,\)"):
+    with pytest.raises(ValueError, match=r"counts must have shape .* got \(40,\): for one toy pass counts\[None\]"):
         fit_batch(FIXED_TOTAL, np.ones(40), {"mu": 0, "sigma": 1})
     with pytest.raises(TypeError, match="counts must hold real numbers"):
         fit_batch(FIXED_TOTAL, [["a"] * 40], {"mu": 0, "sigma": 1})

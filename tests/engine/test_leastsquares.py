@@ -112,7 +112,7 @@ def test_bad_toy(toys):
     ("data", "kind", "sentence"),
     [
         (lambda y: (X, y), TypeError, r"data must be \(x, y, yerror\), got 2 arrays"),
-        (lambda y: (X, y[0], ERROR), ValueError, r"y must have shape \(n_toys, n\), got \(12,\)"),
+        (lambda y: (X, y[0], ERROR), ValueError, r"y must have shape .*, got \(12,\): for one toy pass y\[None\]$"),
         (lambda y: (X[:5], y, ERROR), ValueError, r"x must have shape \(12,\) or \(50, 12\)"),
         (lambda y: (X, y, 0.0), ValueError, "yerror must be positive, but point 0 has 0"),
         (lambda y: (X, y, np.where(X > 1, -1.0, 1.0)), ValueError, "yerror must be positive, but point 8 has -1"),

@@ -123,7 +123,7 @@ def test_wrong_models(expected, kind, sentence):
 
 
 def test_wrong_number_of_bins():
-    with pytest.raises(ValueError, match=r"counts must have shape .* \(n_toys, 20\), or .* got \(2, 19\)"):
+    with pytest.raises(ValueError, match=r"counts must have shape .* \(n_toys, 20\), or .* got \(2, 19\)$"):
         fit_batch(STRENGTH, np.ones((2, 19)), START)
 
 
