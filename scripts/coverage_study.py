@@ -132,8 +132,9 @@ def study(args: argparse.Namespace, command: str, done: list) -> int:
         made = made_by(command, seed, sample and sample.result, time.perf_counter() - STARTED)
         report = coverage_report(model, points, scanned, sample=sample, curves=curves, origin=origin, made=made)
         files = write_report(args.out, report)
-    # of a scan only the coverage of the scanned parameter, if the fit has it: the report has all
-    others = set(model.cost.names) - {scanned} if scanned in model.cost.names else set()
+    # of a scan only the coverage of the scanned parameter, if the fit has it free: the report has all
+    free = set(model.cost.names) - set(model.fixed)
+    others = free - {scanned} if scanned in free else set()
     tables = [table for section in report.sections if section.title not in others for table in section.tables]
     for text in (*report.sentences, *(table.text() for table in tables), *report.warnings, f"written: {files[0]}"):
         print(text)

@@ -253,8 +253,9 @@ def test_fixed_parameters():
     finished(pull_study, *held, "--n", "30", "--minos", "--out", "thrown")
     assert numbers("read")["pulls"] == numbers("thrown")["pulls"]
     assert {row["name"] for row in numbers("read")["pulls"]} == {"mu"}
-    finished(coverage_study, *held, "--n", "30", "--no-minos", "--scan", "mu=1,2")
+    out = finished(coverage_study, *held, "--n", "30", "--no-minos", "--scan", "b1=1,1.2")
     assert {row["name"] for row in numbers("coverage_study")["points"][1]["coverage"]} == {"mu"}
+    assert "coverage of the intervals of mu" in out
 
 
 def test_fits_without_a_free_parameter(toy_file):
