@@ -15,6 +15,7 @@ from engine.leastsquares import LeastSquares
 from engine.poisson import PoissonNLL
 from engine.sums import SumCost
 from toys import storage
+from toys.files import refuse_directory, writing
 from toys.regenerate import stored_toys
 from toys.statistics import calibration, known_pulls
 from toys.study import Study
@@ -219,7 +220,7 @@ def plot_run(study: Study, path: str | Path, out: str | Path, toy: int = 0, bins
             f"{row.name}: {row.pull_mean:+.3f} ± {row.pull_mean_error:.3f}, width {row.pull_width:.3f}", fontsize=9
         )
     pulls.suptitle(f"pulls of {table[0].n if table else 0} valid fits, and the standard normal", fontsize=10)
-    try:
-        figure.savefig(out, dpi=110)
-    except OSError as error:
-        raise FigureError(f"{out} cannot be written: {error.strerror or error}") from None
+    with writing(out):
+        refuse_directory(Path(out))
+        # of a name without an ending matplotlib would make another
+        figure.savefig(out, dpi=110, format=Path(out).suffix[1:] or "png")

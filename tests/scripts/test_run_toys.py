@@ -956,7 +956,11 @@ def test_plot_that_cannot_be_made(tmp_path, finished_run, monkeypatch):
     assert told(path, "--toy", "-1") == f"{path} has the toys 0 to 19, not -1"
     assert "argument --toy: invalid int value: 'x'; --help" in told(path, "--toy", "x")
     assert "the following arguments are required: file" in told()
-    assert told(path, "--out", "missing/toys.png") == "missing/toys.png cannot be written: No such file or directory"
+    told_of_missing = "missing, the directory of toys.png, does not exist: create it"
+    assert told(path, "--out", "missing/toys.png") == told_of_missing
+    assert told(path, "--out", ".") == ". is a directory: name a file in it"
+    assert call(plot_toys.main, path, "--out", "figure") == (0, "written: figure\n", "")
+    assert Path("figure").read_bytes().startswith(b"\x89PNG")
     assert "Format 'docx' is not supported" in told(path, "--out", "toys.docx")
     assert told(path, "--model", "nosuch").startswith("no model named 'nosuch'")
     Path("my_study.py").write_text(MY_STUDY)
