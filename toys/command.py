@@ -28,6 +28,7 @@ from engine.arguments import known
 from engine.devices import find_devices
 from engine.fit import fit_batch
 from kernels.translate import cache_directory
+from toys.files import reading, refuse_directory
 from toys.models import STUDIES
 from toys.observed import InputError, read_data
 from toys.packing import describe, pack
@@ -64,8 +65,8 @@ def find_study(model: str) -> tuple[Study, str]:
 
     Raises
     ------
-    InputError
-        If there is none.
+    InputError, StorageError
+        If there is none, or it cannot be read.
     """
     if model in STUDIES:
         make = STUDIES[model]
@@ -73,8 +74,11 @@ def find_study(model: str) -> tuple[Study, str]:
     if not model.endswith(".py"):
         raise InputError(f"no model named {model!r}: --list shows the ready-made ones, or give a file my_study.py")
     path = Path(model)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: no such file")
+    with reading(path):
+        refuse_directory(path)
+        text = path.read_bytes()
     spec = importlib.util.spec_from_file_location(f"batchfit_study_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} cannot be loaded as a Python file")
@@ -88,7 +92,7 @@ def find_study(model: str) -> tuple[Study, str]:
     study = getattr(module, "study", None)
     if not isinstance(study, Study):
         raise InputError(f"{path} must define a variable 'study' that is a toys.Study")
-    return study, importlib.util.decode_source(path.read_bytes())
+    return study, importlib.util.decode_source(text)
 
 
 def explain(error: BaseException, model: str) -> str | None:

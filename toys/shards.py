@@ -68,9 +68,9 @@ def merge(out: str | Path, shards: Sequence[str | Path], *, overwrite: bool = Fa
         raise ValueError("name the files to be merged")
     if os.path.realpath(out) in map(os.path.realpath, shards):
         raise StorageError(f"{out} is one of the files to be merged: name another output")
+    check_output(out, overwrite=True)
     if out.exists() and not overwrite:
         raise StorageError(f"{out} exists: pass --overwrite to replace it, or name another output")
-    check_output(out, overwrite=True)
     with lock(out):
         found = sorted((_read(Path(path)) for path in shards), key=lambda shard: (shard.first, shard.stop))
         _check_same(found)

@@ -95,6 +95,7 @@ def test_a_shard_on_which_migrad_disagrees(main, shards, tmp_path, monkeypatch):
         (["toys.h5"], "the following arguments are required: SHARD; --help shows all arguments"),
         (["toys.h5", "none.h5"], "none.h5 does not exist: check the path"),
         (["toys.h5", "toys.h5"], "toys.h5 is one of the files to be merged: name another output"),
+        ([".", "{0}"], ". is a directory: name a file in it"),
         (["nowhere/toys.h5", "{0}"], "nowhere, the directory of toys.h5, does not exist: create it"),
         (["toys.h5", "{1}"], "toys 0 to 3 are missing: run, or name, shard 1/2"),
     ],

@@ -1,6 +1,7 @@
 """The command line: what it does, and one line with exit code 2 for whatever is wrong."""
 
 import contextlib
+import errno
 import importlib.util
 import io
 import json
@@ -306,6 +307,21 @@ def test_broken_studies(tmp_path, source, told):
     sentence = refused("--model", "my_study.py", "--n", "5", "--device", "cpu")
     assert told in sentence
     assert [file.name for file in tmp_path.iterdir() if file.name != "__pycache__"] == ["my_study.py"]
+
+
+def test_models_that_are_no_files_or_may_not_be_read(monkeypatch):
+    Path("folder.py").mkdir()
+    os.mkfifo("pipe.py")
+    assert refused("--model", "folder.py") == "folder.py is a directory: name a file in it"
+    assert refused("--model", "pipe.py") == "pipe.py is a pipe or device: name a file"
+    Path("my_study.py").write_text(MY_STUDY)
+
+    def denied(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)  # nothing is denied to root
+    told = "my_study.py cannot be read, permission denied: change its permissions, or name another file"
+    assert refused("--model", "my_study.py") == told
 
 
 # one study of each kind, with a sampler of one's own: (cost, what the sampler returns, truth)
