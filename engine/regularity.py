@@ -12,6 +12,7 @@ References
 Cramer, Mathematical Methods of Statistics (1946), sec. 33.3; Smith, Biometrika 72 (1985) 67, for moving edges.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from engine.binned import BinnedNLL, ExtendedBinnedNLL
 from engine.cost import Cost
 from engine.data import Rows, lane_data, shared_columns
 from engine.normalisation import excess
@@ -45,6 +47,7 @@ IDLE = 1e-10  # a term that changes by less does not depend on the parameter
 AWAY = 0.1  # parameters are moved by this, relative to themselves, from a point that may be special
 FINEST, LARGEST = 1e-7, 1e6  # changes of a parameter, in terms of itself, that are tried
 ROUNDING = 1e-12  # of terms, in terms of themselves
+LIFT = 1e-4  # of all events, that each bin has more than it expects
 FOURTH = np.array([1.0, -4.0, 6.0, -4.0, 1.0])
 
 
@@ -177,11 +180,11 @@ def _terms(leaf: Cost, part: Rows, theta: np.ndarray) -> _Terms | None:
     if not columns.shape[1]:
         return None
     told = tuple(_told(part.names, column) for column in columns.T)
-    columns = np.where(np.array(part.names)[:, None] == "weight", 1.0, columns)
+    columns = _of_whole_events(part.names, columns)
     data = np.concatenate([columns, aux.T, n_events[None]])
     made = leaf.__dict__.setdefault("_terms_of_rows", {})
     if part.form not in made:
-        term, rest = leaf.functions(part)
+        term, rest = _lifted(leaf, part).functions(part)
         n_params = len(leaf.names)
 
         def one(*args: Any) -> Any:
@@ -200,6 +203,33 @@ def _terms(leaf: Cost, part: Rows, theta: np.ndarray) -> _Terms | None:
         return by_numpy(*theta[:k], t, *theta[k + 1 :], *(row[r] for row in data))
 
     return _Terms(value, data.shape[1], told)
+
+
+def _of_whole_events(names: tuple[str, ...], columns: np.ndarray) -> np.ndarray:
+    """The rows without weights, and filled bins of at least one event: with less, any edge looks as if it moved."""
+    columns = np.where(np.array(names)[:, None] == "weight", 1.0, columns)
+    if names[0] == "n":
+        columns[0] = np.abs(columns[0])
+        filled = columns[0] > 0.0
+        k = names.index("scale") if "scale" in names else 0
+        least = 1.0 / columns[0, filled] if k else 1.0
+        columns[k, filled] = np.maximum(columns[k, filled], least)
+    return columns
+
+
+def _lifted(leaf: Cost, part: Rows) -> Cost:
+    """A histogram with a few more events, the same in each bin.
+
+    Far from its events the difference of a cdf at two edges is mostly rounding, whose steps look like jumps.
+    """
+    if not isinstance(leaf, BinnedNLL | ExtendedBinnedNLL):
+        return leaf
+    lifted, between = copy.copy(leaf), leaf.between
+    first, last = part.shared[0, 0], part.shared[1, -1]
+    lifted.between = lambda theta, lower, upper: (  # type: ignore[method-assign]
+        between(theta, lower, upper) + LIFT * between(theta, first, last)
+    )
+    return lifted
 
 
 def _sampled(part: Rows, good: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -374,6 +374,53 @@ def test_smooth_histogram_of_a_crystalball():
     assert kinds(cost, np.histogram(HEAVY, edges)[0][None], (N, 1.0, 2.0, 0.0, 1.0)) == []
 
 
+def weighted_histograms(x, weights, edges):
+    """(n_toys, n_bins, 2)."""
+    sums = lambda w: [np.histogram(a, edges, weights=b)[0] for a, b in zip(x, w, strict=True)]  # noqa: E731
+    return np.stack([sums(weights), sums(weights**2)], axis=-1)
+
+
+WEIGHTS = {
+    "uniform": lambda rng, size: rng.uniform(0.5, 1.5, size),
+    "exponential": lambda rng, size: rng.exponential(size=size),
+    "small": lambda rng, size: np.full(size, 0.3),
+    "of both signs": lambda rng, size: np.where(rng.uniform(size=size) < 0.2, -1.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_tails_of_a_histogram_are_no_breaks(weights):
+    """Where a bin expects 1e-16 of all events its expectation has steps of that size; the models are smooth."""
+    rng = np.random.default_rng(1)
+    edges, wide = np.linspace(0.0, 10.0, 31), np.linspace(-5.0, 5.0, 41)
+    decay = ExtendedBinnedNLL(lambda x, n, s: n * expon.cdf(x, 0.0, s), edges)
+    gauss = ExtendedBinnedNLL(lambda x, n, m, s: n * norm.cdf(x, m, s), wide)
+    both = BinnedNLL(lambda x, f, m, s, r: f * norm.cdf(x, m, s) + (1.0 - f) * expon.cdf(x, 0.0, r), edges)
+    for n in (30, 3000):
+        x = rng.exponential(2.0, (2, n))
+        data = weighted_histograms(x, WEIGHTS[weights](rng, x.shape), edges)
+        z = rng.normal(size=(2, n))
+        normal = weighted_histograms(z, WEIGHTS[weights](rng, z.shape), wide)
+        for spread in (0.3, 0.947, 3.0):
+            for start in (1.0, n, 10.0 * n):
+                for form in (data, np.abs(data[..., 0])):
+                    assert kinds(decay, form, (start, spread)) == []
+                for form in (normal, np.abs(normal[..., 0])):
+                    assert kinds(gauss, form, (start, -0.4, spread)) == []
+            assert kinds(both, np.abs(data), (0.3, 4.0, spread, spread)) == []
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_breaks_of_a_weighted_histogram_are_named(weights):
+    rng, edges = np.random.default_rng(2), np.linspace(0.0, 1.0, 21)
+    x = 0.9 * rng.uniform(size=(2, 2000))
+    data = weighted_histograms(x, WEIGHTS[weights](rng, x.shape), edges)
+    cost = ExtendedBinnedNLL(lambda x, n, w: n * (0.9 * uniform.cdf(x, 0.0, w) + 0.1 * x), edges)
+    start = (data[0, :, 0].sum(), 0.93)
+    assert kinds(cost, data, start) == ["w kink"]
+    assert kinds(cost, np.abs(data[..., 0]), start) == ["w kink"]
+
+
 # -- warnings ------------------------------------------------------------------------------------------------------
 
 
