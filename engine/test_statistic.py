@@ -215,8 +215,9 @@ def _moved(free: FitResult, i: int, tested: np.ndarray) -> np.ndarray:
 
 
 def _better(fits: FitResult, toys: np.ndarray, others: FitResult) -> FitResult:
-    """The fits, with those of some toys replaced by valid ones that are lower."""
+    """The fits, with those of some toys replaced by valid ones that are lower, or that failed later."""
     wins = others.valid & (~fits.valid[toys] | (others.fval < fits.fval[toys]))
+    wins |= ~np.isfinite(fits.fval[toys]) & np.isfinite(others.fval)
     return fits.replaced(toys[wins], others[wins]) if wins.any() else fits  # type: ignore[arg-type]
 
 

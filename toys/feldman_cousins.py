@@ -23,8 +23,9 @@ import numpy as np
 from scipy.special import gammaincinv
 
 from engine.data import as_float64
+from engine.status import Status
 from toys.hypotest import tail
-from toys.pool import ToyPool, pool_for
+from toys.pool import NoFitError, ToyPool, pool_for
 from toys.study import Study
 
 __all__ = ["Interval", "Point", "feldman_cousins"]
@@ -35,6 +36,7 @@ ROUNDING = 1e-12  # of 1 - cl, which a fraction of toys may equal
 RESOLUTION = 1.0 / 128.0  # of an end, in units of the distance of the asymptotic end from the minimum
 STEP = 0.25  # of that distance, outward or inward from the asymptotic end
 TRIALS = 24
+MINIMA = 5  # of the data, each lower than the last
 SHARE = 0.2  # largest step between tested values, in units of what encloses the end
 ACCEPTED, UNDECIDED, REJECTED = 1, 0, -1
 
@@ -76,7 +78,8 @@ class Interval:
     at_limit : (bool, bool)
         The end is a limit of the parameter, which is accepted.
     beyond : (bool, bool)
-        No value was rejected on this side: the interval reaches further than what was tested.
+        No value was rejected on this side: the interval reaches further than what was tested, or could be, as the data
+        have no fit where some parameter has no meaning.
     best : float
         The parameter at the minimum of the data, within its limits.
     points : tuple of Point
@@ -118,9 +121,9 @@ def feldman_cousins(
 ) -> Interval:
     """The Feldman-Cousins interval of a parameter, by toys.
 
-    Without `values` the tested ones are found: from where t_mu(data) is the quantile of a chi-square, outward until a
-    value is rejected, and then between those that are accepted and those that are not. A value whose p-value is within
-    3 errors of 1 - cl gets more toys.
+    Without `values` the tested ones are found: from where t_mu(data) first is the quantile of a chi-square, outward
+    until a value is rejected or the data cannot be fitted, and then between those that are accepted and those that are
+    not. A value whose p-value is within 3 errors of 1 - cl gets more toys.
 
     Parameters
     ----------
@@ -149,8 +152,8 @@ def feldman_cousins(
     Raises
     ------
     TypeError, ValueError
-        If an argument has the wrong form, a tested value is outside of the limits, a fit of the data fails, or all toys
-        at a value do.
+        If an argument has the wrong form, a tested value is outside of the limits, a fit of the data fails between
+        those that are tested, or all toys at a value do; if the data have ever lower minima.
     """
     if not isinstance(cl, float | np.floating) or not 0.0 < cl < 1.0:
         raise ValueError(f"cl must lie between 0 and 1, got {cl!r}")
@@ -159,17 +162,29 @@ def feldman_cousins(
         raise ValueError(f"max_toys must be a whole number of at least n_toys = {n_toys}, got {max_toys!r}")
     options = {"seed": seed, "auxiliary": auxiliary, "nuisance": nuisance, "backend": backend, "device": device}
     pool = pool_for(pool, study, poi, data, **options)
-    search = _Search(pool, float(cl), n_toys, max_toys)
-    if values is None:
-        for side in (-1, 1):
-            search.find_end(side)
-    else:
-        tested = np.ravel(as_float64(values, "values"))
-        if not len(tested):
-            raise ValueError("values must hold at least one value to test, got none")
-        for value in tested.tolist():
-            search.test(value)
-    return search.interval()
+    tested = None if values is None else np.ravel(as_float64(values, "values")).tolist()
+    if tested is not None and not tested:
+        raise ValueError("values must hold at least one value to test, got none")
+    for _ in range(MINIMA):
+        search = _Search(pool, float(cl), n_toys, max_toys)
+        try:
+            if tested is None:
+                for side in (-1, 1):
+                    search.find_end(side)
+            else:
+                for value in tested:
+                    search.test(value)
+            return search.interval()
+        except _LowerMinimumError:  # the toys are kept
+            continue
+    raise ValueError(
+        f"the fits of the data at tested values of {poi} found {MINIMA} minima, each lower than the last: start the "
+        "study near the lowest, or hold parameters that are hardly determined by Study(fixed=...)"
+    )
+
+
+class _LowerMinimumError(Exception):
+    """A tested value led to a lower minimum of the data, so that t and the middle of the search are others."""
 
 
 class _Search:
@@ -180,18 +195,22 @@ class _Search:
         self.level = 1.0 - cl + ROUNDING  # p-values above it are accepted
         self.points: dict[float, Point] = {}
         self.limits = pool.limits
-        free = pool.observed(pool.study.start[pool.poi], "t").free
+        self.free = free = pool.observed(pool.study.start[pool.poi], "t").free
         i = free.names.index(pool.poi)
         self.best, self.spread = float(free.values[0, i]), float(free.errors[0, i])
+        self.unfitted: dict[int, float] = {}  # where a side ends as the data cannot be fitted there
 
     def statistic(self, value: float) -> float:
-        """t of the data; infinite where they cannot be fitted on a limit, such as events where none are expected."""
+        """t of the data; infinite on a limit where they are impossible, such as events where none are expected."""
         try:
-            return float(self.pool.observed(value, "t").value[0])
-        except ValueError:
-            if value not in self.limits:
+            made = self.pool.observed(value, "t")
+        except NoFitError as error:
+            if value not in self.limits or error.status != Status.NONFINITE:
                 raise
             return np.inf
+        if made.free.fval[0] < self.free.fval[0]:
+            raise _LowerMinimumError
+        return float(made.value[0])
 
     def test(self, value: float) -> int:
         """Whether a value is accepted or rejected, or its p-value too near to the level to tell."""
@@ -222,18 +241,28 @@ class _Search:
         limit = self.limits[side > 0]
         if self.best == limit:
             return  # where the data have t = 0
-        outside = start = self._asymptotic_end(side, limit)
+        outside = start = reached = self._asymptotic_end(side, limit)
         scale = abs(start - self.best)
         step = STEP * scale
         if self.test(start) != ACCEPTED:
             self.test(start - side * step)  # the end is not far within
         for _ in range(TRIALS):
-            if self.test(outside) == REJECTED or outside == limit:
-                break
-            outside = self._clipped(outside + side * step)
-            step *= 2.0
+            try:
+                if self.test(outside) == REJECTED or outside == limit:
+                    break
+                reached = outside
+            except NoFitError:
+                self.unfitted[side] = outside
+            if side not in self.unfitted:
+                outside = self._clipped(outside + side * step)
+                step *= 2.0
+            elif abs(self.unfitted[side] - reached) <= RESOLUTION * scale:
+                return  # not rejected as far as there are fits
+            else:
+                outside = 0.5 * (reached + self.unfitted[side])
         else:
             return  # not rejected as far as one would look
+        self.unfitted.pop(side, None)
         for _ in range(TRIALS):
             value, _ = self._enclosed(side)
             if len(value) < 2:
@@ -267,18 +296,31 @@ class _Search:
         return min(max(value, self.limits[0]), self.limits[1])
 
     def _asymptotic_end(self, side: int, limit: float) -> float:
-        """About where t of the data is the quantile of a chi-square with one degree of freedom, or the limit."""
+        """About where t of the data first is the quantile of a chi-square with one degree of freedom, or the limit."""
         wanted = 2.0 * gammaincinv(0.5, self.cl)
         spread = self.spread if self.spread > 0 else 0.1 * max(1.0, abs(self.best))
-        value = self.best + side * np.sqrt(wanted) * spread
+        within, fitted = self.best, True
+        beyond: float | None = None  # t is larger, or the data have no fit
+        value = self._clipped(self.best + side * np.sqrt(wanted) * spread)
         for _ in range(TRIALS):
-            value = self._clipped(value)
-            t = self.statistic(value)
+            try:
+                t = self.statistic(value)
+            except NoFitError:
+                t = np.nan
             if abs(np.sqrt(t / wanted) - 1.0) < 0.05 or (value == limit and t < wanted):
-                break
+                return value
+            if t < wanted:
+                within = value
+            else:
+                beyond, fitted = value, not np.isnan(t)
             # the root of t is about linear in the parameter
-            value = self.best + (value - self.best) * float(np.clip(np.sqrt(wanted / max(t, 1e-9)), 0.25, 4.0))
-        return float(value)
+            ratio = float(np.clip(np.sqrt(wanted / max(t, 1e-9)), 0.25, 2.0)) if fitted else 0.5
+            value = self._clipped(self.best + (value - self.best) * ratio)
+            if beyond is not None and not 0.0 < (value - within) / (beyond - within) < 1.0:
+                if abs(beyond - within) < RESOLUTION * abs(beyond - self.best):
+                    break
+                value = 0.5 * (within + beyond)
+        return value if fitted else within
 
     def interval(self) -> Interval:
         points = tuple(self.points[value] for value in sorted(self.points))
@@ -287,6 +329,7 @@ class _Search:
         beyond = (below and not at_limit[0], above and not at_limit[1])
         total, failed, ties = (sum(getattr(p, name) for p in points) for name in ("n_toys", "failed", "ties"))
         told = f"{total} toys at {len(points)} values, {failed} failed, {ties} equal to the data"
+        told += "".join(f", no fit of the data at {self.pool.poi} = {value:.5g}" for value in self.unfitted.values())
         ends = " to ".join(
             f"{end:.5g} (the limit)"
             if limited

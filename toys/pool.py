@@ -22,9 +22,17 @@ from toys.simultaneous import Simultaneous
 from toys.study import Study
 from toys.throwing import Thrower, check_n_events
 
-__all__ = ["TIE", "ToyPool", "pool_for"]
+__all__ = ["TIE", "NoFitError", "ToyPool", "pool_for"]
 
 TIE = 1e-6  # statistics this close are equal
+
+
+class NoFitError(ValueError):
+    """A fit of the observation failed; `status` tells how."""
+
+    def __init__(self, sentence: str, status: Status) -> None:
+        super().__init__(sentence)
+        self.status = status
 
 
 class ToyPool:
@@ -180,8 +188,10 @@ class ToyPool:
 
         Raises
         ------
+        NoFitError
+            If it fails.
         ValueError
-            If it fails, or the value is outside of the limits.
+            If the value is outside of the limits.
         """
         value = _number(value)
         if value not in self._conditional:
@@ -192,7 +202,7 @@ class ToyPool:
             start = {**self.study.start, self.poi: value}
             fit = fit_batch(self.study.cost, self.data, start, **{**self._options, "fixed": held})
             if not fit.valid[0]:
-                raise ValueError(self._failed(value, fit) + " or nuisance='truth'")
+                raise self._failed(value, fit, " or nuisance='truth'")
             self._conditional[value] = replace(fit, problem=None)
         return self._conditional[value]
 
@@ -234,14 +244,14 @@ class ToyPool:
 
         Raises
         ------
-        ValueError
+        NoFitError
             If a fit fails.
         """
         bounded = _bounded(test_stat)
         free = self._observed.get(bounded, self._observed.get(not bounded))
         made = self._test(self.data, _number(value), test_stat, self.study.start, free)
         if not made.valid[0]:
-            raise ValueError(self._failed(value, made.fixed if made.fixed and made.free.valid[0] else made.free))
+            raise self._failed(value, made.fixed if made.fixed and made.free.valid[0] else made.free)
         self._observed[bounded] = replace(made.free, problem=None)
         return made
 
@@ -309,11 +319,12 @@ class ToyPool:
             self.study.cost, data, self.poi, value, test_stat=test_stat, start=start, free=free, **self._options
         )
 
-    def _failed(self, value: float, fit: FitResult) -> str:
-        reason = Status(fit.status[0]).sentence
-        return (
-            f"the fit of the observation at {self.poi} = {value:g} failed ({reason}): pass other starts, or hold "
-            "parameters that have no meaning there by --fixed or Study(fixed=...)"
+    def _failed(self, value: float, fit: FitResult, or_else: str = "") -> NoFitError:
+        status = Status(fit.status[0])
+        return NoFitError(
+            f"the fit of the observation at {self.poi} = {value:g} failed ({status.sentence}): pass other starts, or "
+            f"hold parameters that have no meaning there by --fixed or Study(fixed=...){or_else}",
+            status,
         )
 
     @property

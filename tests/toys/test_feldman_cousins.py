@@ -1,5 +1,6 @@
 """Feldman-Cousins intervals: exact Poisson sums against the published tables, toys against the sums."""
 
+from dataclasses import replace
 from functools import cache
 
 import jax.numpy as jnp
@@ -8,10 +9,12 @@ import pytest
 from scipy.stats import norm, poisson
 
 from engine import LeastSquares, PoissonConstraint, PoissonNLL
-from toys import NormalPoints, PoissonCounts, Simultaneous, Study
+from engine.status import Status
+from toys import NormalPoints, PoissonCounts, Simultaneous, Study, generate
 from toys.feldman_cousins import feldman_cousins
+from toys.models import peak
 from toys.poisson_intervals import poisson_interval, poisson_p_value, poisson_statistic
-from toys.pool import ToyPool
+from toys.pool import NoFitError, ToyPool
 
 BACKGROUND, SCALE = 3.0, 2.0
 ALL = np.arange(80)
@@ -258,6 +261,48 @@ def test_values_that_do_not_reach_the_ends():
     found = interval(known_background(), 10, values=[5.0, 8.0], n_toys=200, max_toys=200)
     assert found.beyond == (True, True) and (found.lower, found.upper) == (5.0, 8.0)
     assert "not rejected" in found.sentence
+
+
+@cache
+def small_peak():
+    """A peak whose place and width are free, so that it has none without events and may be the background, too."""
+    study = peak()
+    return replace(study, limits={**study.limits, "mu": (3, 7), "sigma": (0.2, 1), "lam": (1, 20)})
+
+
+def of_small_peak(ns, nb, seed):
+    """The observation, and the study that has it."""
+    study = small_peak().at({"ns": ns, "nb": nb})
+    data = generate(study, 1, seed=seed)
+    return data, replace(study, data=data)
+
+
+# the last leads from 12.5 to a lower minimum at 54
+@pytest.mark.parametrize(("ns", "nb", "seed"), [(20, 400, 1), (50, 1000, 1), (100, 400, 0), (20, 1000, 2)])
+def test_the_yield_of_a_small_peak(ns, nb, seed):
+    data, study = of_small_peak(ns, nb, seed)
+    found = feldman_cousins(study, poi="ns", n_toys=100, max_toys=100, backend="numba")
+    # beyond the number of events there is no background left
+    assert 0.0 < found.lower < found.best < found.upper < 0.5 * len(data[0])
+    assert found.lower <= ns <= found.upper
+    assert found.points[-1].value < len(data[0]) and not found.beyond[1]
+    at_minimum = ToyPool(study, "ns", backend="numba").observed(found.best, "t")
+    assert at_minimum.poi_hat[0] == pytest.approx(found.best) and at_minimum.value[0] < 1e-6
+    # the peak has no place where it has no events: t does not tell that these are impossible
+    assert all(np.isfinite(point.t_observed) for point in found.points)
+    assert found.beyond[0] == ("(not rejected)" in found.sentence) == ("no fit of the data at ns = 0" in found.sentence)
+
+
+def test_the_search_stops_where_the_data_have_no_fit():
+    """Of 452 events with any width, a peak may be all: the scale of a background of none has no meaning."""
+    study = peak().at({"ns": 50, "nb": 400})
+    study = replace(study, data=generate(study, 1, seed=1))
+    pool = ToyPool(study, "ns", backend="numba")
+    with pytest.raises(NoFitError, match=r"ns = 600 failed \(A saddle or a flat direction") as failed:
+        pool.observed(600.0, "t")
+    assert failed.value.status == Status.HESSIAN_NOT_POSDEF
+    found = feldman_cousins(study, poi="ns", n_toys=20, max_toys=20, backend="numba")
+    assert found.lower < found.best < found.upper < 600.0
 
 
 @pytest.mark.parametrize(
