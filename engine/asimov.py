@@ -15,7 +15,7 @@ from engine.data import Rows, Weighted, as_float64
 from engine.leastsquares import LeastSquares
 from engine.poisson import PoissonNLL
 from engine.ranges import NumericalIntegral, number_of_events
-from engine.sums import SumCost
+from engine.sums import SumCost, observables_of
 from engine.unbinned import ExtendedUnbinnedNLL, UnbinnedNLL
 
 __all__ = ["NoAsimovError", "asimov"]
@@ -64,7 +64,8 @@ def asimov(
     NoAsimovError
         If there are none, or `like` or `observable` is needed and was not given.
     TypeError, ValueError
-        If theta has no value for a parameter, or `like` is not one toy in the form of the data.
+        If theta has no value for a parameter, `like` is not one toy in the form of the data, or `observable` is
+        neither a range nor one for each cost.
 
     References
     ----------
@@ -89,12 +90,8 @@ def _of_sum(cost: SumCost, theta: np.ndarray, like: Any, observable: Any) -> tup
         likes = list(like)
     else:
         raise TypeError(f"like must be a tuple with one entry for each of {n} costs, got {type(like).__name__}")
-    single = not np.iterable(observable) or all(map(np.isscalar, observable))
-    ranges = [observable] * n if single else list(observable)
-    if len(ranges) != n:
-        raise ValueError(f"observable must have one entry for each of {n} costs, got {observable!r}")
     places = [[cost.names.index(name) for name in part.names] for part in cost.costs]
-    return tuple(map(_of, cost.costs, (theta[place] for place in places), likes, ranges))
+    return tuple(map(_of, cost.costs, (theta[place] for place in places), likes, observables_of(cost, observable)))
 
 
 def _of(cost: Cost, theta: np.ndarray, like: Any, observable: Any) -> Any:

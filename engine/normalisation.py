@@ -1,13 +1,14 @@
 """Whether a density integrates to what the model says, checked numerically before anything is fitted."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import numpy as np
 
 from engine.cost import Cost, called
 from engine.data import Rows, as_float64
+from engine.sums import costs_of, observables_of
 from engine.unbinned import ExtendedUnbinnedNLL, UnbinnedNLL
 from kernels.elementwise import elementwise
 from kernels.graph import UntranslatableError
@@ -42,11 +43,7 @@ def check_integral(cost: Cost, theta: Sequence[float] | np.ndarray, observable: 
         not one entry for each cost.
     """
     theta = np.asarray(theta, dtype=np.float64)
-    parts = getattr(cost, "costs", (cost,))
-    single = len(parts) == 1 or (len(observable) == 2 and all(np.isscalar(edge) for edge in observable))
-    if not single and len(observable) != len(parts):
-        raise ValueError(f"observable must have one entry for each of {len(parts)} costs, got {observable!r}")
-    for part, its in zip(parts, [observable] * len(parts) if single else observable, strict=True):
+    for part, its in zip(costs_of(cost), observables_of(cost, observable), strict=True):
         if not _is_checked(part) or its is None:
             continue
         box = np.atleast_2d(as_float64(its, "observable"))
@@ -68,7 +65,7 @@ def excess(cost: Cost, rows: Rows, theta: np.ndarray) -> list[str]:
     That is only part of the observable's range, so that a smaller integral says nothing.
     """
     sentences, first = [], 0
-    for part in getattr(cost, "costs", (cost,)):
+    for part in costs_of(cost):
         leaf = rows.leaves[first]
         first += len(part.leaves)
         if not _is_checked(part) or "x1" in leaf.names:
@@ -95,7 +92,7 @@ def _windows(x: np.ndarray) -> np.ndarray:
     return windows[windows[:, 0] < windows[:, 1]]
 
 
-def _is_checked(cost: Cost) -> bool:
+def _is_checked(cost: Cost) -> TypeGuard[UnbinnedNLL | ExtendedUnbinnedNLL]:
     return isinstance(cost, UnbinnedNLL | ExtendedUnbinnedNLL) and cost.integral is None
 
 

@@ -17,7 +17,7 @@ from kernels.derivatives import packed_index
 from kernels.program import GRADIENT, n_outputs
 from kernels.translate import compile_sum
 
-__all__ = ["SumCost"]
+__all__ = ["SumCost", "costs_of", "observables_of"]
 
 
 class SumCost(Cost):
@@ -179,6 +179,38 @@ class SumCost(Cost):
             return result
 
         return total
+
+
+def costs_of(cost: Cost) -> tuple[Cost, ...]:
+    """The costs of a sum, or the cost itself."""
+    return cost.costs if isinstance(cost, SumCost) else (cost,)
+
+
+def observables_of(cost: Cost, observable: Any) -> tuple:
+    """The range of the observables of each cost of a sum, which may be given once for all.
+
+    Parameters
+    ----------
+    cost : Cost
+        Of a single cost the range may be anything that it takes, such as d pairs.
+    observable : (lower, upper), or for a sum one range or None for each cost; or None
+
+    Raises
+    ------
+    ValueError
+        If it has no such form.
+    """
+    n = len(costs_of(cost))
+    if observable is None or n == 1:
+        return (observable,) * n
+    if not np.iterable(observable):
+        raise ValueError(f"observable must be (lower, upper), or one range for each of {n} costs, got {observable!r}")
+    ranges = tuple(observable)
+    if all(map(np.isscalar, ranges)):
+        return (observable,) * n
+    if len(ranges) != n:
+        raise ValueError(f"observable must be one range, or one for each of {n} costs, got {len(ranges)}")
+    return ranges
 
 
 def _nested(entry: Any) -> bool:

@@ -13,13 +13,12 @@ from engine.cost import Cost
 from engine.data import Weighted
 from engine.leastsquares import LeastSquares
 from engine.poisson import PoissonNLL
-from engine.sums import SumCost
+from engine.sums import SumCost, observables_of
 from toys import storage
 from toys.files import refuse_directory, writing
 from toys.regenerate import stored_toys
 from toys.statistics import calibration, known_pulls
 from toys.study import Study
-from toys.throwing import observables_of
 
 __all__ = ["FigureError", "Picture", "picture", "plot_run"]
 

@@ -24,12 +24,12 @@ from engine.data import Rows
 from engine.fit import fit_batch
 from engine.result import FitResult
 from engine.status import Status
-from engine.sums import SumCost
+from engine.sums import SumCost, costs_of, observables_of
 from engine.unbinned import ExtendedUnbinnedNLL, UnbinnedNLL
 from toys.distances import DISTANCES, check_events, fitted_cdf, warn_of_error
 from toys.hypotest import tail
 from toys.study import Study
-from toys.throwing import Thrower, check_n_events, costs_of, entries_of, observables_of
+from toys.throwing import Thrower, check_n_events, entries_of
 
 __all__ = ["GoodnessOfFit", "goodness_of_fit"]
 

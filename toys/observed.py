@@ -13,11 +13,10 @@ import numpy as np
 from engine import ExtendedUnbinnedNLL, UnbinnedNLL
 from engine.cost import Cost
 from engine.leastsquares import LeastSquares
-from engine.sums import SumCost
+from engine.sums import SumCost, costs_of, observables_of
 from toys import storage
 from toys.files import StorageError
 from toys.packing import POINTS
-from toys.throwing import observables_of
 
 __all__ = ["InputError", "read_data", "read_observed"]
 
@@ -55,7 +54,7 @@ def read_data(cost: Cost, paths: Sequence[str], columns: Sequence[str], observab
     ValueError
         If there is not one range, or one for each cost.
     """
-    parts = cost.costs if isinstance(cost, SumCost) else (cost,)
+    parts = costs_of(cost)
     taking = [part for part in parts if part.takes_data]
     kinds = ", ".join(type(part).__name__ for part in taking)
     if not taking:

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.arguments import one_of
 from engine.cost import Cost
-from engine.sums import SumCost
+from engine.sums import SumCost, costs_of
 from kernels.graph import UntranslatableError
 from toys.counts import MultinomialCounts
 from toys.packing import bytes_per_toy, pack
@@ -17,7 +17,7 @@ from toys.sampling import Mixture
 from toys.simultaneous import Simultaneous
 from toys.study import Study, generate
 
-__all__ = ["Thrower", "check_n_events", "costs_of", "entries_of", "observables_of"]
+__all__ = ["Thrower", "check_n_events", "entries_of"]
 
 CHUNK_BYTES = 32 * 2**20
 LARGEST_CHUNK = 8192
@@ -94,31 +94,11 @@ class Thrower:
         return tuple(entries)
 
 
-def costs_of(cost: Cost) -> tuple[Cost, ...]:
-    """The costs of a sum, or the cost itself."""
-    return cost.costs if isinstance(cost, SumCost) else (cost,)
-
-
 def entries_of(cost: Cost, data: Any) -> Any:
     """One toy of a sum as a tuple with one entry for each cost, also where it was given bare."""
     if not isinstance(cost, SumCost):
         return data
     return tuple(cost._entries(data, [k for k, part in enumerate(cost.costs) if part.takes_data]))
-
-
-def observables_of(cost: Cost, observable: Any) -> tuple:
-    """The range of the observables of each cost of a sum, which may be given once for all."""
-    n = len(costs_of(cost))
-    if observable is None or n == 1:
-        return (observable,) * n
-    if not np.iterable(observable):
-        raise ValueError(f"observable must be (lower, upper), or one range for each of {n} costs, got {observable!r}")
-    ranges = tuple(observable)
-    if all(map(np.isscalar, ranges)):
-        return (observable,) * n
-    if len(ranges) != n:
-        raise ValueError(f"observable must be one range, or one for each of {n} costs, got {len(ranges)}")
-    return ranges
 
 
 def check_n_events(study: Study, data: Any) -> None:

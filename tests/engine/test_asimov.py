@@ -120,5 +120,5 @@ def test_what_is_not_one_toy_is_told(cost, like, sentence):
 
 @pytest.mark.parametrize("observable", [5.0, (0.0, np.inf), ("a", "b")])
 def test_wrong_observables_are_told(observable):
-    with pytest.raises((TypeError, NoAsimovError), match="observable"):
+    with pytest.raises((TypeError, ValueError), match="observable"):
         asimov(EVENTS + NormalConstraint("tau", 1.0, 0.1), {"tau": 1.0}, [np.ones(3)], observable=observable)

@@ -71,7 +71,7 @@ def test_what_is_normalised_passes(cost, theta, observable):
         (PEAK + GAUSS, (2000.0, 13500.0, 5.0, 0.5, 4.0), ((1.0, 9.0), (5.0, 9.0)), "integrates to 0.5 over 5 < x < 9"),
         (UnbinnedNLL(lambda x, a: 0.5 + a * x), (2.0,), (-1.0, 1.0), "not finite or negative .* -1 < x < 1, at a = 2"),
         (UnbinnedNLL(lambda x, a: jnp.sqrt(x - a)), (0.0,), (-1.0, 1.0), "not finite or negative"),
-        (PEAK + GAUSS, AT, ((1.0, 9.0), (1.0, 9.0), None), "one entry for each of 2 costs"),
+        (PEAK + GAUSS, AT, ((1.0, 9.0), (1.0, 9.0), None), "one range, or one for each of 2 costs, got 3"),
     ],
 )
 def test_what_is_not_is_named(cost, theta, observable, match):

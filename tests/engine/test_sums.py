@@ -15,12 +15,25 @@ from engine import (
 from engine.arguments import limit_arrays
 from engine.drivers import Settings
 from engine.reference import migrad
+from engine.sums import observables_of
 from kernels import expon, norm
 
 RNG = np.random.default_rng(8)
 EVENTS = [RNG.normal(0.3, 1.0, 100) for _ in range(20)]
 MEASURED = RNG.normal(0.0, 0.05, 20)
 MEAN = UnbinnedNLL(lambda x, mu: norm.pdf(x, mu, 1.0))
+
+
+def test_one_rule_for_the_observables_of_a_sum():
+    sum_of_two, pair, plane = MEAN + MEAN, (0.0, 1.0), ((0.0, 1.0), (2.0, 3.0))
+    assert observables_of(MEAN, pair) == (pair,) and observables_of(MEAN, plane) == (plane,)
+    assert observables_of(sum_of_two, pair) == (pair, pair)
+    assert observables_of(sum_of_two, list(plane)) == plane
+    assert observables_of(sum_of_two, (None, pair)) == (None, pair)
+    assert observables_of(sum_of_two, None) == (None, None)
+    for wrong, told in ((5.0, "for each of 2 costs, got 5.0"), ((pair,) * 3, "for each of 2 costs, got 3")):
+        with pytest.raises(ValueError, match=told):
+            observables_of(sum_of_two, wrong)
 
 
 @pytest.mark.parametrize("backend", ["numba", "jax"])
