@@ -73,6 +73,11 @@ class LeastSquares(Cost):
             self._factor = covariance_factor(self.covariance, "covariance", self.mask)
             self._whiten = np.tril(np.linalg.inv(self._factor))
 
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """What the data are a tuple of."""
+        return ("x", "y", "yerror", "xerror")[: 2 if self.covariance is not None else 4 if self.xerror else 3]
+
     def rows(self, data: Any) -> Rows:
         """Rows of points.
 
@@ -83,7 +88,7 @@ class LeastSquares(Cost):
             covariance, they have a leading toy axis: (n_toys, n), x also (n_toys, d, n). An x of the shape of y
             belongs to the toys.
         """
-        wanted = ("x", "y", "yerror", "xerror")[: 2 if self.covariance is not None else 4 if self.xerror else 3]
+        wanted = self.arrays
         if not isinstance(data, tuple | list) or len(data) != len(wanted):
             raise TypeError(f"data must be ({', '.join(wanted)}), got {_found(data)}")
         given = {name: as_float64(value, name) for name, value in zip(wanted, data, strict=True)}

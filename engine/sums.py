@@ -58,7 +58,17 @@ class SumCost(Cost):
                 + (f": did you mean {close[0]!r}?" if close else f", they have {', '.join(modelled)}")
             )
         entries = self._entries(data, taking)
-        known = {i: self.costs[i].rows(entries[i]) for i in range(len(entries)) if entries[i] is not None}
+        known = {}
+        for i, entry in enumerate(entries):
+            if entry is None:
+                continue
+            try:
+                known[i] = self.costs[i].rows(entry)
+            except (TypeError, ValueError) as error:
+                if self.is_bare(data):
+                    raise
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f"entry {i} of the data, of {type(self.costs[i]).__name__}: {error}") from None
         lengths = {len(rows) for rows in known.values()}
         if len(lengths) > 1:
             told = ", ".join(f"{len(rows)} for cost {i}" for i, rows in known.items())
@@ -75,10 +85,11 @@ class SumCost(Cost):
         taking = [i for i, part in enumerate(self.costs) if part.takes_data]
         if len(taking) != 1 or not isinstance(data, tuple) or len(data) != len(self.costs):
             return len(taking) == 1
-        entry = data[taking[0]]
-        if isinstance(self.costs[taking[0]], LeastSquares):  # whose data are arrays, and bare a tuple, too
-            return not isinstance(entry, tuple | list) or all(map(np.isscalar, entry))
-        return entry is None or np.isscalar(entry)
+        cost, entry = self.costs[taking[0]], data[taking[0]]
+        if isinstance(cost, LeastSquares):  # whose data are arrays, and bare a tuple, too
+            whole = any(e is None for e in data) or len(cost.arrays) != len(data)
+            return not whole and not (isinstance(entry, tuple | list) and len(entry) > 1 and _nested(entry[1]))
+        return np.isscalar(entry)
 
     def _entries(self, data: Any, taking: list[int]) -> list:
         n = len(self.costs)
@@ -86,10 +97,12 @@ class SumCost(Cost):
         if isinstance(data, tuple) and len(data) == n and not bare:
             missing = [i for i in taking if data[i] is None]
             if missing:
-                raise ValueError(f"cost {missing[0]} of the sum needs data, got None")
+                order = ", ".join(type(part).__name__ for part in self.costs)
+                raise ValueError(f"cost {missing[0]} of the sum needs data, got None: the order is ({order})")
             return list(data)
         # (events,) may be a tuple without the constraint, or a list of toys; of these, one is (n,)
-        torn = isinstance(data, tuple) and (any(e is None for e in data) or (len(data) == 1 and _nested(data[0])))
+        torn = isinstance(data, tuple | list) and any(e is None for e in data)
+        torn |= isinstance(data, tuple) and len(data) == 1 and _nested(data[0])
         if bare and not torn:
             return [data if i == taking[0] else None for i in range(n)]
         raise TypeError(

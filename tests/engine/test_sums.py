@@ -1,5 +1,6 @@
 """Constraints and sums: closed forms, shared parameters, the rule for chi-squares among likelihoods."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -87,6 +88,47 @@ def test_bare_points_of_a_sum_as_long(x, first):
         for rows in (cost.rows(data), cost.rows(whole)):
             assert len(rows) == 4
             np.testing.assert_array_equal(rows.parts[0 if first else -1].columns, points.rows(data).columns)
+
+
+@pytest.mark.parametrize("x", [np.arange(3.0), [0.0, 1.0, 2.0], [np.arange(3.0), np.ones(3)]])
+@pytest.mark.parametrize(
+    "listed", [lambda y: y, lambda y: [*y], lambda y: y.tolist()], ids=["array", "arrays", "lists"]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_lists_of_arrays_are_points_of_a_sum(x, listed, first):
+    """Of four toys, alone or next to the constraint, which takes them for its own nowhere."""
+    points = LeastSquares(lambda x, a, b: a + b * jnp.sum(x), covariance=np.eye(3))
+    data, slope = (x, listed(np.ones((4, 3)) * [[1.0], [2.0], [3.0], [4.0]])), NormalConstraint("b", 1.0, 0.1)
+    cost = points + slope if first else slope + points
+    for measured in (None, np.ones(4)):
+        for entry in (data, list(data)):
+            for given in (data, (entry, measured) if first else (measured, entry)):
+                rows = cost.rows(given)
+                assert len(rows) == 4
+                np.testing.assert_array_equal(rows.parts[0 if first else -1].columns, points.rows(data).columns)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_lists_of_events_of_a_sum(first):
+    constraint = NormalConstraint("mu", 0.1, 0.05)
+    cost = MEAN + constraint if first else constraint + MEAN
+    ordered = lambda events, measured: (events, measured) if first else (measured, events)  # noqa: E731
+    for n in (1, 2, 3):  # as many as costs, and others
+        for data in (EVENTS[:n], [each.tolist() for each in EVENTS[:n]], ordered(EVENTS[:n], None)):
+            assert len(cost.rows(data)) == n
+    order = ", ".join(type(part).__name__ for part in cost.costs)
+    k = int(not first)
+    for data, told in (
+        (ordered(None, EVENTS), rf"cost {k} of the sum needs data, got None: the order is \({order}\)"),
+        ([None, EVENTS], "must be a tuple with one entry for each, None for a constraint, got list"),
+        (
+            tuple(EVENTS[:2]),
+            rf"entry {k} of the data, of UnbinnedNLL: data of shape \(100,\) is one toy: pass \[events\]",
+        ),
+        (ordered(EVENTS[:2], EVENTS[:2]), f"entry {1 - k} of the data, of NormalConstraint: measured values"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=told):
+            cost.rows(data)
 
 
 def simultaneous():
