@@ -56,3 +56,7 @@ __all__ = [
     "profile",
     "test_statistic",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

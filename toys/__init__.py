@@ -56,3 +56,7 @@ __all__ = [
     "regenerate",
     "upper_limit",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
