@@ -50,6 +50,8 @@ KERNEL_SIGNATURE = "void(f8[::1], f8[:, ::1], f8[:, ::1], f8[::1], i8, i8, i8, f
 # map(theta, rows, begin, end): column 0 of the rows begin to end, in place
 MAP_SIGNATURE = "void(f8[::1], f8[:, ::1], i8, i8)"
 
+MOST_WRITTEN_OUT = 8  # parameters that are copied one by one, which is faster to run and slower to compile
+
 _IMPORTING = threading.Lock()
 _DEFINITION = "def row_sums(theta, rows, shared, aux, begin, end, order, out):"
 
@@ -246,13 +248,15 @@ def compile_sum(
     """
     n = len(kernels)
     lines = [f"from {k.py_func.__module__} import row_sums as part{p}" for p, k in enumerate(kernels)]
-    for p, (place, some) in enumerate(zip(places, filled, strict=True)):
-        lines += [f"ADD{p} = np.array({[(int(place[k]), int(k)) for k in some]}, dtype=np.uint64)"]
-    lines += [f"@njit({KERNEL_SIGNATURE!r}, cache=True, **COMPILE_ROW)"]
-    lines += [_DEFINITION]
     n_kept = n_outputs(n_params)
     # a first part of all parameters writes its outputs where those of the sum are wanted
     whole = list(places[0]) == list(range(n_kept)) and factors[0] == 1.0
+    for p, (index, place, some) in enumerate(zip(indices, places, filled, strict=True)):
+        if p or not whole:
+            lines += [f"ADD{p} = np.array({[(int(place[k]), int(k)) for k in some]}, dtype=np.uint64)"]
+            lines += [f"INDEX{p} = np.array({list(map(int, index))}, dtype=np.uint64)"]
+    lines += [f"@njit({KERNEL_SIGNATURE!r}, cache=True, **COMPILE_ROW)"]
+    lines += [_DEFINITION]
     lines += [] if whole else [f"    for k in range({n_kept}):", "        out[k] = 0.0"]
     lines += ["    first = begin"]
     n_shared, n_aux, memory = 0, n, n_kept
@@ -265,7 +269,10 @@ def compile_sum(
             theta, out, outputs = f"theta{p}", f"out{p}", memory + len(index)
             behind += len(index) + len(place)
             lines += [f"    {theta} = out[{memory}:{outputs}]", f"    {out} = out[{outputs}:{behind}]"]
-            lines += [f"    {theta}[{k}] = theta[{i}]" for k, i in enumerate(index)]
+            if len(index) > MOST_WRITTEN_OUT:
+                lines += [f"    for k in range({len(index)}):", f"        {theta}[k] = theta[INDEX{p}[k]]"]
+            else:
+                lines += [f"    {theta}[{k}] = theta[{i}]" for k, i in enumerate(index)]
         given = f"shared[{n_shared}:{n_shared + more_shared}], aux[{n_aux}:{n_aux + more_aux}], first, last"
         lines += [f"    part{p}({theta}, rows, {given}, order, {out})", "    first = last"]
         if p or not whole:
