@@ -40,6 +40,7 @@ class Cost:
     names: tuple[str, ...]
     errordef: float = 0.5
     takes_data: bool = True  # False for constraints, which may do without
+    regular: bool = False  # whether it is known to have no kinks, and no parameter without effect
 
     def rows(self, data: Any) -> Rows:
         """Data in the form in which a driver reads them; ValueError or TypeError where they have no such form."""
@@ -65,9 +66,9 @@ class Cost:
         return False
 
     @property
-    def at_once(self) -> bool:
-        """Whether an evaluation takes all rows of a toy at once, because each parameter may change each of them."""
-        return False
+    def at_once(self) -> int:
+        """How many derivatives of each row an evaluation holds, where it takes all rows of a toy at once; or 0."""
+        return 0
 
     def check(self, theta: np.ndarray) -> None:
         """Warn, once, of what is not exact at these parameters."""

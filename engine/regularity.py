@@ -110,7 +110,7 @@ def irregularities(
         if isinstance(leaf, NumericalIntegral):
             continue  # its rows are no data; the density is looked at with the events
         index = [cost.names.index(name) for name in leaf.names]
-        terms = _terms(leaf, part, theta[index]) if leaf.takes_data else None
+        terms = _terms(leaf, part, theta[index]) if leaf.takes_data and not leaf.regular else None
         if terms is None:
             used.update(leaf.names)
             continue

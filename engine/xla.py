@@ -110,7 +110,7 @@ class XlaDriver:
             memory,
             n_params=self.n_params,
             temporaries=temporaries(cost, rows) if self.device != "cpu" else TEMPORARIES,
-            at_once=sum(n * len(leaf.names) for leaf, n in zip(cost.leaves, n_rows, strict=True) if leaf.at_once),
+            at_once=sum(n * leaf.at_once for leaf, n in zip(cost.leaves, n_rows, strict=True)),
         )
         self.padded = [padded if n == max(n_rows) else pad(n, self.tile) for n in n_rows]
         self.fewest = FEW_ROWS["cpu" if self.device == "cpu" else "accelerator"] // sum(self.padded)

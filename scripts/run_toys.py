@@ -31,7 +31,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--n", type=positive, default=1000, metavar="N", help="number of toys (default: 1000)")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="default: auto")
     parser.add_argument("--backend", choices=("auto", "numba", "jax"), default="auto", help="default: auto")
-    parser.add_argument("--model", default="peak", help="a ready-made model, or a file my_study.py (default: peak)")
+    parser.add_argument(
+        "--model",
+        default="peak",
+        help="a ready-made model, a file my_study.py or a HistFactory workspace.json (default: peak)",
+    )
     parser.add_argument("--list", action="store_true", help="list the ready-made models")
     parser.add_argument(
         "--data",

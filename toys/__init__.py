@@ -25,6 +25,7 @@ from toys.simultaneous import Simultaneous
 from toys.storage import load, load_data, load_minos, load_toys
 from toys.study import Study, generate
 from toys.upper_limit import upper_limit
+from toys.workspace import read_workspace
 
 #: Tells batchfit's packages from others of the same common names.
 BATCHFIT = "0.1.0"
@@ -53,6 +54,7 @@ __all__ = [
     "numerical_ppf",
     "poisson_interval",
     "pulls",
+    "read_workspace",
     "regenerate",
     "upper_limit",
 ]

@@ -34,6 +34,7 @@ from toys.observed import InputError, read_data
 from toys.packing import describe, pack
 from toys.study import Study
 from toys.throwing import check_n_events
+from toys.workspace import read_workspace
 
 __all__ = [
     "InputError",
@@ -61,24 +62,28 @@ def list_studies() -> str:
 
 
 def find_study(model: str) -> tuple[Study, str]:
-    """(study, source text) of a ready-made model, or of a file that defines `study`.
+    """(study, source text) of a ready-made model, of a Python file that defines `study`, or of a HistFactory workspace.
 
     Raises
     ------
-    InputError, StorageError
+    InputError, StorageError, ValueError
         If there is none, or it cannot be read.
     """
     if model in STUDIES:
         make = STUDIES[model]
         return make(), inspect.getsource(sys.modules[make.__module__])
-    if not model.endswith(".py"):
-        raise InputError(f"no model named {model!r}: --list shows the ready-made ones, or give a file my_study.py")
+    if not model.endswith((".py", ".json")):
+        raise InputError(
+            f"no model named {model!r}: --list shows the ready-made ones, or give a file my_study.py or workspace.json"
+        )
     path = Path(model)
     if not path.exists():
         raise InputError(f"{path}: no such file")
     with reading(path):
         refuse_directory(path)
         text = path.read_bytes()
+    if model.endswith(".json"):
+        return read_workspace(path), text.decode()
     spec = importlib.util.spec_from_file_location(f"batchfit_study_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} cannot be loaded as a Python file")

@@ -1,0 +1,316 @@
+"""Workspaces of HistFactory: the same model as in pyhf, and one sentence for what is no workspace."""
+
+import copy
+import json
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+from engine import fit_batch
+from toys import generate, hypotest, read_workspace
+from toys.command import find_study
+
+SHAPES = {"lo_data": [38.0, 52.0, 61.0], "hi_data": [43.0, 49.0, 57.0]}
+WORKSPACE = {
+    "version": "1.0.0",
+    "channels": [
+        {
+            "name": "signal region",
+            "samples": [
+                {
+                    "name": "signal",
+                    "data": [3.0, 8.0, 5.0],
+                    "modifiers": [
+                        {"name": "mu", "type": "normfactor", "data": None},
+                        {"name": "lumi", "type": "lumi", "data": None},
+                        {"name": "theory", "type": "normsys", "data": {"lo": 0.9, "hi": 1.12}},
+                    ],
+                },
+                {
+                    "name": "background",
+                    "data": [40.0, 50.0, 60.0],
+                    "modifiers": [
+                        {"name": "k", "type": "normfactor", "data": None},
+                        {"name": "scale", "type": "histosys", "data": SHAPES},
+                        {"name": "theory", "type": "normsys", "data": {"lo": 1.03, "hi": 0.96}},
+                        {"name": "mc", "type": "staterror", "data": [3.0, 2.0, 0.0]},
+                    ],
+                },
+                {
+                    "name": "fakes",
+                    "data": [4.0, 0.0, 7.0],
+                    "modifiers": [
+                        {"name": "fake rate", "type": "shapesys", "data": [1.0, 0.5, 2.0]},
+                        {"name": "mc", "type": "staterror", "data": [1.0, 1.0, 0.0]},
+                    ],
+                },
+            ],
+        },
+        {
+            "name": "control region",
+            "samples": [
+                {
+                    "name": "background",
+                    "data": [300.0, 200.0],
+                    "modifiers": [
+                        {"name": "k", "type": "normfactor", "data": None},
+                        {"name": "lumi", "type": "lumi", "data": None},
+                        # one parameter for a normalisation and a shape
+                        {"name": "scale", "type": "normsys", "data": {"lo": 0.97, "hi": 1.02}},
+                    ],
+                },
+                {
+                    "name": "other",
+                    "data": [20.0, 30.0],
+                    "modifiers": [{"name": "free", "type": "shapefactor", "data": None}],
+                },
+            ],
+        },
+    ],
+    "observations": [
+        {"name": "signal region", "data": [51.0, 60.0, 70.0]},
+        {"name": "control region", "data": [330.0, 226.0]},
+    ],
+    "measurements": [
+        {
+            "name": "search",
+            "config": {
+                "poi": "mu",
+                "parameters": [
+                    {"name": "lumi", "auxdata": [1.0], "sigmas": [0.02], "bounds": [[0.9, 1.1]], "inits": [1.0]},
+                    {"name": "mu", "bounds": [[-5.0, 10.0]]},
+                    {"name": "free", "fixed": True},
+                    {"name": "of a modifier that was taken out", "inits": [1.0]},
+                ],
+            },
+        },
+        {
+            "name": "other",
+            "config": {
+                "poi": "mu",
+                "parameters": [
+                    {"name": "lumi", "auxdata": [1.1], "sigmas": [0.05], "bounds": [[0.5, 1.5]], "inits": [1.1]},
+                    {"name": "theory", "auxdata": [0.5], "inits": [0.5]},
+                    {"name": "fake rate", "inits": [1.0, 1.0, 1.2]},
+                    {"name": "scale", "fixed": True},
+                ],
+            },
+        },
+    ],
+}
+NAMES = ["mu", "lumi", "theory", "k", "scale", "fake rate[0]", "fake rate[2]", "free[0]", "free[1]", "mc[0]", "mc[1]"]
+
+
+@pytest.fixture
+def by_pyhf():
+    pyhf = pytest.importorskip("pyhf")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other packages
+        pyhf.set_backend("numpy", pyhf.optimize.minuit_optimizer(tolerance=1e-6, strategy=2))
+        yield pyhf, pyhf.Workspace(WORKSPACE)
+
+
+def full(model, study, values):
+    """Parameters in pyhf's order; it holds those of bins without uncertainty at 1."""
+    given = dict(zip(study.cost.names, values, strict=True))
+    return [given.get(name, 1.0) for name in model.config.par_names]
+
+
+@pytest.mark.parametrize("measurement", ["search", "other"])
+def test_likelihood_is_that_of_pyhf(by_pyhf, measurement):
+    _, workspace = by_pyhf
+    model = workspace.model(measurement_name=measurement)
+    study = read_workspace(WORKSPACE, measurement=measurement)
+    counts = study.cost.costs[0]
+    assert sorted(study.cost.names) == sorted(NAMES) and study.cost.names[0] == "mu"
+    unused = {"mc[2]", "fake rate[1]"}
+    assert set(model.config.par_names) - set(NAMES) == unused
+    for name, start, limits, fixed in zip(
+        model.config.par_names,
+        model.config.suggested_init(),
+        model.config.suggested_bounds(),
+        model.config.suggested_fixed(),
+        strict=True,
+    ):
+        if name not in unused:
+            assert (study.start[name], study.limits[name], name in study.fixed) == (start, tuple(limits), fixed)
+    data = workspace.data(model)
+    np.testing.assert_array_equal(study.data[0][0], data[: model.config.nmaindata])
+    rng = np.random.default_rng(1)
+    differences = []
+    for size in (0.0, 0.02, 0.1, 0.3, 1.0):
+        values = np.array(list(study.start.values())) + size * rng.uniform(-1.9, 1.9, len(NAMES)) * [
+            1.0 if name in ("mu", "theory", "scale") else 0.3 for name in study.cost.names
+        ]
+        theirs = full(model, study, values)
+        ours = dict(zip(study.cost.names, values, strict=True))
+        with jax.enable_x64(True):
+            expected = counts.model(*(ours[name] for name in counts.names))
+        np.testing.assert_allclose(expected, model.expected_actualdata(theirs), rtol=1e-13)
+        held = fit_batch(study.cost, study.data, values, fixed=study.cost.names, backend="numba")
+        differences.append(held.fval[0] + model.logpdf(theirs, data)[0])
+    np.testing.assert_allclose(differences, differences[0], atol=1e-10)  # a constant
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_fit_is_that_of_pyhf(by_pyhf, backend):
+    pyhf, workspace = by_pyhf
+    model = workspace.model()
+    study = read_workspace(WORKSPACE)
+    result = fit_batch(study.cost, study.data, study.start, limits=study.limits, fixed=study.fixed, backend=backend)
+    assert result.valid.all()
+    theirs = dict(zip(model.config.par_names, pyhf.infer.mle.fit(workspace.data(model), model), strict=True))
+    free = [k for k, name in enumerate(result.names) if name not in study.fixed]
+    difference = result.values[0] - [theirs[name] for name in result.names]
+    assert np.abs(difference[free] / result.errors[0, free]).max() < 1e-3
+
+
+def test_asymptotic_limits_are_those_of_pyhf(by_pyhf):
+    pyhf, workspace = by_pyhf
+    model = workspace.model()
+    study = read_workspace(WORKSPACE)
+    found = hypotest(study, 2.5, poi="mu", test_stat="q", calctype="asymptotics")
+    cls = pyhf.infer.hypotest(2.5, workspace.data(model), model, test_stat="q")
+    assert found.CLs == pytest.approx(float(cls), rel=1e-4)
+
+
+def test_toys_of_a_workspace():
+    """Two hundred toys, on both backends; the measured values of all constraints are drawn anew."""
+    study = read_workspace(WORKSPACE)
+    data = generate(study, 200, seed=3)
+    assert [part.shape for part in data] == [(200, 5), (200, 5), (200, 2)]
+    assert (np.std(data[1], axis=0) > 0).all() and (np.std(data[2], axis=0) > 0).all()
+    options = {"limits": study.limits, "fixed": study.fixed}
+    by_numba = fit_batch(study.cost, data, study.start, backend="numba", **options)
+    by_jax = fit_batch(study.cost, data, study.start, backend="jax", device="cpu", **options)
+    assert by_numba.valid.mean() > 0.98
+    np.testing.assert_array_equal(by_numba.status, by_jax.status)
+    both = by_numba.valid
+    free = [k for k, name in enumerate(study.cost.names) if name not in study.fixed]
+    error = np.where(by_numba.errors > 0, by_numba.errors, 1.0)[both][:, free]
+    assert np.abs((by_numba.values - by_jax.values)[both][:, free] / error).max() < 1e-6
+    pull = by_numba.pulls(study.truth)[both, study.cost.names.index("k")]
+    assert abs(pull.mean()) < 4 / np.sqrt(both.sum()) and 0.8 < pull.std() < 1.2
+
+
+def test_weighted_counts_take_the_general_way():
+    """Twice the weights: half as many events in effect, the same minimum but for the constraints."""
+    study = read_workspace(WORKSPACE)
+    counts = study.data[0]
+    weighted = np.stack([counts, counts], axis=-1)
+    options = {"limits": study.limits, "fixed": study.fixed, "backend": "numba"}
+    plain = fit_batch(study.cost, study.data, study.start, **options)
+    same = fit_batch(study.cost, (weighted, *study.data[1:]), study.start, **options)
+    np.testing.assert_allclose(same.values, plain.values, rtol=1e-7)
+
+
+def test_a_workspace_is_a_model_of_the_command_line(tmp_path):
+    path = tmp_path / "search.json"
+    path.write_text(json.dumps(WORKSPACE))
+    study, source = find_study(str(path))
+    assert study.name == "search" and json.loads(source) == WORKSPACE
+    assert study.description == "HistFactory: 2 channels, 5 bins, 11 parameters"
+    assert study.truth == read_workspace(path).truth
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"search\.json is no JSON file: "):
+        find_study(str(path))
+
+
+def without(*path):
+    changed = copy.deepcopy(WORKSPACE)
+    entry = changed
+    for key in path[:-1]:
+        entry = entry[key]
+    del entry[path[-1]]
+    return changed
+
+
+def changed(value, *path):
+    workspace = copy.deepcopy(WORKSPACE)
+    entry = workspace
+    for key in path[:-1]:
+        entry = entry[key]
+    entry[path[-1]] = value
+    return workspace
+
+
+SIGNAL = ("channels", 0, "samples", 0)
+BACKGROUND = ("channels", 0, "samples", 1)
+
+
+@pytest.mark.parametrize(
+    ("workspace", "sentence"),
+    [
+        ({}, "workspace must have an entry 'measurements'"),
+        (changed([], "channels"), r"workspace: channels must be a list of one or more, got \[\]"),
+        (changed({}, "channels"), r"workspace: channels must be a list of one or more, got {}"),
+        (changed(None, "channels", 1), r"workspace: channels\[1\] must be an object with 'name', got None"),
+        (without(*SIGNAL, "data"), r"workspace: channels\[0\].samples\[0\] must have an entry 'data'"),
+        (
+            changed([1, 2], *SIGNAL, "data"),
+            r"samples\[1\].data must be a list of 2 finite numbers, got \[40.0, 50.0, 60.0\]",
+        ),
+        (
+            changed([1, 2, "x"], *SIGNAL, "data"),
+            r"samples\[0\].data must be a list of 3 finite numbers, got \[1, 2, 'x'\]",
+        ),
+        (changed([1, 2, np.nan], *SIGNAL, "data"), r"samples\[0\].data must be a list of 3 finite numbers"),
+        (changed("no", *SIGNAL, "modifiers", 0, "type"), r"modifiers\[0\].type must be one of normfactor, lumi, "),
+        (changed(7, *SIGNAL, "modifiers", 0, "name"), r"modifiers\[0\].name must be a text, got 7"),
+        (changed({"lo": 0.0, "hi": 1.0}, *SIGNAL, "modifiers", 2, "data"), r"data.lo must be positive, got 0.0"),
+        (changed({"lo": 0.9}, *SIGNAL, "modifiers", 2, "data"), r"modifiers\[2\].data must have an entry 'hi'"),
+        (
+            changed([0.1], *BACKGROUND, "modifiers", 3, "data"),
+            r"modifiers\[3\].data must be a list of 3 finite numbers",
+        ),
+        (
+            changed("k", *SIGNAL, "modifiers", 2, "name"),
+            r"modifiers\[2\]: 'k' is the name of modifiers of another type",
+        ),
+        (
+            changed(WORKSPACE["channels"][0]["samples"][0]["modifiers"][0], *SIGNAL, "modifiers", 1),
+            r"modifiers\[1\]: the sample has a normfactor 'mu' already",
+        ),
+        (
+            changed({"name": "fake rate", "type": "shapesys", "data": [1, 1, 1]}, *SIGNAL, "modifiers", 1),
+            r"samples\[2\].modifiers\[0\]: another sample has a shapesys 'fake rate'",
+        ),
+        (
+            changed({"name": "free", "type": "shapefactor", "data": None}, *SIGNAL, "modifiers", 1),
+            r"modifiers\[1\]: 'free' is the name of 2 parameters, not 3",
+        ),
+        (without("observations", 1), r"workspace: observations must have the channel 'control region'"),
+        (
+            changed([1.0], "observations", 1, "data"),
+            r"observations\[1\].data must be a list of 2 finite numbers, got \[1.0\]",
+        ),
+        (changed("nu", "measurements", 0, "config", "poi"), r"config.poi must be the name of a parameter that is one"),
+        (changed("mc", "measurements", 0, "config", "poi"), r"config.poi must be the name of a parameter that is one"),
+        (
+            changed([], "measurements", 0, "config", "parameters"),
+            r"measurements\[0\].config must have inits, bounds, auxdata and sigmas of the parameter 'lumi'",
+        ),
+        (
+            changed({"name": "mu", "sigmas": [1.0]}, "measurements", 0, "config", "parameters", 1),
+            r"parameters\[1\]: the parameter 'mu' has no sigmas",
+        ),
+        (
+            changed({"name": "k", "inits": [1.0, 2.0]}, "measurements", 0, "config", "parameters", 1),
+            r"parameters\[1\].inits must be a list of 1 finite numbers, got \[1.0, 2.0\]",
+        ),
+        (
+            changed({"name": "k", "fixed": "yes"}, "measurements", 0, "config", "parameters", 1),
+            r"parameters\[1\].fixed must be true or false, got 'yes'",
+        ),
+    ],
+)
+def test_what_is_no_workspace(workspace, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        read_workspace(workspace)
+
+
+def test_a_measurement_that_is_not_there():
+    with pytest.raises(ValueError, match="measurement must be one of search, other, got 'none'"):
+        read_workspace(WORKSPACE, measurement="none")
