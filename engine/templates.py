@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from engine.data import Rows
-from engine.poisson import PoissonNLL
+from engine.poisson import PoissonNLL, scaled
 from kernels.expectation import saturated, term_derivatives
 from kernels.program import EXPECTED, SECOND
 from kernels.templates import TINY, Sample, normalisation_polynomials, packed_templates, template_kernel
@@ -41,26 +41,24 @@ class TemplateNLL(PoissonNLL):
     def __init__(self, names: Sequence[str], channels: Sequence[Sequence[Sample]]) -> None:
         self.tables = _Tables(channels, len(names))
         super().__init__(self.tables.expected, name=names)
-        self.packed = packed_templates(channels)
+        self.channels, self.packed = channels, packed_templates(channels)
 
     def kernel(self, rows: Rows) -> Callable:
-        return template_kernel() if len(rows.names) == 1 else super().kernel(rows)
+        return template_kernel(weighted=len(rows.names) == 2)
 
     def kernel_shared(self, rows: Rows) -> np.ndarray:
-        return self.packed[None] if len(rows.names) == 1 else super().kernel_shared(rows)
+        return self.packed[None]
 
     @property
     def at_once(self) -> int:
         return len(self.names) + len(self.tables.whole) * len(self.tables.nominal)
 
     def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
-        if len(rows.names) != 1:
-            return super().outputs(rows, tile, order)
-        n_bins = self._n_bins
+        derivatives, n_bins = term_derivatives(saturated if len(rows.names) == 1 else scaled), self._n_bins
 
         def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
             ((columns, _, _),) = data
-            return self.tables.outputs(theta, columns[0, :n_bins], order)
+            return self.tables.outputs(theta, columns[:, :n_bins], order, derivatives)
 
         return of_leaf
 
@@ -174,16 +172,16 @@ class _Tables:
             bends = bends.at[at].add(second + first * first)
         return slopes, bends
 
-    def outputs(self, theta: Array, n: Array, order: int) -> Array:
-        """The outputs of `kernels.program` for the counts of one toy."""
+    def outputs(self, theta: Array, columns: Array, order: int, derivatives: Callable) -> Array:
+        """The outputs of `kernels.program` for the rows of one toy, with the derivatives of their term."""
         events = self.events(theta)
         mu = jnp.sum(events * self.scale(theta), axis=0)
-        terms, slope, curvature = term_derivatives(saturated)(mu, n)
+        terms, slope, curvature = derivatives(mu, *columns)
         total = jnp.stack([jnp.sum(terms), jnp.sum(jnp.abs(terms))])
         if not order:
             return total
         if order == EXPECTED:
-            _, _, curvature = term_derivatives(saturated)(mu, mu)
+            _, _, curvature = derivatives(mu, mu, *columns[1:])
 
         scale, (slopes, bends) = self.scale(theta, TINY), self.slopes(theta)
         per_cell = (len(self.whole), *self.nominal.shape[:1], -1)

@@ -119,12 +119,13 @@ def packed_templates(channels: Sequence[Sequence[Sample]]) -> np.ndarray:
 
 
 @functools.cache
-def template_kernel() -> Callable:
+def template_kernel(weighted: bool = False) -> Callable:
     """The kernel, of type `kernels.translate.KERNEL_SIGNATURE`.
 
-    The first row of `shared` is that of `packed_templates`; the rows of a toy are the counts of all bins.
+    The first row of `shared` is that of `packed_templates`; the rows of a toy are the counts of all bins or, where they
+    are weighted, the sums of weights and the scales of the scaled Poisson distribution.
     """
-    return compile_source(f"TINY = {TINY!r}\n\n{_SOURCE}")
+    return compile_source(f"TINY, WEIGHTED = {TINY!r}, {weighted}\n\n{_SOURCE}")
 
 
 _SOURCE = '''
@@ -309,8 +310,16 @@ def row_sums(theta, rows, shared, aux, begin, end, order, out):
                 curvature[b] = n / (mu * mu)
             elif n == 0.0 and mu >= 0.0:
                 term, slope[b], curvature[b] = mu, 1.0, 0.0
+            elif WEIGHTED and n < 0.0 and mu > 0.0:
+                term = (mu - n) - n * log(mu * rows[1, first + b])
+                slope[b] = (mu - n) / mu
+                curvature[b] = n / (mu * mu)
             if order == EXPECTED:
                 curvature[b] = 1.0 / mu if mu > 0.0 else 0.0
+            if WEIGHTED:
+                term *= rows[1, first + b]
+                slope[b] *= rows[1, first + b]
+                curvature[b] *= rows[1, first + b]
             out[0] += term
             out[1] += abs(term)
         first += n_bins

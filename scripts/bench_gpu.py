@@ -24,7 +24,7 @@ from arguments import DONE, DOUBTFUL, WRONG_INPUT, Parser, leave
 PARTS = ("toys", "fits", "batches", "goal", "cases", "sums", "lanes", "steps", "rule", "run")
 CASES = (
     "peak-480", "peak-2000", "peak-15500", "peak-200000", "histogram", "counting", "templates-50", "templates-200",
-    "line",
+    "workspace", "line",
 )  # fmt: skip
 MAIN = "peak-15500"
 TOYS = {"peak-200000": 1000, "templates-200": 2000}  # of a case, else N_TOYS

@@ -30,6 +30,7 @@ from mutations import MODEL, OURS, VALUES, Input, draw, originals
 
 # of one input; reading takes milliseconds, a figure some seconds
 HANG_SECONDS = 20.0
+START_SECONDS = 300.0  # of the valid files, for which a fit may have to be compiled
 # what a process may allocate: none of the files holds a megabyte
 MEMORY = 6 * 2**30
 LONGEST = 1500
@@ -277,12 +278,15 @@ def lines_of(process: subprocess.Popen, until: float) -> Iterator[str]:
     assert process.stdout is not None
     with selectors.DefaultSelector() as waiting:
         waiting.register(process.stdout, selectors.EVENT_READ)
+        patience = START_SECONDS
         while time.monotonic() < until:
-            if not waiting.select(HANG_SECONDS):
+            if not waiting.select(patience):
                 return
             line = process.stdout.readline()
             if not line:
                 return
+            if line == "ready\n":
+                patience = HANG_SECONDS
             yield line
 
 

@@ -78,7 +78,10 @@ def arguments() -> argparse.ArgumentParser:
         help="let a Dask cluster do it: local:4 for 4 processes here, or tcp://host:8786 of a scheduler",
     )
     parser.add_argument(
-        "--validate", type=natural, default=100, metavar="N", help="toys that MIGRAD refits (default: 100)"
+        "--validate",
+        type=natural,
+        metavar="N",
+        help="toys that MIGRAD refits (default: 100, fewer for more than 20 parameters)",
     )
     parser.add_argument("--minos", action="store_true", help="find the MINOS intervals of every toy, too")
     parser.add_argument("--optimizer", choices=("newton", "lbfgs", "adam"), default="newton", help="default: newton")
@@ -123,6 +126,7 @@ def seen(out: str) -> tuple[tuple[int, int] | None, list[str] | None]:
 def study_toys(args: argparse.Namespace, command_line: str) -> int:
     from toys.command import Screen, list_studies, prepare
     from toys.final import summary
+    from toys.options import validated
     from toys.run import Options, run
 
     if args.list:
@@ -146,7 +150,7 @@ def study_toys(args: argparse.Namespace, command_line: str) -> int:
         device=args.device,
         backend=args.backend,
         optimizer=args.optimizer,
-        validate=args.validate,
+        validate=validated(len(study.cost.names) - len(study.fixed)) if args.validate is None else args.validate,
         minos=args.minos,
         overwrite=args.overwrite,
         resume=args.resume,

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Options", "shard_range"]
+__all__ = ["Options", "shard_range", "validated"]
+
+
+def validated(n_params: int) -> int:
+    """How many toys MIGRAD refits where nothing else is asked for: its time grows with the square of the parameters."""
+    return min(100, max(2000 // max(n_params, 1), 5))
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from bench.workspaces import search
 
 from engine import ExtendedBinnedNLL, LeastSquares, NormalConstraint, PoissonNLL
 from engine.cost import Cost
@@ -17,6 +18,7 @@ from toys.models import XMAX, XMIN, peak
 from toys.points import NormalPoints
 from toys.simultaneous import Simultaneous
 from toys.study import Study, generate
+from toys.workspace import read_workspace
 
 __all__ = ["CASES", "Case", "Templates", "make", "throw"]
 
@@ -29,7 +31,7 @@ class Case:
     ----------
     name, title : str
     family : str
-        What a peer must be able to express: "peak", "histogram", "templates" or "line".
+        What a peer must be able to express: "peak", "histogram", "templates", "workspace" or "line".
     study : Study
     data
         The toys, as `fit_batch` takes them.
@@ -39,7 +41,7 @@ class Case:
     seed : int
         Of the toys.
     detail
-        What a peer needs to write the likelihood by hand: `Templates`, or the edges of a histogram.
+        What a peer needs to write the likelihood by hand: `Templates`, the edges of a histogram, or a workspace.
     """
 
     name: str
@@ -179,6 +181,14 @@ def templates_study(templates: Templates) -> tuple[str, Study, float, Any]:
     return "templates", study, len(templates.signal), templates
 
 
+def workspace_case() -> tuple[str, Study, float, Any]:
+    """As the other templates: the measured values of the constraints are the same in every toy."""
+    workspace = search()
+    study = read_workspace(workspace)
+    sampler = Simultaneous(study.cost, (PoissonCounts.of(study.cost.leaves[0]), "fixed"))  # type: ignore[arg-type]
+    return "workspace", replace(study, sampler=sampler), len(study.data[0][0]), workspace
+
+
 def straight_line(x, a, b):
     return a + b * x
 
@@ -209,6 +219,7 @@ CASES: dict[str, _Recipe] = {
     "templates-200": _Recipe(
         "100 bins, signal strength and 200 nuisance parameters", 100, functools.partial(templates_case, 200, 100)
     ),
+    "workspace": _Recipe("HistFactory workspace of 12 channels, 180 bins, 264 parameters", 100, workspace_case),
     "line": _Recipe("straight line through 30 points", 200000, functools.partial(line_case, 30)),
 }
 

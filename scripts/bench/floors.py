@@ -21,6 +21,7 @@ from bench.rates import Rates
 from engine.cost import Cost
 from engine.data import Rows
 from engine.newton_numba import WIDE
+from engine.templates import TemplateNLL
 from kernels.nodes import LEAVES
 from kernels.program import FIRST, SECOND, Outer, Program
 
@@ -175,11 +176,39 @@ def _count_leaf(cost: Cost, rows: Rows, order: int) -> Counter:
         total = sum((count_source(module, name) for name in parts), Counter(add=2 * n, choose=n)) + _products(n * p)
         # curvature times Jacobian, Hessian
         return total + Counter(multiply=n * p) + _products(n * p * (p + 1) / 2) if order == SECOND else total
+    if isinstance(cost, TemplateNLL):
+        return _count_templates(cost, order)
     if not rows.columns.size:  # a constraint: its inverse covariance times the deviations, and added to the Hessian
         used = int(np.count_nonzero(cost.kernel_shared(rows)))
         return _products(used) + Counter(add=used if order == SECOND else 0)
     each, once = count_program(cost.program(rows))
     return Counter({op: n * _mean_rows(rows) for op, n in each.items()}) + once
+
+
+def _count_templates(cost: TemplateNLL, order: int) -> Counter:
+    """Operations of `kernels.templates` of which no model of this form can do without."""
+    total = Counter[str]()
+    for samples in cost.channels:
+        n = len(samples[0].nominal)
+        # value, |term|, slope and curvature
+        total += Counter({"add": 5 * n, "multiply": 3 * n, "divide": 2 * n, "log1p": n})
+        whole: set[int] = set()
+        sets = {positions for sample in samples for positions in sample.of_bins}
+        for sample in samples:
+            norms, shapes = sample.normalisations, sample.shapes
+            acting = {*sample.factors, *(norm.parameter for norm in norms), *(shape.parameter for shape in shapes)}
+            whole |= acting
+            total += _products(6 * len(norms)) + Counter({"log1p": len(norms), "exp": bool(norms)})
+            # T and T_i; F; what acts on whole samples, in the Jacobian and along the slopes
+            total += _products(4 * n * len(shapes) + n * len(sample.of_bins))
+            total += _products(n * len(acting) * (2 if order == FIRST else 3))
+            if order == SECOND:
+                total += _products(len(acting) ** 2 + n * len(sample.of_bins) * len(acting))
+        k = len(whole)
+        total += _products(n * (k + len(sets)))
+        if order == SECOND:
+            total += _products(n * k * (k + 1) / 2 + n * len(sets) * k)
+    return total
 
 
 def _count_outer(outer: Outer) -> Counter:

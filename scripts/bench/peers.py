@@ -115,18 +115,18 @@ def one_way(case: Case) -> Sequence[str]:
     return ("",)
 
 
-EVERY = ("peak", "histogram", "templates", "line")
+EVERY = ("peak", "histogram", "templates", "line")  # a workspace nobody writes by hand
 BENCH = "pip install 'batchfit[bench]'"
 PEERS = {
     "hand": Peer("iminuit, hand-written", ("iminuit",), BENCH, EVERY, one_way, hand),
     "numba-stats": Peer("iminuit, numba-stats", ("iminuit", "numba_stats"), BENCH, EVERY, one_way, minuit_costs),
-    "pyhf": Peer("pyhf", ("pyhf",), BENCH, ("templates",), pyhf_ways, pyhf),
-    "everwillow": Peer("everwillow", ("everwillow",), BENCH, EVERY, one_way, everwillow),
+    "pyhf": Peer("pyhf", ("pyhf",), BENCH, ("templates", "workspace"), pyhf_ways, pyhf),
+    "everwillow": Peer("everwillow", ("everwillow",), BENCH, (*EVERY, "workspace"), one_way, everwillow),
     "nextstat": Peer(
         "NextStat",
         ("nextstat", "pyarrow"),
         "it is AGPL, and in no extra",
-        ("peak", "templates", "line"),
+        ("peak", "templates", "workspace", "line"),
         nextstat_ways,
         nextstat,
     ),

@@ -88,9 +88,11 @@ def observation(case: Case) -> tuple[Callable[[np.ndarray], Any], Callable]:
             return poisson(jnp.diff(cdf + nb * truncexpon.cdf(case.detail, XMIN, XMAX, 0.0, lam)), n)
 
         return lambda toys: counts[toys], histogram
-    expected = case.detail.expected
+    likelihood, constraint = case.cost.leaves
+    measured = np.array([case.cost.names.index(name) for name in constraint.names])
+    value, error = constraint.value, np.sqrt(np.diag(constraint.covariance))
 
     def templates(theta: Any, n: Any) -> Any:
-        return poisson(expected(*theta), n) + 0.5 * jnp.sum(theta[1:] ** 2)
+        return poisson(likelihood.model(*theta), n) + 0.5 * jnp.sum(((theta[measured] - value) / error) ** 2)
 
     return lambda toys: counts[toys], templates

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from bench.cases import Case
 from bench.contest import Outcome
-from bench.with_pyhf import workspace
+from bench.with_pyhf import workspace_of
 
 from toys.models import XMAX, XMIN
 
@@ -25,8 +25,8 @@ def prepare(case: Case, way: str, folder: str) -> Callable[[Sequence[int]], Outc
     batch = nextstat.MaximumLikelihoodEstimator(**WAYS[way]).fit_batch
     if case.family == "peak":
         return peak_fit(case, batch, folder)
-    if case.family == "templates":
-        model = nextstat.from_pyhf(json.dumps(workspace(case.detail, case.toy(0))))
+    if case.family in ("templates", "workspace"):
+        model = nextstat.from_pyhf(json.dumps(workspace_of(case)))
         order = [model.parameter_names().index(name) for name in case.cost.names]
         every = [case.toy(k).tolist() for k in range(case.n_toys)]
 

@@ -6,7 +6,7 @@ import numpy as np
 from bench.cases import Case, Templates
 from bench.contest import Outcome
 
-__all__ = ["WAYS", "prepare", "workspace"]
+__all__ = ["WAYS", "prepare", "workspace", "workspace_of"]
 
 #: What is tried: tensor library, optimiser, its tolerance. The objective is -2 log L, and SLSQP stops on its change.
 WAYS = {
@@ -48,6 +48,11 @@ def workspace(templates: Templates, toy: np.ndarray) -> dict:
     }
 
 
+def workspace_of(case: Case) -> dict:
+    """The model of a case, with its first toy as the observation."""
+    return workspace(case.detail, case.toy(0)) if case.family == "templates" else case.detail
+
+
 def prepare(case: Case, way: str) -> Callable[[Sequence[int]], Outcome]:
     """fit(toys), one after the other."""
     import pyhf
@@ -55,7 +60,7 @@ def prepare(case: Case, way: str) -> Callable[[Sequence[int]], Outcome]:
     library, name, tolerance = WAYS[way]
     optimizer = getattr(pyhf.optimize, f"{name}_optimizer")(tolerance=tolerance)
     pyhf.set_backend(library, optimizer)
-    model = pyhf.Workspace(workspace(case.detail, case.toy(0))).model()
+    model = pyhf.Workspace(workspace_of(case)).model()
     order = [model.config.par_names.index(name) for name in case.cost.names]
     auxdata, bounds = model.config.auxdata, model.config.suggested_bounds()
     start = np.empty(len(order))

@@ -113,10 +113,11 @@ def test_derivatives_are_exact(point):
     theta = TRUTH + 0.0
     for name, value in POINTS[point].items():
         theta[NAMES.index(name)] = value
-    counts = np.where(np.asarray(COST.model(*theta)) > 0, COUNTS, 0.0)  # an empty bin with events has no likelihood
     n = len(theta)
     with jax.enable_x64(True):
-        np.testing.assert_allclose(COST.model(*theta), expected(*theta), rtol=1e-14)
+        mu = np.asarray(COST.model(*theta))
+        np.testing.assert_allclose(mu, expected(*theta), rtol=1e-14)
+        counts = np.where(mu > 0, COUNTS, 0.0)  # an empty bin with events has no likelihood
         value, gradient, hessian = map(np.asarray, exact(theta, counts))
         by_jax = {
             k: np.asarray(COST.outputs(COST.rows(counts), 1, k)(theta, ((counts, None, 8),), ())) for k in range(4)
@@ -132,6 +133,19 @@ def test_derivatives_are_exact(point):
         out = by_kernel(theta, counts, order)
         np.testing.assert_allclose(out[: len(by_jax[order])], by_jax[order], rtol=1e-12, atol=1e-11)
     np.testing.assert_array_equal(by_jax[0], by_jax[FIRST][:2])
+
+
+def test_weighted_counts():
+    """The scaled Poisson distribution, also of a negative sum of weights, against the general cost."""
+    weighted = np.stack([COUNTS, COUNTS * np.linspace(0.5, 2.0, 8)], axis=-1)
+    weighted[0, 3] = -4.0, 9.0
+    rows = COST.rows(weighted)
+    theta = TRUTH + 0.1
+    with jax.enable_x64(True):
+        general = PLAIN.outputs(PLAIN.rows(weighted), 1, SECOND)(theta, ((rows.columns, None, 8),), ())
+        by_jax = COST.outputs(rows, 1, SECOND)(theta, ((rows.columns, None, 8),), ())
+    np.testing.assert_allclose(by_kernel(theta, weighted, SECOND), general, rtol=1e-11, atol=1e-10)
+    np.testing.assert_allclose(by_jax, general, rtol=1e-11, atol=1e-10)
 
 
 def test_expected_is_the_mean_of_the_hessian():

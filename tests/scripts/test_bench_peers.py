@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +100,33 @@ def test_model_of_pyhf(name):
         ours.append(nll(case.toy(1), theta, ignored))
     # pyhf interpolates the normalisation by a polynomial (code 4) or exactly; both agree to some 1e-6 of an event
     np.testing.assert_allclose(differences(theirs), differences(ours), rtol=1e-6, atol=1e-5)
+
+
+def test_a_workspace_is_the_same_for_all_who_take_it():
+    """everwillow gets the expectation of the engine, pyhf the workspace: both have the engine's likelihood."""
+    import jax
+
+    pyhf = pytest.importorskip("pyhf")
+    with_everwillow = importlib.import_module("bench.with_everwillow")
+    with_pyhf = importlib.import_module("bench.with_pyhf")
+    case = cases.make("workspace", seed=3, n_toys=2)
+    thetas = np.concatenate([case.theta[None], points(case)[:2]])
+    held = [dict(zip(case.cost.names, theta, strict=True)) for theta in thetas]
+    ours = [
+        fit_batch(case.cost, case.some(2), case.start, fixed=fixed, backend="numba", retries=0).fval for fixed in held
+    ]
+    with jax.enable_x64(True):
+        observed, nll = with_everwillow.observation(case)
+        data = jax.tree.map(lambda array: array[0], observed(np.array([1])))
+        theirs = [float(nll(jax.numpy.asarray(theta), data)) for theta in thetas]
+    np.testing.assert_allclose(differences([fval[1] for fval in ours]), differences(theirs), rtol=1e-9, atol=1e-8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other packages
+        pyhf.set_backend("numpy")
+        model = pyhf.Workspace(with_pyhf.workspace_of(case)).model()
+    at = [[fixed[name] for name in model.config.par_names] for fixed in held]
+    theirs = [-float(model.logpdf(theta, [*case.toy(0), *model.config.auxdata])[0]) for theta in at]
+    np.testing.assert_allclose(differences([fval[0] for fval in ours]), differences(theirs), rtol=1e-9, atol=1e-8)
 
 
 # XLA compiles the other likelihoods of everwillow for some seconds each; they are compared above

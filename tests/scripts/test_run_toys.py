@@ -27,6 +27,7 @@ from engine import fit_batch
 from toys import storage
 from toys.files import StorageError, lock, parts_directory
 from toys.models import STUDIES, peak
+from toys.options import validated
 from toys.regenerate import regenerate
 from toys.sample import study_of
 from toys.study import generate
@@ -152,6 +153,10 @@ def test_run_ends_with_a_table(tmp_path):
         "--n 20 --truth ns=100 nb=300 --validate 3 --device cpu --out my.h5"
     )
     assert [file.name for file in tmp_path.iterdir()] == ["my.h5"]
+
+
+def test_fewer_toys_are_validated_where_a_fit_of_migrad_takes_long():
+    assert [validated(n) for n in (0, 1, 20, 50, 250, 500)] == [100, 100, 100, 40, 8, 5]
 
 
 def test_toys_are_those_of_the_seed(finished_run):

@@ -195,15 +195,17 @@ def test_toys_of_a_workspace():
     assert abs(pull.mean()) < 4 / np.sqrt(both.sum()) and 0.8 < pull.std() < 1.2
 
 
-def test_weighted_counts_take_the_general_way():
-    """Twice the weights: half as many events in effect, the same minimum but for the constraints."""
+def test_weighted_counts():
+    """With weights of 1 the minimum is the same; with weights of 2 there are half as many events in effect."""
     study = read_workspace(WORKSPACE)
     counts = study.data[0]
-    weighted = np.stack([counts, counts], axis=-1)
     options = {"limits": study.limits, "fixed": study.fixed, "backend": "numba"}
     plain = fit_batch(study.cost, study.data, study.start, **options)
-    same = fit_batch(study.cost, (weighted, *study.data[1:]), study.start, **options)
+    same = fit_batch(study.cost, (np.stack([counts, counts], -1), None, None), study.start, **options)
     np.testing.assert_allclose(same.values, plain.values, rtol=1e-7)
+    fewer = fit_batch(study.cost, (np.stack([counts, 2 * counts], -1), None, None), study.start, **options)
+    ratio = fewer.errors[0, 0] / same.errors[0, 0]
+    assert fewer.valid[0] and 1.2 < ratio < np.sqrt(2)
 
 
 def test_a_workspace_is_a_model_of_the_command_line(tmp_path):
