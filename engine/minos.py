@@ -16,6 +16,7 @@ from engine.crossing import AT_LIMIT, FAILED, FOUND, LOWER, Crossings, Rays, blo
 from engine.data import shown
 from engine.drivers import Problem
 from engine.fit import needed_problem, problem_of, refit
+from engine.named import NamedArray
 from engine.result import FitResult
 from kernels.program import GRADIENT, VALUE, n_outputs
 
@@ -27,7 +28,7 @@ ROUNDS = 3  # so often a toy is fitted again from a lower minimum
 
 @dataclass(frozen=True, eq=False)
 class MinosResult:
-    """MINOS intervals of every toy, (n_toys, n_names) each, in the order of `names`.
+    """MINOS intervals of every toy, (n_toys, n_names) each, in the order of `names`, by which they can be taken, too.
 
     Attributes
     ----------
@@ -55,6 +56,10 @@ class MinosResult:
     new_minimum: np.ndarray
     nfev: np.ndarray
     result: FitResult
+
+    def __post_init__(self) -> None:
+        for field in ("lower", "upper", "valid", "at_lower_limit", "at_upper_limit", "new_minimum"):
+            object.__setattr__(self, field, NamedArray(getattr(self, field), self.names))
 
     def __len__(self) -> int:
         return len(self.lower)

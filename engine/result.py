@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engine.data import as_float64
+from engine.named import NamedArray
 from engine.printing import fit_tables, result_line, summary_table
 from engine.status import Status
 
@@ -39,49 +40,6 @@ _ARRAYS: dict[str, tuple[type, int]] = {
     "has_posdef_covar": (np.bool_, 0),
     "rescued": (np.bool_, 0),
 }
-
-
-class NamedArray(np.ndarray):
-    """A read-only array whose axes are the parameters: `values["mu"]`, `covariance["mu", "sigma"]`.
-
-    Positions work as ever, and whatever is computed from it is an ordinary array.
-    """
-
-    names: tuple[str, ...]
-
-    def __new__(cls, array: np.ndarray, names: tuple[str, ...]) -> Self:
-        named = np.asarray(array).view(cls)
-        named.names = names
-        named.flags.writeable = False
-        return named
-
-    def __array_finalize__(self, parent: Any) -> None:
-        self.names = getattr(parent, "names", ())
-
-    def __array_wrap__(self, array: np.ndarray, context: Any = None, return_scalar: bool = False) -> Any:
-        return array[()] if return_scalar else np.asarray(array)
-
-    def __reduce__(self) -> tuple:
-        return NamedArray, (np.asarray(self), self.names)
-
-    def __getitem__(self, key: Any) -> Any:
-        key = tuple(map(self._position, key)) if isinstance(key, tuple) else self._position(key)
-        return np.asarray(self)[key]
-
-    def _position(self, key: Any) -> Any:
-        if not isinstance(key, str):
-            return key
-        if key not in self.names:
-            raise KeyError(f"no parameter is called {key!r}; there are {', '.join(self.names)}")
-        return self.names.index(key)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dict(zip(self.names, self.tolist(), strict=True))
-
-    def __repr__(self) -> str:
-        if self.ndim != 1 or len(self.names) != len(self):
-            return repr(np.asarray(self))
-        return "<" + " ".join(f"{name}={value}" for name, value in self.to_dict().items()) + ">"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -160,7 +118,7 @@ class FitResult:
 
     The arrays are read-only views of what was given, so that nobody edits a result by accident; take a copy
     to change one. `result[i]` is one `Fit`; `result[a:b]`, `result[mask]` and `result[indices]` are again a
-    `FitResult`.
+    `FitResult`. `values`, `errors`, `covariance` and `at_limit` take names, too: `result.values["mu"]` is (n_toys,).
 
     Parameters
     ----------
@@ -223,7 +181,8 @@ class FitResult:
         checked = {
             field: _checked(field, getattr(self, field), n_toys=n_toys, n_params=len(names)) for field in _ARRAYS
         }
-        for field, value in (checked | {"names": names, "errordef": float(self.errordef)}).items():
+        named = {field: NamedArray(array, names) for field, array in checked.items() if _ARRAYS[field][1]}
+        for field, value in (checked | named | {"names": names, "errordef": float(self.errordef)}).items():
             object.__setattr__(self, field, value)
 
     def __len__(self) -> int:

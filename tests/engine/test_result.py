@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 
+from engine.named import NamedArray
 from engine.printing import Table, pdg_format
-from engine.result import Fit, FitResult, NamedArray, Summary
+from engine.result import Fit, FitResult, Summary
 from engine.status import Status
 
 NAMES = ("mu", "sigma", "n")
@@ -198,6 +199,22 @@ def test_named_access():
     assert repr(fit.values) == "<mu=3.0 sigma=4.0 n=5.0>"
     with pytest.raises(KeyError, match="no parameter is called 'tau'; there are mu, sigma, n"):
         fit.values["tau"]
+
+
+def test_arrays_of_all_toys_take_names():
+    result = make_result()
+    np.testing.assert_array_equal(result.values["sigma"], result.values[:, 1])
+    np.testing.assert_array_equal(result.covariance["n", "mu"], result.covariance[:, 2, 0])
+    assert result.errors[1, "n"] == result.errors[1, 2]
+    np.testing.assert_array_equal(result.at_limit[[1, 0], "mu"], result.at_limit[[1, 0], 0])
+    np.testing.assert_array_equal(result[1:].values["n"], result.values[1:, 2])
+    assert repr(result.values) == repr(np.array(result.values))
+    for derived in (result.values["mu"], result.values * 2, result.values[0], result.values[result.valid]):
+        assert type(derived) is np.ndarray
+    with pytest.raises(KeyError, match="no parameter is called 'tau'; there are mu, sigma, n"):
+        result.values["tau"]
+    with pytest.raises(ValueError, match="read-only"):
+        np.asarray(result.values)[0] = 0.0
 
 
 def test_arithmetic_leaves_the_names_behind():

@@ -1,0 +1,56 @@
+"""Arrays that know their parameters by name."""
+
+from typing import Any, Self
+
+import numpy as np
+
+__all__ = ["NamedArray"]
+
+
+class NamedArray(np.ndarray):
+    """A read-only array whose last axes are the parameters: `values["mu"]`, `covariance["mu", "sigma"]`.
+
+    Axes before them, as of toys, are taken whole where names alone are given: `values["mu"]` of many fits is (n_toys,),
+    `values[3, "mu"]` a number. Positions work as ever, and whatever is computed from it is an ordinary array.
+    """
+
+    names: tuple[str, ...]
+
+    def __new__(cls, array: np.ndarray, names: tuple[str, ...]) -> Self:
+        named = np.asarray(array).view(cls)
+        named.names = names
+        named.flags.writeable = False
+        return named
+
+    def __array_finalize__(self, parent: Any) -> None:
+        self.names = getattr(parent, "names", ())
+
+    def __array_wrap__(self, array: np.ndarray, context: Any = None, return_scalar: bool = False) -> Any:
+        return array[()] if return_scalar else np.asarray(array)
+
+    def __reduce__(self) -> tuple:
+        return NamedArray, (np.asarray(self), self.names)
+
+    def __getitem__(self, key: Any) -> Any:
+        keys = key if isinstance(key, tuple) else (key,)
+        if not any(isinstance(each, str) for each in keys):
+            return np.asarray(self)[key]
+        positions = tuple(map(self._position, keys))
+        if all(isinstance(each, str) for each in keys):
+            return np.asarray(self)[(..., *positions)][()]  # a number is no array of no axes
+        return np.asarray(self)[positions]
+
+    def _position(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return key
+        if key not in self.names:
+            raise KeyError(f"no parameter is called {key!r}; there are {', '.join(self.names)}")
+        return self.names.index(key)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(zip(self.names, self.tolist(), strict=True))
+
+    def __repr__(self) -> str:
+        if self.ndim != 1 or len(self.names) != len(self):
+            return repr(np.asarray(self))
+        return "<" + " ".join(f"{name}={value}" for name, value in self.to_dict().items()) + ">"
