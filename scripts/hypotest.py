@@ -36,7 +36,7 @@ def arguments() -> argparse.ArgumentParser:
         help="HDF5 file of run_toys.py, whose toys are the first ones at its truth; without it all are thrown",
     )
     add_study(parser, N_TOYS)
-    parser.add_argument("--poi", metavar="NAME", help="the parameter of interest")
+    parser.add_argument("--poi", metavar="NAME", help="the parameter of interest (default: that of the model)")
     parser.add_argument("--value", type=number, nargs="+", metavar="X", help="test these values (q0: always 0)")
     # None, so that what is given can be told
     parser.add_argument("--test-stat", choices=("qtilde", "q", "q0", "t", "ttilde"), help="default: qtilde")
@@ -88,12 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--asymptotics throws no toys: leave it out for --feldman-cousins and --goodness-of-fit")
     if args.test_stat == "q0":
         args.value = [0.0]
-    about_poi = args.value is not None or args.upper_limit or args.feldman_cousins
-    if about_poi and not args.poi:
-        parser.error("name the parameter of interest with --poi")
-    if about_poi and args.poi in dict(args.fixed):
-        parser.error(f"the parameter of interest {args.poi!r} is held by --fixed: it must be free to be tested")
-    if not about_poi and not args.goodness_of_fit:
+    if not about_poi(args) and not args.goodness_of_fit:
         parser.error("nothing to do: pass --value, --upper-limit, --feldman-cousins or --goodness-of-fit")
     if args.test_stat and args.value is None and not args.upper_limit:
         parser.error("--test-stat goes with --value and --upper-limit")
@@ -110,6 +105,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--column goes with --data")
     command = " ".join([parser.prog, *(sys.argv[1:] if argv is None else argv)])
     return guarded(parser.prog, args, lambda: test(args, command), lambda: f"{args.out} was not written")
+
+
+def about_poi(args: argparse.Namespace) -> int:
+    """How many of the findings are about the parameter of interest."""
+    return len(args.value or []) + args.upper_limit + args.feldman_cousins
 
 
 def test(args: argparse.Namespace, command: str) -> int:
@@ -146,6 +146,11 @@ def test(args: argparse.Namespace, command: str) -> int:
             say=screen.say,
             **options,
         )
+    poi = args.poi or study.poi
+    if about_poi(args) and not poi:
+        raise InputError("name the parameter of interest with --poi")
+    if about_poi(args) and poi in dict(args.fixed):
+        raise InputError(f"the parameter of interest {poi!r} is held by --fixed: it must be free to be tested")
     observed = "that of the model" if study.data is not None else "the Asimov data of the model"
     if args.data:
         study = dataclasses.replace(study, data=read_data(study.cost, args.data, args.column, study.observable))
@@ -155,23 +160,22 @@ def test(args: argparse.Namespace, command: str) -> int:
     calctype = "asymptotics" if args.asymptotics else "toybased"
     thrown = {"seed": seed, "auxiliary": args.auxiliary}
     findings: list = []
-    about_poi = [*(args.value or []), *["limit"] * args.upper_limit, *["interval"] * args.feldman_cousins]
     with screen:
-        screen.phase("fit", len(about_poi) + bool(args.goodness_of_fit))
+        screen.phase("fit", about_poi(args) + bool(args.goodness_of_fit))
         pool = None
-        if about_poi:
+        if about_poi(args):
             nuisance = args.nuisance or ("truth" if args.file else "profiled")
-            pool = ToyPool(study, args.poi, **thrown, nuisance=nuisance, stored=args.file, **options)
+            pool = ToyPool(study, poi, **thrown, nuisance=nuisance, stored=args.file, **options)
         for value in args.value or []:
-            kind = {"poi": args.poi, "test_stat": test_stat, "calctype": calctype}
+            kind = {"poi": poi, "test_stat": test_stat, "calctype": calctype}
             findings.append(hypotest(study, value, **kind, n_toys=n, pool=pool))
             screen.advance(1)
         if args.upper_limit:
-            kind = {"poi": args.poi, "test_stat": test_stat, "calctype": calctype}
+            kind = {"poi": poi, "test_stat": test_stat, "calctype": calctype}
             findings.append(upper_limit(study, **kind, cl=cl, n_toys=n, pool=pool))
             screen.advance(1)
         if args.feldman_cousins:
-            findings.append(feldman_cousins(study, poi=args.poi, cl=cl, n_toys=n, pool=pool))
+            findings.append(feldman_cousins(study, poi=poi, cl=cl, n_toys=n, pool=pool))
             screen.advance(1)
         if args.goodness_of_fit:
             findings.append(goodness_of_fit(study, statistic=args.goodness_of_fit, n_toys=n, **thrown, **options))

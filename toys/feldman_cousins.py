@@ -106,7 +106,7 @@ class Interval:
 def feldman_cousins(
     study: Study,
     *,
-    poi: str,
+    poi: str | None = None,
     data: Any = None,
     cl: float = 0.9,
     values: Sequence[float] | np.ndarray | None = None,
@@ -129,8 +129,8 @@ def feldman_cousins(
     ----------
     study : Study
         The limits of the parameter are the physical region.
-    poi : str
-        The parameter.
+    poi : str, optional
+        The parameter; by default the study's parameter of interest.
     data : optional
         The observation, one toy as `fit_batch` takes it; by default the study's.
     cl : float
@@ -162,6 +162,7 @@ def feldman_cousins(
         raise ValueError(f"max_toys must be a whole number of at least n_toys = {n_toys}, got {max_toys!r}")
     options = {"seed": seed, "auxiliary": auxiliary, "nuisance": nuisance, "backend": backend, "device": device}
     pool = pool_for(pool, study, poi, data, **options)
+    poi = pool.poi
     tested = None if values is None else np.ravel(as_float64(values, "values")).tolist()
     if tested is not None and not tested:
         raise ValueError("values must hold at least one value to test, got none")

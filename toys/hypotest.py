@@ -168,7 +168,7 @@ def hypotest(
     study: Study,
     value: float,
     *,
-    poi: str,
+    poi: str | None = None,
     data: Any = None,
     test_stat: str = "qtilde",
     poi_alt: float | None = None,
@@ -193,8 +193,8 @@ def hypotest(
     study : Study
     value : float
         0 for "q0", the test for a discovery.
-    poi : str
-        The parameter of interest.
+    poi : str, optional
+        The parameter of interest; by default the study's.
     data : optional
         The observation, one toy; by default the study's, and without any the Asimov data of its truth.
     test_stat : {"qtilde", "q", "q0", "t", "ttilde"}
@@ -227,6 +227,7 @@ def hypotest(
     one_of("calctype", calctype, CALCTYPES)
     options = {"seed": seed, "auxiliary": auxiliary, "nuisance": nuisance, "backend": backend, "device": device}
     pool = pool_for(pool, study, poi, data, **options)
+    poi = pool.poi
     if poi_alt is None:
         poi_alt = 0.0 if value else float(study.truth.get(poi, 0.0))
     if test_stat in ("q", "qtilde") and not poi_alt < value:

@@ -340,8 +340,11 @@ class ToyPool:
         return self._throw(theta, n_toys, seed=int.from_bytes(digest, "little"), first=first)
 
 
-def pool_for(pool: ToyPool | None, study: Study, poi: str, data: Any, **options: Any) -> ToyPool:
+def pool_for(pool: ToyPool | None, study: Study, poi: str | None, data: Any, **options: Any) -> ToyPool:
     """The pool that was given, or a new one; ValueError if it is not one of this study and parameter."""
+    poi = poi or study.poi
+    if not poi:
+        raise ValueError("poi must name the parameter of interest, as the study has none: pass poi, or Study(poi=...)")
     if pool is None:
         return ToyPool(study, poi, data, **options)
     if pool.poi != poi or pool.study.cost is not study.cost or data is not None:

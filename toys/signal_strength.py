@@ -78,6 +78,7 @@ def signal_strength() -> Study:
         cost=cost,
         sampler=Simultaneous(cost, (PoissonCounts.of(counts), None)),
         truth={"mu": 1.0, **dict.fromkeys(NUISANCES, 0.0)},
+        poi="mu",
         name="signal-strength",
         description="mu S + B in 20 bins, 4 backgrounds, 7 constrained nuisance parameters",
     )

@@ -43,6 +43,8 @@ class Study:
         for all costs.
     data : optional
         Observed data, as one toy in the form that `fit_batch` takes.
+    poi : str, optional
+        The parameter of interest, of which tests and limits are where no other is named.
     name, description : str
 
     Raises
@@ -61,6 +63,7 @@ class Study:
     description: str = ""
     fixed: Sequence[str] = ()
     data: Any = None
+    poi: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.cost, Cost):
@@ -72,6 +75,7 @@ class Study:
         known(self.cost.names, self.fixed, "fixed")
         object.__setattr__(self, "fixed", tuple(self.fixed))
         limit_arrays(self.cost.names, self.limits)
+        known(self.cost.names, [self.poi] if self.poi else [], "poi")
         object.__setattr__(self, "truth", _values("truth", self.truth, self.names))
         if not self.start:
             missing = [name for name in self.cost.names if name not in self.truth]

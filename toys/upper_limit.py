@@ -94,7 +94,7 @@ class UpperLimit:
 def upper_limit(
     study: Study,
     *,
-    poi: str,
+    poi: str | None = None,
     data: Any = None,
     cl: float = 0.95,
     test_stat: str = "qtilde",
@@ -156,6 +156,7 @@ def upper_limit(
             raise ValueError(f"{name} must be a number between 0 and 1, got {number!r}")
     options = {"seed": seed, "auxiliary": auxiliary, "nuisance": nuisance, "backend": backend, "device": device}
     pool = pool_for(pool, study, poi, data, **options)
+    poi = pool.poi
     told: dict[str, Any] = {"poi": poi, "cl": cl, "test_stat": test_stat, "calctype": calctype}
     guess = _first_guess(pool, test_stat)
     try:

@@ -92,6 +92,7 @@ def read_workspace(source: str | Path | Mapping[str, Any], *, measurement: str |
         limits={name: (low, high) for name, (low, high) in zip(names, _all(ordered, "bounds"), strict=True)},
         fixed=[name for name, held in zip(names, _all(ordered, "fixed"), strict=True) if held],
         data=data,
+        poi=poi,
         name="workspace" if isinstance(source, Mapping) else Path(source).stem,
         description=f"HistFactory: {len(channels)} channels, {len(counts)} bins, {len(names)} parameters",
     )

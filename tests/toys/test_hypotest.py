@@ -181,3 +181,12 @@ def test_a_pool_is_of_one_study():
     for study, data in ((two_bins(), None), (pool.study, np.array([[3.0]]))):
         with pytest.raises(ValueError, match="the pool holds the toys of its own study, parameter 'mu' and data"):
             hypotest(study, 1.0, poi="mu", data=data, pool=pool)
+
+
+def test_without_a_parameter_of_interest():
+    with pytest.raises(
+        ValueError, match="poi must name the parameter of interest, as the study has none"
+    ):
+        hypotest(count(3), 1.0)
+    with pytest.raises(ValueError, match="poi names 'nu'"):
+        Study(COUNT, PoissonCounts.of(COUNT), {"mu": 1.0}, poi="nu")

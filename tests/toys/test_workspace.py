@@ -171,7 +171,8 @@ def test_asymptotic_limits_are_those_of_pyhf(by_pyhf):
     pyhf, workspace = by_pyhf
     model = workspace.model()
     study = read_workspace(WORKSPACE)
-    found = hypotest(study, 2.5, poi="mu", test_stat="q", calctype="asymptotics")
+    found = hypotest(study, 2.5, test_stat="q", calctype="asymptotics")
+    assert found.poi == study.poi == "mu"
     cls = pyhf.infer.hypotest(2.5, workspace.data(model), model, test_stat="q")
     assert found.CLs == pytest.approx(float(cls), rel=1e-4)
 
