@@ -45,7 +45,8 @@ MOST_APPROACH, MOST_PAIRS = 20, 12  # evaluations and steps of the approach
 CLOSER = 0.5  # by which the gain to be expected must fall in each of them
 SAFE = 0.25  # part of the goal at which the approach ends: its gains are estimates
 
-_HELPER = {"error_model": "numpy", "cache": True, "nogil": True}
+_ENTRY = {"error_model": "numpy", "cache": True, "nogil": True}
+_HELPER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_ENTRY}  # called from here only
 _SUMS = {"fastmath": {"reassoc", "contract", "nsz"}, **_HELPER}  # sums in vectors; NaN and infinity as ever
 
 
@@ -79,9 +80,12 @@ def _fill(matrix, value):
 
 
 # The vectors and matrices of a fit are rows of one array `work`, and named by the first of them: an array that is cut
-# out of another is counted, in atomic operations, which takes longer than the work on a few parameters.
+# out of another is counted, in atomic operations, which takes longer than the work on a few parameters, and each one
+# that is passed is seven numbers. FREE and MOVING are flags; a step leads from THETA, between LOW and HIGH.
 # MATRIX has n_params rows, and after it come as many of the Cholesky factor and of the inverse.
-SCALE, MOVING, WRONG, B, P, W, WHOLE, DIRECTION, MATRIX = map(np.int64, range(9))
+THETA, GRADIENT, LOW, HIGH, FREE, STEP, SCALE, MOVING, WRONG, B, P, W, WHOLE, CLIPPED, DIRECTION, MATRIX = map(
+    np.int64, range(16)
+)
 # not plain integers, for each of which numba would compile the helpers anew
 ZERO = np.int64(0)
 
@@ -295,59 +299,60 @@ def _shifted(work, n, radius, posdef):
 
 
 @njit(**_HELPER)
-def _gain(gradient, hessian, step):
-    """What the quadratic model falls by along a step."""
-    if len(step) >= WIDE:
-        return _gain_wide(gradient, hessian, step)
+def _gain(hessian, work, step):
+    """What the quadratic model falls by along a step, which is a row."""
+    n_params = work.shape[1]
+    if n_params >= WIDE:
+        return _gain_wide(hessian, work, step)
     gain = 0.0
-    for i in range(len(step)):
+    for i in range(n_params):
         curved = 0.0
-        for j in range(len(step)):
-            curved += hessian[i, j] * step[j]
-        gain -= step[i] * (gradient[i] + 0.5 * curved)
+        for j in range(n_params):
+            curved += hessian[i, j] * work[step, j]
+        gain -= work[step, i] * (work[GRADIENT, i] + 0.5 * curved)
     return gain
 
 
 @njit(**_SUMS)
-def _gain_wide(gradient, hessian, step):
+def _gain_wide(hessian, work, step):
     gain = 0.0
-    for i in range(len(step)):
+    for i in range(work.shape[1]):
         curved = 0.0
-        for j in range(len(step)):
-            curved += hessian[i, j] * step[j]
-        gain -= step[i] * (gradient[i] + 0.5 * curved)
+        for j in range(work.shape[1]):
+            curved += hessian[i, j] * work[step, j]
+        gain -= work[step, i] * (work[GRADIENT, i] + 0.5 * curved)
     return gain
 
 
 @njit(**_HELPER)
-def _begin(theta, gradient, lower_limit, upper_limit, free, step, work):
+def _begin(work):
     """All but the parameters that a limit holds may MOVE, and nobody has yet; the norm of their scaled gradient."""
     slope = 0.0
-    for i in range(len(theta)):
-        step[i] = 0.0
-        at_lower = theta[i] <= lower_limit[i] and gradient[i] > 0.0
-        at_upper = theta[i] >= upper_limit[i] and gradient[i] < 0.0
-        work[MOVING, i] = 1.0 if free[i] and not at_lower and not at_upper else 0.0
+    for i in range(work.shape[1]):
+        work[STEP, i] = 0.0
+        at_lower = work[THETA, i] <= work[LOW, i] and work[GRADIENT, i] > 0.0
+        at_upper = work[THETA, i] >= work[HIGH, i] and work[GRADIENT, i] < 0.0
+        work[MOVING, i] = work[FREE, i] if not at_lower and not at_upper else 0.0
         if work[MOVING, i] == 1.0:
-            slope += (gradient[i] * work[SCALE, i]) ** 2
+            slope += (work[GRADIENT, i] * work[SCALE, i]) ** 2
     return np.sqrt(slope)
 
 
 @njit(**_HELPER)
-def _block(gradient, hessian, step, work, index):
+def _block(hessian, work, index):
     """MATRIX and B of the parameters that MOVE, given the steps of the others; returns their number."""
-    n_params, n = len(gradient), ZERO
+    n_params, n = work.shape[1], ZERO
     for i in range(n_params):
         if work[MOVING, i] == 1.0:
             index[n] = i
             n += 1
     for r in range(n):
         i = index[r]
-        total = gradient[i]
+        total = work[GRADIENT, i]
         if n < n_params:
             for j in range(n_params):
                 if work[MOVING, j] == 0.0:
-                    total += hessian[i, j] * step[j]
+                    total += hessian[i, j] * work[STEP, j]
         work[B, r] = total * work[SCALE, i]
         if n == n_params:
             for c in range(r + 1):
@@ -359,17 +364,17 @@ def _block(gradient, hessian, step, work, index):
 
 
 @njit(**_HELPER)
-def _pulled_away(gradient, hessian, step, shift, i, from_below, work):
+def _pulled_away(hessian, shift, i, from_below, work):
     """Whether the model falls from a limit on which parameter i is."""
-    pull, size = gradient[i] + shift * step[i] / work[SCALE, i] ** 2, abs(gradient[i])
-    for j in range(len(step)):
-        pull += hessian[i, j] * step[j]
-        size += abs(hessian[i, j] * step[j])
+    pull, size = work[GRADIENT, i] + shift * work[STEP, i] / work[SCALE, i] ** 2, abs(work[GRADIENT, i])
+    for j in range(work.shape[1]):
+        pull += hessian[i, j] * work[STEP, j]
+        size += abs(hessian[i, j] * work[STEP, j])
     return pull < -PULL * size if from_below else pull > PULL * size
 
 
 @njit(**_HELPER)
-def _within_box(theta, gradient, hessian, lower_limit, upper_limit, free, shift, step, work, index):
+def _within_box(hessian, shift, work, index):
     """Minimise the quadratic model, with a shift, within the limits; begins with those who MOVE.
 
     Whoever crosses a limit is put onto it, and whoever is pulled away from it is let go, until all are where they
@@ -378,22 +383,22 @@ def _within_box(theta, gradient, hessian, lower_limit, upper_limit, free, shift,
 
     Returns (whether the first block is positive definite, whether the minimum was found).
     """
-    n_params = len(theta)
+    n_params = work.shape[1]
     fewest, patience = n_params + 1, PATIENCE
     for round_ in range(MOST_ROUNDS + 2 * n_params):
-        n = _block(gradient, hessian, step, work, index)
+        n = _block(hessian, work, index)
         if not _factorise(work, n, shift):
             return round_ > 0, False
         _newton(work, n)
         for r in range(n):
-            step[index[r]] = work[P, r] * work[SCALE, index[r]]
+            work[STEP, index[r]] = work[P, r] * work[SCALE, index[r]]
         n_wrong, last = ZERO, ZERO
         for i in range(n_params):
-            below, above = lower_limit[i] - theta[i], upper_limit[i] - theta[i]
+            below, above, step = work[LOW, i] - work[THETA, i], work[HIGH, i] - work[THETA, i], work[STEP, i]
             if work[MOVING, i] == 1.0:
-                wrong = (step[i] < below) | (step[i] > above)
+                wrong = (step < below) | (step > above)
             else:
-                wrong = free[i] and _pulled_away(gradient, hessian, step, shift, i, step[i] <= below, work)
+                wrong = work[FREE, i] == 1.0 and _pulled_away(hessian, shift, i, step <= below, work)
             work[WRONG, i] = wrong
             if wrong:
                 n_wrong += 1
@@ -405,82 +410,84 @@ def _within_box(theta, gradient, hessian, lower_limit, upper_limit, free, shift,
         for i in range(n_params):
             if work[WRONG, i] == 1.0 and (patience > 0 or i == last):
                 if work[MOVING, i] == 1.0:
-                    below = lower_limit[i] - theta[i]
-                    step[i] = below if step[i] < below else upper_limit[i] - theta[i]
+                    below = work[LOW, i] - work[THETA, i]
+                    work[STEP, i] = below if work[STEP, i] < below else work[HIGH, i] - work[THETA, i]
                 work[MOVING, i] = 1.0 - work[MOVING, i]
     return True, False
 
 
 @njit(**_HELPER)
-def _length(step, work):
+def _length(work):
     total = 0.0
-    for i in range(len(step)):
-        total += (step[i] / work[SCALE, i]) ** 2
+    for i in range(work.shape[1]):
+        total += (work[STEP, i] / work[SCALE, i]) ** 2
     return np.sqrt(total)
 
 
 @njit(**_HELPER)
-def _propose(theta, gradient, hessian, lower_limit, upper_limit, free, radius, step, work, index):
+def _propose(bounded, hessian, radius, work, index):
     """Best step within the trust region and the limits.
 
+    `bounded` is `_bounded` as a pointer: what few steps need is compiled by itself, and these stay small.
     Returns (predicted gain, scaled length, shift, posdef of the free block, gradient norm). Where the shift is 0 the
     step leads to the minimum of the quadratic model within the limits.
     """
-    for i in range(len(theta)):
+    for i in range(work.shape[1]):
         diagonal = abs(hessian[i, i])
         work[SCALE, i] = 1.0 / np.sqrt(diagonal) if diagonal > 0.0 else 1.0
-    slope, shift = _begin(theta, gradient, lower_limit, upper_limit, free, step, work), 0.0
-    posdef, found = _within_box(theta, gradient, hessian, lower_limit, upper_limit, free, 0.0, step, work, index)
-    length = _length(step, work)
+    slope, shift = _begin(work), 0.0
+    posdef, found = _within_box(hessian, 0.0, work, index)
+    length = _length(work)
     if not (found and length <= radius):
-        shift = _bounded(
-            theta, gradient, hessian, lower_limit, upper_limit, free, radius, posdef, step, work, index
-        )  # fmt: skip
-        length = _length(step, work)
-    return _gain(gradient, hessian, step), length, shift, posdef, slope
+        shift = bounded(hessian, radius, posdef, work, index)
+        length = _length(work)
+    return _gain(hessian, work, STEP), length, shift, posdef, slope
 
 
 @njit(**_HELPER)
-def _walls(theta, hessian, lower_limit, upper_limit, low, high):
+def _walls(hessian, lower_limit, upper_limit, work):
     """How far a step may go: to a limit that is CLOSE, in units of |H_ii|^(-1/2), else PART of the way there."""
-    for i in range(len(theta)):
-        curvature, below, above = abs(hessian[i, i]), theta[i] - lower_limit[i], upper_limit[i] - theta[i]
-        low[i] = lower_limit[i] if below * below * curvature <= CLOSE * CLOSE else theta[i] - PART * below
-        high[i] = upper_limit[i] if above * above * curvature <= CLOSE * CLOSE else theta[i] + PART * above
+    for i in range(work.shape[1]):
+        theta, lower, upper, curvature = work[THETA, i], lower_limit[i], upper_limit[i], abs(hessian[i, i])
+        below, above = theta - lower, upper - theta
+        work[LOW, i] = lower if below * below * curvature <= CLOSE * CLOSE else theta - PART * below
+        work[HIGH, i] = upper if above * above * curvature <= CLOSE * CLOSE else theta + PART * above
 
 
-@njit(**_HELPER)
-def _bounded(theta, gradient, hessian, lower_limit, upper_limit, free, radius, posdef, step, work, index):
+def _bounded(hessian, radius, posdef, work, index):
     """The step of `_propose` where the trust region bounds it, or the Hessian is not definite; returns the shift."""
-    n_params, whole, clipped = len(theta), work[WHOLE], work[DIRECTION]
-    _begin(theta, gradient, lower_limit, upper_limit, free, step, work)
-    n = _block(gradient, hessian, step, work, index)
+    n_params = work.shape[1]
+    _begin(work)
+    n = _block(hessian, work, index)
     shift = _shifted(work, n, radius, posdef and _factorise(work, n, 0.0))
     for r in range(n):
-        step[index[r]] = work[P, r] * work[SCALE, index[r]]
+        work[STEP, index[r]] = work[P, r] * work[SCALE, index[r]]
     fraction = 1.0
     for i in range(n_params):
-        whole[i] = step[i]
-        clipped[i] = max(lower_limit[i] - theta[i], min(step[i], upper_limit[i] - theta[i]))
-        if clipped[i] != step[i]:
-            fraction = min(fraction, clipped[i] / step[i])
+        step = work[STEP, i]
+        work[WHOLE, i] = step
+        work[CLIPPED, i] = max(work[LOW, i] - work[THETA, i], min(step, work[HIGH, i] - work[THETA, i]))
+        if work[CLIPPED, i] != step:
+            fraction = min(fraction, work[CLIPPED, i] / step)
     if fraction == 1.0:
         return max(shift, LEAST_SHIFT)
     # from some shift on it is the way along the gradient, which never fails
     shift, most = max(shift, LEAST_SHIFT), radius if radius < np.inf else FIRST_RADIUS
     for _ in range(MAX_SHIFTS):
-        _begin(theta, gradient, lower_limit, upper_limit, free, step, work)
-        _, found = _within_box(theta, gradient, hessian, lower_limit, upper_limit, free, shift, step, work, index)
-        if found and _length(step, work) <= (1.0 + RADIUS_TOLERANCE) * most:
+        _begin(work)
+        _, found = _within_box(hessian, shift, work, index)
+        if found and _length(work) <= (1.0 + RADIUS_TOLERANCE) * most:
             break
         shift *= 10.0
     if not posdef:
         # from a saddle point only negative curvature leads away: along the limits, or as far as the first
         for i in range(n_params):
-            whole[i] *= fraction
-        gain, other = _gain(gradient, hessian, clipped), _gain(gradient, hessian, whole)
-        if max(gain, other) > ENOUGH * _gain(gradient, hessian, step):
-            _copy(clipped if gain > other else whole, step)
+            work[WHOLE, i] *= fraction
+        gain, other = _gain(hessian, work, CLIPPED), _gain(hessian, work, WHOLE)
+        if max(gain, other) > ENOUGH * _gain(hessian, work, STEP):
+            best = CLIPPED if gain > other else WHOLE
+            for i in range(n_params):
+                work[STEP, i] = work[best, i]
     return shift
 
 
@@ -708,28 +715,30 @@ def _approach(
 _KERNEL = types.FunctionType(types.void(*normalize_signature(KERNEL_SIGNATURE)[0]))
 _TABLE, _NUMBERS = types.f8[:, ::1], types.i8[::1]
 _DATA = (_KERNEL, types.i8, _TABLE, _TABLE, _TABLE, _NUMBERS, _NUMBERS)
+_BOUNDED = types.f8(_TABLE, types.f8, types.b1, _TABLE, _NUMBERS)
 _BOX = (types.f8[::1], types.f8[::1], types.b1[::1])
 _RESULTS = (_TABLE, types.f8[:, :, ::1], _TABLE, types.b1[:, ::1])
 
 
 def _fit_some(
-    first, last, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef,
-    edm_goal, max_steps, values, covariance, fit, at_limit,
+    first, last, bounded, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free,
+    errordef, edm_goal, max_steps, values, covariance, fit, at_limit,
 ):  # fmt: skip
     """Fit some toys one after the other, in memory that is taken once."""
     n_params = start.shape[1]
     out = np.zeros(2 + n_params + n_params * (n_params + 1) // 2 + memory)
-    trial, gradient, trial_gradient = np.empty(n_params), np.empty(n_params), np.empty(n_params)
-    step, origin = np.empty(n_params), np.empty(n_params)
-    low, high = np.empty(n_params), np.empty(n_params)
+    trial, trial_gradient, origin = np.empty(n_params), np.empty(n_params), np.empty(n_params)
     hessian, trial_hessian = np.empty((n_params, n_params)), np.empty((n_params, n_params))
     work = np.empty((MATRIX + 3 * n_params, n_params))
+    theta, gradient, step = work[THETA], work[GRADIENT], work[STEP]
     index = np.empty(n_params, np.int64)
     active = np.empty(n_params, np.bool_)
+    for i in range(n_params):
+        work[FREE, i] = 1.0 if free[i] else 0.0
     for t in range(first, last):
         k = toys[t]
         measured, begin, end = aux[k], offsets[k], offsets[k + 1]
-        theta, inverse, outward = values[t], covariance[t], at_limit[t]
+        inverse, outward = covariance[t], at_limit[t]
         _copy(start[t], theta)
         _copy(start[t], origin)
         kernel(theta, rows, shared, measured, begin, end, SECOND, out)
@@ -742,10 +751,8 @@ def _fit_some(
         radius = np.inf
         at_end = False
         while status == RUNNING:
-            _walls(theta, hessian, lower_limit, upper_limit, low, high)
-            gain, length, shift, posdef, slope = _propose(
-                theta, gradient, hessian, low, high, free, radius, step, work, index
-            )
+            _walls(hessian, lower_limit, upper_limit, work)
+            gain, length, shift, posdef, slope = _propose(bounded, hessian, radius, work, index)
             if not posdef and radius == np.inf:
                 radius = FIRST_RADIUS
             if shift == 0.0:
@@ -832,6 +839,7 @@ def _fit_some(
             inflation = np.nan
             if status == CONVERGED:
                 status = HESSIAN_NOT_POSDEF
+        _copy(theta, values[t])
         fit[t, 0], fit[t, 1], fit[t, 2], fit[t, 3] = value, edm, status, nfev
         fit[t, 4], fit[t, 5] = 1.0 if posdef else 0.0, inflation
 
@@ -884,15 +892,15 @@ def _evaluate_some(first, last, kernel, memory, rows, shared, aux, offsets, toys
 # One call per turn, through a pointer, so that nothing is compiled twice: array expressions inside a parallel function
 # would cost seconds of compilation and most of the scaling.
 def _fit_toys(
-    some, together, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free, errordef,
-    edm_goal, max_steps, values, covariance, fit, at_limit,
+    some, together, bounded, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit, free,
+    errordef, edm_goal, max_steps, values, covariance, fit, at_limit,
 ):  # fmt: skip
     n = len(toys)
     for block in prange((n + together - 1) // together):
         first = block * together
         some(
-            first, min(first + together, n), kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit,
-            upper_limit, free, errordef, edm_goal, max_steps, values, covariance, fit, at_limit,
+            first, min(first + together, n), bounded, kernel, memory, rows, shared, aux, offsets, toys, start,
+            lower_limit, upper_limit, free, errordef, edm_goal, max_steps, values, covariance, fit, at_limit,
         )  # fmt: skip
 
 
@@ -919,9 +927,9 @@ def _evaluate_toys(some, together, kernel, memory, rows, shared, aux, offsets, t
 def _in_parallel(some: Callable, toys: Callable, arguments: tuple) -> Callable:
     """`toys` with the compiled `some`, which it gives the first toy, the one behind the last, and the arguments."""
     signature = types.void(types.i8, types.i8, *arguments)
-    compiled = njit(signature, **_HELPER)(some)
+    compiled = njit(signature, **_ENTRY)(some)
     given = (types.FunctionType(signature), types.i8, *arguments)
-    return functools.partial(njit(types.void(*given), parallel=True, **_HELPER)(toys), compiled)
+    return functools.partial(njit(types.void(*given), parallel=True, **_ENTRY)(toys), compiled)
 
 
 @functools.cache
@@ -934,7 +942,10 @@ def fit_toys() -> Callable:
     the numbers of the toys to fit; `start` and the results have a row for each; `fit` holds
     (fval, edm, status, nfev, posdef, inflation), as `engine.drivers.Fits` has them.
     """
-    return _in_parallel(_fit_some, _fit_toys, (*_DATA, _TABLE, *_BOX, types.f8, types.f8, types.i8, *_RESULTS))
+    bounded = njit(_BOUNDED, **_ENTRY)(_bounded)
+    given = (types.FunctionType(_BOUNDED), *_DATA, _TABLE, *_BOX, types.f8, types.f8, types.i8, *_RESULTS)
+    fit = _in_parallel(_fit_some, _fit_toys, given)
+    return lambda together, *arguments: fit(together, bounded, *arguments)
 
 
 @functools.cache

@@ -370,14 +370,14 @@ def test_packed_hessian_is_unpacked_symmetrically():
     n = 4
     outputs = np.arange(2.0 + n + n * (n + 1) // 2)
     gradient, hessian = np.empty(n), np.empty((n, n))
-    assert _unpack(outputs, gradient, hessian)
+    assert _unpack.py_func(outputs, gradient, hessian)
     np.testing.assert_array_equal(gradient, outputs[2 : 2 + n])
     np.testing.assert_array_equal(hessian, hessian.T)
     for i in range(n):
         for j in range(i + 1):
             assert hessian[i, j] == outputs[2 + n + packed_index(i, j)]
     outputs[-1] = np.nan
-    assert not _unpack(outputs, gradient, hessian)
+    assert not _unpack.py_func(outputs, gradient, hessian)
 
 
 @pytest.mark.parametrize("backend", ["numba", "jax"])

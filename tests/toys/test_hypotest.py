@@ -184,9 +184,7 @@ def test_a_pool_is_of_one_study():
 
 
 def test_without_a_parameter_of_interest():
-    with pytest.raises(
-        ValueError, match="poi must name the parameter of interest, as the study has none"
-    ):
+    with pytest.raises(ValueError, match="poi must name the parameter of interest, as the study has none"):
         hypotest(count(3), 1.0)
     with pytest.raises(ValueError, match="poi names 'nu'"):
         Study(COUNT, PoissonCounts.of(COUNT), {"mu": 1.0}, poi="nu")
