@@ -15,30 +15,36 @@ class NamedArray(np.ndarray):
     """
 
     names: tuple[str, ...]
+    n_named: int
 
-    def __new__(cls, array: np.ndarray, names: tuple[str, ...]) -> Self:
+    def __new__(cls, array: np.ndarray, names: tuple[str, ...], n_named: int = 1) -> Self:
+        """Names of the last `n_named` axes."""
         named = np.asarray(array).view(cls)
-        named.names = names
+        named.names, named.n_named = names, n_named
         named.flags.writeable = False
         return named
 
     def __array_finalize__(self, parent: Any) -> None:
-        self.names = getattr(parent, "names", ())
+        self.names, self.n_named = (), 0  # a view has other axes
 
     def __array_wrap__(self, array: np.ndarray, context: Any = None, return_scalar: bool = False) -> Any:
         return array[()] if return_scalar else np.asarray(array)
 
     def __reduce__(self) -> tuple:
-        return NamedArray, (np.asarray(self), self.names)
+        return NamedArray, (np.asarray(self), self.names, self.n_named)
 
     def __getitem__(self, key: Any) -> Any:
         keys = key if isinstance(key, tuple) else (key,)
-        if not any(isinstance(each, str) for each in keys):
+        named = [isinstance(each, str) for each in keys]
+        if not any(named):
             return np.asarray(self)[key]
-        positions = tuple(map(self._position, keys))
-        if all(isinstance(each, str) for each in keys):
-            return np.asarray(self)[(..., *positions)][()]  # a number is no array of no axes
-        return np.asarray(self)[positions]
+        if all(named) and len(keys) <= self.n_named:
+            return np.asarray(self)[(..., *map(self._position, keys))][()]  # a number is no array of no axes
+        if len(keys) != self.ndim or any(named[: self.ndim - self.n_named]):
+            raise IndexError(
+                f"{', '.join(map(repr, keys))}: names stand for the last {self.n_named} of {self.ndim} axes"
+            )
+        return np.asarray(self)[tuple(map(self._position, keys))]
 
     def _position(self, key: Any) -> Any:
         if not isinstance(key, str):

@@ -181,7 +181,9 @@ class FitResult:
         checked = {
             field: _checked(field, getattr(self, field), n_toys=n_toys, n_params=len(names)) for field in _ARRAYS
         }
-        named = {field: NamedArray(array, names) for field, array in checked.items() if _ARRAYS[field][1]}
+        named = {
+            field: NamedArray(array, names, _ARRAYS[field][1]) for field, array in checked.items() if _ARRAYS[field][1]
+        }
         for field, value in (checked | named | {"names": names, "errordef": float(self.errordef)}).items():
             object.__setattr__(self, field, value)
 
@@ -205,7 +207,7 @@ class FitResult:
         entries: dict[str, Any] = {}
         for field, (_, parameter_axes) in _ARRAYS.items():
             entry = getattr(self, field)[index]
-            entries[field] = NamedArray(entry, self.names) if parameter_axes else entry.item()
+            entries[field] = NamedArray(entry, self.names, parameter_axes) if parameter_axes else entry.item()
         entries["status"] = Status(entries["status"])
         scalars = {field: getattr(self, field) for field in ("names", "errordef", "backend", "device")}
         return Fit(**entries, **scalars)

@@ -20,8 +20,8 @@ __all__ = ["TemplateNLL"]
 class TemplateNLL(PoissonNLL):
     """A `PoissonNLL` whose expectation is the sum over samples of (nominal + shapes) times all factors.
 
-    Its derivatives are written down for all such models (see `kernels.templates`), so that nothing is compiled for one
-    of them and what vanishes is not computed: hundreds of parameters that act on one bin each cost little.
+    Its derivatives are written down for all such models (see `kernels.templates`), so that numba compiles nothing for
+    one of them and what vanishes is not computed: hundreds of parameters that act on one bin each cost little.
 
     Parameters
     ----------
@@ -107,10 +107,10 @@ class _Tables:
         shapes = [(s, bins[c], p) for c, s, sample in placed for p in sample.shapes]
         alphas = sorted({p.parameter for _, _, p in shapes})
         self.alphas = self._layer(alphas)
-        self.up, self.around = np.zeros((2, len(alphas), *self.nominal.shape))
+        self.low, self.high = np.zeros((2, len(alphas), *self.nominal.shape))
         for s, cut, p in shapes:
-            self.up[alphas.index(p.parameter), s, cut] = 0.5 * (p.high - p.low)
-            self.around[alphas.index(p.parameter), s, cut] = 0.5 * (p.high + p.low)
+            self.low[alphas.index(p.parameter), s, cut] = p.low
+            self.high[alphas.index(p.parameter), s, cut] = p.high
 
         self.of_bins = []
         sets = [list(dict.fromkeys(p for sample in samples for p in sample.of_bins)) for samples in channels]
@@ -135,10 +135,10 @@ class _Tables:
     def events(self, theta: Array) -> Array:
         """T, the nominal events and what the shapes add, (n_samples, n_bins)."""
         events = jnp.asarray(self.nominal)
-        if not len(self.up):
+        if not len(self.low):
             return events
-        alpha = self.alphas.select @ theta
-        return events + jnp.tensordot(alpha, self.up, 1) + jnp.tensordot(_even(alpha), self.around, 1)
+        below, above = _sides(self.alphas.select @ theta)
+        return events + jnp.tensordot(below, self.low, 1) + jnp.tensordot(above, self.high, 1)
 
     def scale(self, theta: Array, least: float = 0.0) -> Array:
         """F, the product of all factors, (n_samples, n_bins), where each parameter is `least` at least in modulus."""
@@ -184,12 +184,12 @@ class _Tables:
             _, _, curvature = derivatives(mu, mu, *columns[1:])
 
         scale, (slopes, bends) = self.scale(theta, TINY), self.slopes(theta)
-        per_cell = (len(self.whole), *self.nominal.shape[:1], -1)
+        per_cell = (len(self.whole), len(self.nominal), len(self.of_channel))
         tangents = (slopes.reshape(per_cell) @ self.of_channel) * events  # T m_i + T_i
         shaped = self.row(self.alphas.chosen)
         alpha = self.alphas.select @ theta
-        _, even_slope, even_bend = term_derivatives(_even)(alpha)
-        own = self.up + even_slope[:, None, None] * self.around  # T_i
+        _, below, bend = term_derivatives(lambda a: _sides(a)[0])(alpha)
+        own = below[:, None, None] * self.low + (1.0 + below)[:, None, None] * self.high  # T_i
         tangents = tangents.at[shaped].add(own)
         jacobian = jnp.sum(scale * tangents, axis=1)
         gradient = jnp.zeros(self.n_params).at[self.whole].add(jacobian @ slope)
@@ -213,7 +213,8 @@ class _Tables:
             .at[shaped]
             .add(
                 jnp.sum(
-                    bent * (2.0 * (flat @ self.of_channel)[shaped] * own + even_bend[:, None, None] * self.around),
+                    bent
+                    * (2.0 * (flat @ self.of_channel)[shaped] * own + bend[:, None, None] * (self.low + self.high)),
                     (1, 2),
                 )
             )
@@ -239,11 +240,17 @@ def _away_from_zero(x: Any, least: float) -> Array:
     return jnp.where(jnp.abs(x) < least, least, x)
 
 
-def _even(alpha: Any) -> Any:
-    """|alpha| beyond 1, and between -1 and 1 the even polynomial with the same value, slope and curvature there."""
+def _sides(alpha: Any) -> tuple[Array, Array]:
+    """How much of the events at -1 and 1 is added: -alpha and 0, or 0 and alpha, beyond 1.
+
+    Between them half of the even polynomial that continues |alpha| smoothly, and half of alpha.
+    """
     inside = jnp.abs(alpha) < 1.0
-    square = jnp.where(inside, alpha, 0.0) ** 2
-    return jnp.where(inside, square * (15.0 + square * (3.0 * square - 10.0)) / 8.0, jnp.abs(alpha))
+    near = jnp.where(inside, alpha, 0.0)
+    square = near**2
+    even = square * (15.0 + square * (3.0 * square - 10.0)) / 16.0
+    below = jnp.where(inside, even - 0.5 * near, jnp.maximum(-alpha, 0.0))
+    return below, jnp.where(inside, even + 0.5 * near, jnp.maximum(alpha, 0.0))
 
 
 def _log_factor(alpha: Any, polynomial: np.ndarray, log_low: np.ndarray, log_high: np.ndarray) -> Array:

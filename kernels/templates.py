@@ -112,8 +112,7 @@ def packed_templates(channels: Sequence[Sequence[Sample]]) -> np.ndarray:
                 polynomial = normalisation_polynomials(np.array([low]), np.array([high]))
                 packed += [[acting.index(parameter), np.log(low), np.log(high)], polynomial[:, 0]]
             for shape in sample.shapes:
-                sides = 0.5 * (shape.high - shape.low), 0.5 * (shape.high + shape.low)
-                packed += [[acting.index(shape.parameter)], *sides]
+                packed += [[acting.index(shape.parameter)], shape.low, shape.high]
             packed += [[sets.index(positions) for positions in sample.of_bins]]
     return np.concatenate([[len(channels)], sizes.max(axis=0), *packed]).astype(np.float64)
 
@@ -130,16 +129,14 @@ def template_kernel(weighted: bool = False) -> Callable:
 
 _SOURCE = '''
 @njit(**COMPILE_ROW)
-def even(x):
-    """|x| beyond 1, the even polynomial that continues it smoothly between -1 and 1; and two derivatives."""
+def sides(x):
+    """How much of the events at -1 and 1 is added, and two derivatives: -x and 0, or 0 and x, beyond 1."""
     if not abs(x) < 1.0:
-        return abs(x), (1.0 if x > 0.0 else -1.0), 0.0
+        return (0.0, x, 0.0, 1.0, 0.0) if x > 0.0 else (-x, 0.0, -1.0, 0.0, 0.0)
+    # between them half of an even polynomial, and half of x
     q = x * x
-    return (
-        q * (15.0 + q * (3.0 * q - 10.0)) / 8.0,
-        x * (30.0 + q * (18.0 * q - 40.0)) / 8.0,
-        (30.0 + q * (90.0 * q - 120.0)) / 8.0,
-    )
+    even, slope = q * (15.0 + q * (3.0 * q - 10.0)) / 16.0, x * (30.0 + q * (18.0 * q - 40.0)) / 16.0
+    return even - 0.5 * x, even + 0.5 * x, slope - 0.5, slope + 0.5, (30.0 + q * (90.0 * q - 120.0)) / 16.0
 
 
 @njit(**COMPILE_ROW)
@@ -199,10 +196,10 @@ def expand(theta, c, at, n_bins, whole, sets, events, scale, factor, slopes, ben
     shapes = at
     for _ in range(n_shapes):
         x = theta[int(whole[int(acting[int(c[at])])])]
-        value, _, _ = even(x)
-        up, around = c[at + 1 : at + 1 + n_bins], c[at + 1 + n_bins : at + 1 + 2 * n_bins]
+        below, above, _, _, _ = sides(x)
+        low, high = c[at + 1 : at + 1 + n_bins], c[at + 1 + n_bins : at + 1 + 2 * n_bins]
         for b in range(n_bins):
-            events[b] += x * up[b] + value * around[b]
+            events[b] += below * low[b] + above * high[b]
         at += 1 + 2 * n_bins
     for a in range(n_acting):
         for b in range(n_bins):
@@ -210,10 +207,10 @@ def expand(theta, c, at, n_bins, whole, sets, events, scale, factor, slopes, ben
     at = shapes
     for _ in range(n_shapes):
         a = int(c[at])
-        _, slope, _ = even(theta[int(whole[int(acting[a])])])
-        up, around = c[at + 1 : at + 1 + n_bins], c[at + 1 + n_bins : at + 1 + 2 * n_bins]
+        _, _, below, above, _ = sides(theta[int(whole[int(acting[a])])])
+        low, high = c[at + 1 : at + 1 + n_bins], c[at + 1 + n_bins : at + 1 + 2 * n_bins]
         for b in range(n_bins):
-            tangents[a, b] += up[b] + slope * around[b]
+            tangents[a, b] += below * low[b] + above * high[b]
         at += 1 + 2 * n_bins
     for k in range(n_sets):
         first = int(c[at + k]) * n_bins
@@ -372,11 +369,11 @@ def row_sums(theta, rows, shared, aux, begin, end, order, out):
                     start = shapes + k * (1 + 2 * n_bins)
                     a = int(c[start])
                     i = int(acting[a])
-                    _, _, bend = even(theta[int(whole[i])])
-                    around = 0.0
+                    _, _, _, _, bend = sides(theta[int(whole[i])])
+                    both = 0.0
                     for b in range(n_bins):
-                        around += scale[s, b] * c[start + 1 + n_bins + b]
-                    block[i, i] += 2.0 * slopes[s, a] * (along[a] - slopes[s, a] * total) + bend * around
+                        both += scale[s, b] * (c[start + 1 + b] + c[start + 1 + n_bins + b])
+                    block[i, i] += 2.0 * slopes[s, a] * (along[a] - slopes[s, a] * total) + bend * both
                 for k in of_bins:
                     for b in range(n_bins):
                         if sets[int(k) * n_bins + b] >= 0.0:

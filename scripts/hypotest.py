@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--asymptotics throws no toys: leave it out for --feldman-cousins and --goodness-of-fit")
     if args.test_stat == "q0":
         args.value = [0.0]
-    if not about_poi(args) and not args.goodness_of_fit:
+    if not n_about_poi(args) and not args.goodness_of_fit:
         parser.error("nothing to do: pass --value, --upper-limit, --feldman-cousins or --goodness-of-fit")
     if args.test_stat and args.value is None and not args.upper_limit:
         parser.error("--test-stat goes with --value and --upper-limit")
@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     return guarded(parser.prog, args, lambda: test(args, command), lambda: f"{args.out} was not written")
 
 
-def about_poi(args: argparse.Namespace) -> int:
+def n_about_poi(args: argparse.Namespace) -> int:
     """How many of the findings are about the parameter of interest."""
     return len(args.value or []) + args.upper_limit + args.feldman_cousins
 
@@ -147,9 +147,9 @@ def test(args: argparse.Namespace, command: str) -> int:
             **options,
         )
     poi = args.poi or study.poi
-    if about_poi(args) and not poi:
+    if n_about_poi(args) and not poi:
         raise InputError("name the parameter of interest with --poi")
-    if about_poi(args) and poi in dict(args.fixed):
+    if n_about_poi(args) and poi in dict(args.fixed):
         raise InputError(f"the parameter of interest {poi!r} is held by --fixed: it must be free to be tested")
     observed = "that of the model" if study.data is not None else "the Asimov data of the model"
     if args.data:
@@ -161,9 +161,9 @@ def test(args: argparse.Namespace, command: str) -> int:
     thrown = {"seed": seed, "auxiliary": args.auxiliary}
     findings: list = []
     with screen:
-        screen.phase("fit", about_poi(args) + bool(args.goodness_of_fit))
+        screen.phase("fit", n_about_poi(args) + bool(args.goodness_of_fit))
         pool = None
-        if about_poi(args):
+        if n_about_poi(args):
             nuisance = args.nuisance or ("truth" if args.file else "profiled")
             pool = ToyPool(study, poi, **thrown, nuisance=nuisance, stored=args.file, **options)
         for value in args.value or []:

@@ -342,7 +342,7 @@ class ToyPool:
 
 def pool_for(pool: ToyPool | None, study: Study, poi: str | None, data: Any, **options: Any) -> ToyPool:
     """The pool that was given, or a new one; ValueError if it is not one of this study and parameter."""
-    poi = poi or study.poi
+    poi = poi or (study.poi if pool is None else pool.poi)
     if not poi:
         raise ValueError("poi must name the parameter of interest, as the study has none: pass poi, or Study(poi=...)")
     if pool is None:

@@ -1,6 +1,8 @@
 """Workspaces of HistFactory in JSON, as pyhf reads and writes them, as studies."""
 
+import itertools
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +27,9 @@ def read_workspace(source: str | Path | Mapping[str, Any], *, measurement: str |
     """The study of a HistFactory workspace, with the likelihood and the parameter names that it has in pyhf.
 
     The channels stand in alphabetical order in the counts of a toy, as in pyhf. A parameter of bins has a name for
-    each of them, `name[k]`; a bin without uncertainty has none. Toys are thrown at the start values of the
-    measurement; the observations are the `data` of the study.
+    each of them, `name[k]`; a bin without uncertainty has none, where pyhf holds one at 1. Toys are thrown at the start
+    values of the measurement; the observations are the `data` of the study. The factor of a normsys far from 1 on both
+    sides may be negative between them, which is no likelihood here.
 
     Parameters
     ----------
@@ -53,27 +56,35 @@ def read_workspace(source: str | Path | Mapping[str, Any], *, measurement: str |
     Cranmer et al., CERN-OPEN-2012-016; Heinrich et al., JOSS 6 (2021) 2823; version 1.0.0 of the JSON schema.
     """
     whole = _loaded(source)
+    if "version" in whole and whole["version"].text() != "1.0.0":
+        raise ValueError(f"{whole['version'].place} must be '1.0.0', got {whole['version'].value!r}")
     config = _measurement(whole, measurement)["config"]
-    channels = sorted(whole["channels"].entries(), key=lambda channel: channel["name"].text())
+    channels = [channel for _, channel in sorted(whole["channels"].named().items())]
     reader = _Reader()
     samples = [reader.channel(channel) for channel in channels]
     counts = _observed(whole["observations"], channels, [len(of_channel[0].nominal) for of_channel in samples])
     parameters = reader.parameters()
-    for entry in config["parameters"].entries(empty=True) if "parameters" in config else ():
-        if entry["name"].text() in parameters:  # others are of modifiers that were taken out
-            parameters[entry["name"].text()].configure(entry)
+    if not parameters:
+        raise ValueError(f"{whole.place} has no modifiers, and so no parameters")
+    for name, entry in config["parameters"].named(empty=True).items() if "parameters" in config else ():
+        if name in parameters:  # others are of modifiers that were taken out
+            parameters[name].configure(entry)
     for p in parameters.values():
         if any(np.isnan(values).any() for values in p.settings.values()):
             raise ValueError(f"{config.place} must have inits, bounds, auxdata and sigmas of the parameter {p.name!r}")
     poi = config["poi"].text()
-    if poi and (poi not in parameters or parameters[poi].of_bins):
+    if poi and (poi not in parameters or parameters[poi].there.sum() != 1):
         raise ValueError(f"{config['poi'].place} must be the name of a parameter that is one number, got {poi!r}")
 
     # the parameter of interest before the others, and those of bins behind them
     ordered = sorted(parameters.values(), key=lambda p: (p.of_bins, p.name != poi))
     names = _names(ordered)
     positions = _positions(ordered)
-    likelihood = TemplateNLL(names, [[_placed(sample, positions) for sample in part] for part in samples])
+    placed = [[_placed(sample, positions) for sample in part] for part in samples]
+    constrained = _names([p for p in ordered if "auxdata" in p.settings])
+    for name in sorted({names[k] for k in _idle(placed, len(names))} - {*constrained}):
+        warnings.warn(f"{whole.place}: no events depend on {name!r}: hold it, or leave its modifier out", stacklevel=2)
+    likelihood = TemplateNLL(names, placed)
     costs: list[Cost] = [likelihood]
     sampler: Sampler = PoissonCounts.of(likelihood)
     data: Any = counts[None]
@@ -92,7 +103,7 @@ def read_workspace(source: str | Path | Mapping[str, Any], *, measurement: str |
         limits={name: (low, high) for name, (low, high) in zip(names, _all(ordered, "bounds"), strict=True)},
         fixed=[name for name, held in zip(names, _all(ordered, "fixed"), strict=True) if held],
         data=data,
-        poi=poi,
+        poi=_names([parameters[poi]])[0] if poi else "",
         name="workspace" if isinstance(source, Mapping) else Path(source).stem,
         description=f"HistFactory: {len(channels)} channels, {len(counts)} bins, {len(names)} parameters",
     )
@@ -129,12 +140,23 @@ class _Parameter:
 
     def configure(self, entry: "_Entry") -> None:
         """Take what a measurement says of the parameter."""
-        for key in ("inits", "bounds", "auxdata", "sigmas", "factors", "fixed"):
-            if key in entry:
-                if key not in self.settings:
-                    raise ValueError(f"{entry.place}: the parameter {self.name!r} has no {key}")
-                shape = self.settings[key].shape
-                self.settings[key] = entry[key].flags(*shape) if key == "fixed" else entry[key].numbers(*shape)
+        for key in entry.value:
+            if key == "name":
+                continue
+            if key not in self.settings:
+                raise ValueError(f"{entry.place}: the parameter {self.name!r} has no {key}")
+            shape = self.settings[key].shape
+            self.settings[key] = entry[key].flags(*shape) if key == "fixed" else entry[key].numbers(*shape)
+        inits, (lower, upper) = self.settings["inits"], self.settings["bounds"].T
+        if not ((inits == 1.0) | self.there).all():
+            raise ValueError(f"{entry.place}: a bin without uncertainty has no parameter, and its factor is 1")
+        if not ((lower <= inits) & (inits <= upper) & (lower < upper))[self.there & ~np.isnan(inits)].all():
+            raise ValueError(f"{entry.place}: inits of {self.name!r} must lie within its bounds, (lower, upper)")
+        for key in ("sigmas", "factors"):
+            if not (self.settings.get(key, np.ones(1)) > 0).all():
+                raise ValueError(f"{entry.place}: {key} of {self.name!r} must be positive")
+        if "factors" in self.settings and not (self.settings["auxdata"] >= 0).all():
+            raise ValueError(f"{entry.place}: auxdata of {self.name!r} must not be negative")
 
 
 def _names(parameters: Sequence[_Parameter]) -> list[str]:
@@ -154,6 +176,18 @@ def _all(parameters: Sequence[_Parameter], setting: str) -> list:
     return np.concatenate([p.settings[setting][p.there] for p in parameters]).tolist()
 
 
+def _idle(channels: Sequence[Sequence[Sample]], n_params: int) -> np.ndarray:
+    """Parameters that multiply nothing but zeros."""
+    acts = np.zeros(n_params, bool)
+    for sample in itertools.chain(*channels):
+        events = (sample.nominal != 0) | np.any([(s.low != 0) | (s.high != 0) for s in sample.shapes], axis=0)
+        whole = [n.parameter for n in sample.normalisations] + [s.parameter for s in sample.shapes]
+        acts[[*sample.factors, *whole]] |= events.any()
+        for positions in map(np.array, sample.of_bins):
+            acts[positions[events & (positions >= 0)]] = True
+    return np.flatnonzero(~acts)
+
+
 def _placed(sample: Sample, positions: Mapping[str, np.ndarray]) -> Sample:
     """A sample with positions in place of names."""
     at = lambda name: int(positions[name][0])  # noqa: E731
@@ -167,14 +201,16 @@ def _placed(sample: Sample, positions: Mapping[str, np.ndarray]) -> Sample:
 
 
 class _Reader:
-    """Collects samples, with names in place of the positions of parameters, and the parameters that they need."""
+    """Collects samples and the parameters that they need.
+
+    In these samples parameters are told by name, those of bins by (name, slice): positions come when all are known.
+    """
 
     def __init__(self) -> None:
         self._parameters: dict[str, _Parameter] = {}
         self._families: dict[str, str] = {}
-        self._statistics: dict[
-            str, list[np.ndarray]
-        ] = {}  # of staterror: events and squared errors, channel by channel
+        # of staterror: events and squared errors, channel by channel
+        self._statistics: dict[str, list[np.ndarray]] = {}
 
     def parameters(self) -> dict[str, _Parameter]:
         """All parameters by name, when all channels have been read."""
@@ -188,6 +224,7 @@ class _Reader:
     def channel(self, channel: "_Entry") -> list[Sample]:
         entries = channel["samples"].entries()
         n_bins = len(entries[0]["data"].entries())
+        channel["samples"].named()
         samples = [Sample(entry["data"].numbers(n_bins)) for entry in entries]
         statistics: dict[str, np.ndarray] = {}
         for entry, sample in zip(entries, samples, strict=True):
@@ -286,6 +323,16 @@ class _Entry:
             )
         return [_Entry(value, self.title, f"{self.path}[{k}]") for k, value in enumerate(self.value)]
 
+    def named(self, *, empty: bool = False) -> dict[str, "_Entry"]:
+        """The entries by their names, which must differ."""
+        found: dict[str, _Entry] = {}
+        for entry in self.entries(empty=empty):
+            name = entry["name"].text()
+            if name in found:
+                raise ValueError(f"{entry.place}: another entry has the name {name!r}")
+            found[name] = entry
+        return found
+
     def text(self) -> str:
         if not isinstance(self.value, str):
             raise ValueError(f"{self.place} must be a text, got {shown(self.value)}")
@@ -293,13 +340,14 @@ class _Entry:
 
     def numbers(self, *shape: int) -> np.ndarray:
         try:
-            array = np.asarray(self.value, dtype=np.float64)
-        except (TypeError, ValueError):
+            array = np.asarray(self.value)
+        except ValueError:  # rows of different lengths
             array = np.empty(0)
-        if array.shape != shape or not np.isfinite(array).all():
+        # neither texts nor truth values nor integers that no float holds
+        if array.dtype.kind not in "iuf" or array.shape != shape or not np.isfinite(array).all():
             wanted = f"a list of {' x '.join(map(str, shape))} finite numbers" if shape else "a finite number"
             raise ValueError(f"{self.place} must be {wanted}, got {shown(self.value)}")
-        return array
+        return array.astype(np.float64)
 
     def flags(self, n: int) -> np.ndarray:
         """One truth value for all, or n."""
@@ -313,25 +361,28 @@ def _loaded(source: Any) -> _Entry:
     if isinstance(source, Mapping):
         return _Entry(source, "workspace")
     try:
-        return _Entry(json.loads(Path(source).read_text(encoding="utf-8")), str(source))
+        return _Entry(json.loads(Path(source).read_text(encoding="utf-8-sig")), str(source))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is no JSON file: {error}") from None
 
 
 def _measurement(whole: _Entry, name: str | None) -> _Entry:
-    entries = whole["measurements"].entries()
-    found = {entry["name"].text(): entry for entry in entries}
+    found = whole["measurements"].named()
     if name is not None and name not in found:
         raise ValueError(f"measurement must be one of {', '.join(found)}, got {name!r}")
-    return entries[0] if name is None else found[name]
+    return found[name] if name is not None else next(iter(found.values()))
 
 
 def _observed(observations: _Entry, channels: Sequence[_Entry], n_bins: Sequence[int]) -> np.ndarray:
     """Counts of the bins of all channels."""
-    found = {entry["name"].text(): entry["data"] for entry in observations.entries()}
-    missing = [name for name in (channel["name"].text() for channel in channels) if name not in found]
-    if missing:
-        raise ValueError(f"{observations.place} must have the channel {missing[0]!r}")
-    return np.concatenate(
-        [found[channel["name"].text()].numbers(n) for channel, n in zip(channels, n_bins, strict=True)]
-    )
+    found, counts = observations.named(), []
+    for channel, n in zip(channels, n_bins, strict=True):
+        name = channel["name"].text()
+        if name not in found:
+            raise ValueError(f"{observations.place} must have the channel {name!r}")
+        counts.append(found[name]["data"].numbers(n))
+        if (counts[-1] < 0).any():
+            raise ValueError(
+                f"{found[name]['data'].place} must not be negative, got {shown(found[name]['data'].value)}"
+            )
+    return np.concatenate(counts)

@@ -213,6 +213,11 @@ def test_arrays_of_all_toys_take_names():
         assert type(derived) is np.ndarray
     with pytest.raises(KeyError, match="no parameter is called 'tau'; there are mu, sigma, n"):
         result.values["tau"]
+    for array, key in ((result.values, ("mu", "n")), (result.values, ("mu", 0)), (result.covariance, ("mu", 1))):
+        with pytest.raises(IndexError, match="names stand for the last"):
+            array[key]
+    with pytest.raises(IndexError, match="names stand for the last 0 of 2 axes"):
+        result.values.T["mu"]
     with pytest.raises(ValueError, match="read-only"):
         np.asarray(result.values)[0] = 0.0
 

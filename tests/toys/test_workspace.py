@@ -284,6 +284,31 @@ BACKGROUND = ("channels", 0, "samples", 1)
             changed({"name": "free", "type": "shapefactor", "data": None}, *SIGNAL, "modifiers", 1),
             r"modifiers\[1\]: 'free' is the name of 2 parameters, not 3",
         ),
+        (
+            changed(WORKSPACE["channels"][0], "channels", 1),
+            r"workspace: channels\[1\]: another entry has the name 'signal region'",
+        ),
+        (changed("fakes", *SIGNAL, "name"), r"samples\[2\]: another entry has the name 'fakes'"),
+        (changed("2.0.0", "version"), r"workspace: version must be '1.0.0', got '2.0.0'"),
+        (changed(["3.0", "8.0", "5.0"], *SIGNAL, "data"), r"samples\[0\].data must be a list of 3 finite numbers"),
+        (changed([10**400, 1, 2], *SIGNAL, "data"), r"samples\[0\].data must be a list of 3 finite numbers"),
+        (changed([-1.0, 5.0], "observations", 1, "data"), r"observations\[1\].data must not be negative"),
+        (
+            changed({"name": "mu", "bound": [[-5, 5]]}, "measurements", 0, "config", "parameters", 1),
+            r"parameters\[1\]: the parameter 'mu' has no bound",
+        ),
+        (
+            changed({"name": "mu", "inits": [11.0]}, "measurements", 0, "config", "parameters", 1),
+            r"parameters\[1\]: inits of 'mu' must lie within its bounds",
+        ),
+        (
+            changed({"name": "theory", "sigmas": [0.0]}, "measurements", 0, "config", "parameters", 1),
+            r"parameters\[1\]: sigmas of 'theory' must be positive",
+        ),
+        (
+            changed({"name": "mc", "inits": [1.0, 1.0, 1.5]}, "measurements", 0, "config", "parameters", 1),
+            r"parameters\[1\]: a bin without uncertainty has no parameter, and its factor is 1",
+        ),
         (without("observations", 1), r"workspace: observations must have the channel 'control region'"),
         (
             changed([1.0], "observations", 1, "data"),
@@ -317,3 +342,49 @@ def test_what_is_no_workspace(workspace, sentence):
 def test_a_measurement_that_is_not_there():
     with pytest.raises(ValueError, match="measurement must be one of search, other, got 'none'"):
         read_workspace(WORKSPACE, measurement="none")
+
+
+def only(*modifiers, data=(5.0, 7.0), poi="", parameters=()):
+    """One channel of one sample."""
+    sample = {"name": "only", "data": list(data), "modifiers": list(modifiers)}
+    return {
+        "version": "1.0.0",
+        "channels": [{"name": "a", "samples": [sample]}],
+        "observations": [{"name": "a", "data": [6.0, 6.0][: len(data)]}],
+        "measurements": [{"name": "m", "config": {"poi": poi, "parameters": list(parameters)}}],
+    }
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_parameters_of_bins_alone(backend):
+    study = read_workspace(only({"name": "free", "type": "shapefactor", "data": None}))
+    result = fit_batch(study.cost, study.data, study.start, limits=study.limits, backend=backend, device="cpu")
+    np.testing.assert_allclose(result.values, [[6 / 5, 6 / 7]], rtol=1e-10)
+
+
+def test_one_bin_may_be_of_interest():
+    study = read_workspace(only({"name": "f", "type": "shapefactor", "data": None}, data=[5.0], poi="f"))
+    assert study.poi == study.cost.names[0] == "f[0]"
+
+
+def test_a_bin_that_is_empty_on_one_side():
+    """Beyond -1 its events are exactly those of the lower side, which are none."""
+    high = np.random.default_rng(2).uniform(0.1, 3.0, 12)
+    sides = {"lo_data": [0.0] * 12 + [7.0], "hi_data": [*high, 8.5]}
+    workspace = only({"name": "a", "type": "histosys", "data": sides}, data=[0.0] * 12 + [10.0])
+    workspace["observations"][0]["data"] = [0.0] * 12 + [4.0]
+    study = read_workspace(workspace)
+    start = {"a": -2.0}
+    for backend in ("numba", "jax"):
+        result = fit_batch(study.cost, study.data, start, limits=study.limits, backend=backend, device="cpu")
+        assert result.valid[0] and -2.5 < result.values["a"][0] < -1.0
+
+
+def test_a_parameter_without_effect_is_named():
+    with pytest.warns(UserWarning, match="workspace: no events depend on 'free\\[1\\]': hold it, or leave"):
+        read_workspace(only({"name": "free", "type": "shapefactor", "data": None}, data=[5.0, 0.0]))
+
+
+def test_without_modifiers():
+    with pytest.raises(ValueError, match="workspace has no modifiers, and so no parameters"):
+        read_workspace(only())
