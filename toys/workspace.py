@@ -81,8 +81,9 @@ def read_workspace(source: str | Path | Mapping[str, Any], *, measurement: str |
     names = _names(ordered)
     positions = _positions(ordered)
     placed = [[_placed(sample, positions) for sample in part] for part in samples]
-    constrained = _names([p for p in ordered if "auxdata" in p.settings])
-    for name in sorted({names[k] for k in _idle(placed, len(names))} - {*constrained}):
+    fixed = [name for name, held in zip(names, _all(ordered, "fixed"), strict=True) if held]
+    determined = {*fixed, *_names([p for p in ordered if "auxdata" in p.settings])}
+    for name in [names[k] for k in _idle(placed, len(names)) if names[k] not in determined]:
         warnings.warn(f"{whole.place}: no events depend on {name!r}: hold it, or leave its modifier out", stacklevel=2)
     likelihood = TemplateNLL(names, placed)
     costs: list[Cost] = [likelihood]
@@ -101,7 +102,7 @@ def read_workspace(source: str | Path | Mapping[str, Any], *, measurement: str |
         sampler=sampler,
         truth=dict(zip(names, _all(ordered, "inits"), strict=True)),
         limits={name: (low, high) for name, (low, high) in zip(names, _all(ordered, "bounds"), strict=True)},
-        fixed=[name for name, held in zip(names, _all(ordered, "fixed"), strict=True) if held],
+        fixed=fixed,
         data=data,
         poi=_names([parameters[poi]])[0] if poi else "",
         name="workspace" if isinstance(source, Mapping) else Path(source).stem,
