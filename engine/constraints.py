@@ -129,7 +129,7 @@ class NormalConstraint(_Constraint):
         """The inverse covariance matrix, row after row, or its diagonal where it has no other elements."""
         return np.array(np.diag(self._inverse) if self._uncorrelated else self._inverse).reshape(1, -1)
 
-    def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
+    def outputs(self, rows: Rows, tile: int, order: int, one_pass: bool = False) -> Callable:
         inverse, below = self._inverse, np.tril_indices(len(self.names))
 
         def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
@@ -191,7 +191,7 @@ class PoissonConstraint(_Constraint):
         """The scales, and the counts for one unit of the measured values."""
         return np.stack([self.scale, self._unit])
 
-    def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
+    def outputs(self, rows: Rows, tile: int, order: int, one_pass: bool = False) -> Callable:
         scale, below = self.scale, np.tril_indices(len(self.names))
 
         def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:

@@ -23,7 +23,15 @@ from kernels.program import Program, build_program
 from kernels.translate import compile_kernel
 from kernels.xla import row_sums, row_sums_untranslated
 
-__all__ = ["Cost", "call_model", "called", "model_mistakes", "parameter_names", "scalar_result"]
+__all__ = [
+    "Cost",
+    "call_model",
+    "called",
+    "model_mistakes",
+    "parameter_names",
+    "scalar_result",
+    "summed_in_one_pass",
+]
 
 
 class Cost:
@@ -153,14 +161,20 @@ class Cost:
         """(n_params, n_params) bool: which elements of the Hessian may differ from zero."""
         return np.ones((len(self.names), len(self.names)), dtype=bool)
 
-    def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
+    def outputs(self, rows: Rows, tile: int, order: int, one_pass: bool = False) -> Callable:
         """The outputs (see `kernels.program`) of one toy in JAX: `f(theta, data, shared)`.
 
         `data` and `shared` are tuples with an entry for each of `rows.leaves`: (columns, aux, number of rows) and the
-        shared columns.
+        shared columns. With `one_pass` it is the kernel of `kernels.pallas` where there is one.
         """
         try:
-            sums = row_sums(self.program(rows), tile, order)
+            program = self.program(rows)
+            if one_pass and summed_in_one_pass(program):
+                from kernels.pallas import row_sums_pallas
+
+                sums = row_sums_pallas(program, order)
+            else:
+                sums = row_sums(program, tile, order)
         except UntranslatableError:
             sums = row_sums_untranslated(*self.functions(rows), len(self.names), tile, order)
 
@@ -185,6 +199,13 @@ class Cost:
             return total if rest is None else total + rest(*parameters, *row[:, 0], *aux)
 
         return of_leaf
+
+
+def summed_in_one_pass(program: Program) -> bool:
+    """Whether there are rows to sum, and `kernels.pallas` has a kernel that does."""
+    from kernels.pallas import has_kernel  # takes time to import, and few need it
+
+    return bool(program.cores) and has_kernel(program)
 
 
 def _stacked(columns: Array, shared: Array) -> Array:

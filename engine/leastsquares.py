@@ -184,9 +184,9 @@ class LeastSquares(Cost):
         width = max(map(len, arrays))
         return np.stack([np.pad(array, (0, width - len(array))) for array in arrays])
 
-    def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
+    def outputs(self, rows: Rows, tile: int, order: int, one_pass: bool = False) -> Callable:
         if self.covariance is None:
-            return super().outputs(rows, tile, order)
+            return super().outputs(rows, tile, order, one_pass)
         sums = expectation_outputs(self.whitened, len(self.names), order, term=_square)
         n = len(self._whiten)
 

@@ -106,7 +106,7 @@ class PoissonNLL(Cost):
         """The arrays that the model captured."""
         return self._compiled(rows).shared
 
-    def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
+    def outputs(self, rows: Rows, tile: int, order: int, one_pass: bool = False) -> Callable:
         term = saturated if len(rows.names) == 1 else scaled
         sums, n_used = expectation_outputs(self.expected, len(self.names), order, term=term), self._n_used()
 

@@ -106,8 +106,8 @@ class NumericalIntegral(Cost):
     def kernel(self, rows: Rows) -> Callable:
         return super().kernel(rows) if self.nll.extended else compile_log(super().kernel(rows))
 
-    def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
-        sums = super().outputs(rows, tile, order)
+    def outputs(self, rows: Rows, tile: int, order: int, one_pass: bool = False) -> Callable:
+        sums = super().outputs(rows, tile, order, one_pass)
         if self.nll.extended:
             return sums
         return lambda theta, data, shared: log_outputs(sums(theta, data, shared), data[0][1][0], len(self.names))

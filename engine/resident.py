@@ -1,10 +1,13 @@
-"""Toys that stay on the accelerator on which they were drawn.
+"""Toys on an accelerator: those that were drawn there, and those that are sent there.
 
 Toys that are fitted where they are need not cross the bus: on their way through the host they would do so twice, and
 be taken apart and padded again there, which takes far longer than their fits. Whoever asks for their values, as who
 writes them to a file, gets a copy, which is made then and once.
+
+Toys of the host are sent as they lie in memory, and padded on the accelerator, where that takes no time.
 """
 
+from dataclasses import fields
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,9 +19,10 @@ from jax.typing import ArrayLike
 
 from engine.data import Ragged, Rows
 
-__all__ = ["Resident", "ResidentRows"]
+__all__ = ["Resident", "ResidentRows", "sent"]
 
 BYTES_AT_ONCE = 2**26  # of a copy to the host
+SENT_AT_ONCE = 2**22  # numbers of a column; fewer are padded on the host, and nothing is compiled for them
 
 
 class Resident(Ragged):
@@ -106,6 +110,47 @@ class ResidentRows(Rows):
     def padded(self, toys: np.ndarray, n_padded: int) -> Any:
         with jax.enable_x64(True):
             return _padded(self.events.padded, np.diff(self.offsets)[toys], toys, n_padded)
+
+
+class _SentRows(Rows):
+    """Rows of the host, whose columns lie on an accelerator as well."""
+
+    there: Array  # (n_columns, at least n_rows)
+
+    def padded(self, toys: np.ndarray, n_padded: int) -> Any:
+        return _gathered(self.there, self.offsets[toys], np.diff(self.offsets)[toys], n_padded)
+
+
+def sent(rows: Rows, device: jax.Device, most_bytes: int) -> Rows:
+    """Rows whose lanes are filled on an accelerator, where they are many and of no more than so many bytes.
+
+    They lie there as long as what this returns.
+    """
+    columns = rows.columns if type(rows) is Rows else np.zeros((0, 0))
+    n_columns, n = columns.shape
+    size = -(-n // SENT_AT_ONCE) * SENT_AT_ONCE
+    if not n_columns or n < SENT_AT_ONCE or 8 * n_columns * size > most_bytes:
+        return rows
+    there = jnp.zeros((n_columns, size), device=device)
+    for begin in range(0, n, SENT_AT_ONCE):
+        begin = min(begin, n - SENT_AT_ONCE)  # all parts have one size, so that one program is compiled
+        there = _placed(there, columns[:, begin : begin + SENT_AT_ONCE], begin)
+    moved = _SentRows(**{field.name: getattr(rows, field.name) for field in fields(rows)})
+    moved.__dict__["there"] = there
+    return moved
+
+
+@partial(jax.jit, donate_argnums=0)
+def _placed(there: Array, part: ArrayLike, begin: int) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(there, jnp.asarray(part), begin, axis=1)
+
+
+@partial(jax.jit, static_argnums=3)
+def _gathered(there: Array, first: ArrayLike, n: ArrayLike, width: int) -> Array:
+    """(len(first), n_columns, width): the n numbers from the first on, behind which the last is repeated, or 0."""
+    first, n = jnp.asarray(first)[:, None], jnp.asarray(n)[:, None]
+    index = first + jnp.minimum(jnp.arange(width), jnp.maximum(n - 1, 0))
+    return jnp.where(n > 0, there.at[:, index].get(mode="clip"), 0.0).swapaxes(0, 1)
 
 
 @jax.jit

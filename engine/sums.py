@@ -139,8 +139,10 @@ class SumCost(Cost):
         width = max(array.shape[1] for array in arrays)
         return np.concatenate([np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays])
 
-    def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
-        functions = [part.outputs(leaf, tile, order) for part, leaf in zip(self.leaves, rows.parts, strict=True)]
+    def outputs(self, rows: Rows, tile: int, order: int, one_pass: bool = False) -> Callable:
+        functions = [
+            part.outputs(leaf, tile, order, one_pass) for part, leaf in zip(self.leaves, rows.parts, strict=True)
+        ]
         n_params = len(self.names)
         n_kept = n_outputs(n_params, order)
 

@@ -53,7 +53,7 @@ class TemplateNLL(PoissonNLL):
     def at_once(self) -> int:
         return len(self.names) + len(self.tables.whole) * len(self.tables.nominal)
 
-    def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
+    def outputs(self, rows: Rows, tile: int, order: int, one_pass: bool = False) -> Callable:
         derivatives, n_bins = term_derivatives(saturated if len(rows.names) == 1 else scaled), self._n_bins
 
         def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:

@@ -130,8 +130,10 @@ class _Unbinned(Cost):
     def kernel_shared(self, rows: Rows) -> np.ndarray:
         return SumCost(self).kernel_shared(rows) if rows.parts else super().kernel_shared(rows)
 
-    def outputs(self, rows: Rows, tile: int, order: int) -> Callable:
-        return SumCost(self).outputs(rows, tile, order) if rows.parts else super().outputs(rows, tile, order)
+    def outputs(self, rows: Rows, tile: int, order: int, one_pass: bool = False) -> Callable:
+        if rows.parts:
+            return SumCost(self).outputs(rows, tile, order, one_pass)
+        return super().outputs(rows, tile, order, one_pass)
 
     def reference(self, rows: Rows) -> Callable:
         return SumCost(self).reference(rows) if rows.parts else super().reference(rows)

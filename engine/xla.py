@@ -1,6 +1,7 @@
 """The JAX driver: all toys step together on CPU, GPU or TPU, in the lanes of `engine.lanes`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -11,12 +12,14 @@ from jax import Array
 from jax.sharding import Mesh
 
 from engine.approach import ApproachState, approach_init, approach_step, inverse
-from engine.cost import Cost
+from engine.arguments import one_of
+from engine.cost import Cost, summed_in_one_pass
 from engine.data import Rows, lane_data, shared_columns
 from engine.drivers import Fits, Settings, approaches
 from engine.lanes import Lanes, bucket
 from engine.newton import Box, NewtonState, covariance_of, newton_init, newton_step, unpack
 from engine.newton_numba import MOST_APPROACH, RUNNING
+from engine.resident import sent
 from engine.status import Status
 from kernels.derivatives import packed_index
 from kernels.nodes import UntranslatableError
@@ -66,12 +69,12 @@ class XlaDriver:
     batch_size : int, optional
         Number of lanes; by default what the device holds.
     kernel : {"xla", "pallas"}
-        What sums over the rows: XLA, or `kernels.pallas`, for a single cost on an NVIDIA GPU.
+        What sums over the rows: XLA, or, on an NVIDIA GPU, `kernels.pallas` for the costs that it has a kernel of.
 
     Raises
     ------
     ValueError
-        If the toys do not fit into the device's memory, or the kernel is not there for this cost or device.
+        If the toys do not fit into the device's memory, or the kernel is not there for this device.
     """
 
     name = "jax"
@@ -88,11 +91,10 @@ class XlaDriver:
         batch_size: int | None = None,
         kernel: str = "xla",
     ) -> None:
-        if kernel not in ("xla", "pallas"):
-            raise ValueError(f"kernel must be 'xla' or 'pallas', got {kernel!r}")
-        if kernel == "pallas" and (rows.parts or devices[0].platform != "gpu"):
-            raise ValueError("kernel='pallas' is for a single cost on a GPU: pass kernel='xla'")
-        self.cost, self.rows, self.kernel_name = cost, rows, kernel
+        one_of("kernel", kernel, ("xla", "pallas"))
+        if kernel == "pallas" and not has_pallas(devices[0]):
+            raise ValueError("kernel='pallas' is for NVIDIA GPUs: pass kernel='xla'")
+        self.cost, self.rows, self.one_pass = cost, rows, kernel == "pallas"
         self.held: tuple[np.ndarray, Any] | None = None  # toys, and their data on the first device
         self.n_params = len(cost.names)
         self.device = devices[0].platform
@@ -109,10 +111,12 @@ class XlaDriver:
             batch_size,
             memory,
             n_params=self.n_params,
-            temporaries=temporaries(cost, rows) if self.device != "cpu" else TEMPORARIES,
+            temporaries=temporaries(cost, rows, self.one_pass) if self.device != "cpu" else TEMPORARIES,
             at_once=sum(n * leaf.at_once for leaf, n in zip(cost.leaves, n_rows, strict=True)),
         )
         self.padded = [padded if n == max(n_rows) else pad(n, self.tile) for n in n_rows]
+        self.room = 0 if memory is None else memory // 4  # for toys that are sent to the device as they lie in memory
+        self.sent: tuple[Rows, ...] = ()
         self.fewest = FEW_ROWS["cpu" if self.device == "cpu" else "accelerator"] // sum(self.padded)
 
     def fit(self, toys: np.ndarray, start: np.ndarray, settings: Settings, progress: Callable | None = None) -> Fits:
@@ -120,7 +124,7 @@ class XlaDriver:
         fits = Fits.empty(len(toys), self.n_params)
         if not len(toys):
             return fits
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), self._sending(toys):
             box = Box(settings.lower, settings.upper, settings.free)
             theta, nfev = start, np.zeros(len(toys), dtype=np.int64)
             if self.optimizer is not None:
@@ -139,6 +143,17 @@ class XlaDriver:
             rules = (box, settings.errordef, settings.edm_goal, max_steps)
             self._run(self._newton_lanes(), toys, theta, rules, store)
         return fits
+
+    @contextmanager
+    def _sending(self, toys: np.ndarray) -> Iterator[None]:
+        """With the rows of all toys on the device, where these are most of them and they lie on the host."""
+        if self.room and 2 * len(toys) > len(self.rows):
+            room = self.room // len(self.rows.leaves)
+            self.sent = tuple(sent(leaf, self.mesh.devices.flat[0], room) for leaf in self.rows.leaves)
+        try:
+            yield
+        finally:
+            self.sent = ()
 
     def evaluate(self, toys: np.ndarray, theta: np.ndarray) -> np.ndarray:
         """Outputs of the cost (see `kernels.program`) of these toys, each at its row of `theta`."""
@@ -186,24 +201,14 @@ class XlaDriver:
 
         It lives as long as the cost, and must not hold the driver, whose data take the memory of the device.
         """
-        key = (what, self.rows.form, self.tile, self.kernel_name, tuple(self.mesh.devices.flat))
+        key = (what, self.rows.form, self.tile, self.one_pass, tuple(self.mesh.devices.flat))
         kept = self.cost.__dict__.setdefault("_xla", {})
         if key not in kept:
             kept[key] = make()
         return kept[key]
 
     def _sums(self, order: int) -> Callable:
-        if self.kernel_name == "xla":
-            return self.cost.outputs(self.rows, self.tile, order)
-        from kernels.pallas import row_sums_pallas  # takes time to import, and few need it
-
-        one_pass = row_sums_pallas(self.cost.program(self.rows), order)
-
-        def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
-            ((columns, aux, n),) = data
-            return one_pass(theta, columns, shared[0], aux, n)
-
-        return of_leaf
+        return self.cost.outputs(self.rows, self.tile, order, self.one_pass)
 
     def _newton_lanes(self) -> Lanes:
         n_params, unrolled = self.n_params, self.device != "cpu"
@@ -340,7 +345,8 @@ class XlaDriver:
         return shared_columns(self.rows, self.padded)
 
     def _lane_data(self, toys: np.ndarray) -> tuple:
-        return tuple(lane_data(leaf, toys, n) for leaf, n in zip(self.rows.leaves, self.padded, strict=True))
+        leaves = self.sent or self.rows.leaves
+        return tuple(lane_data(leaf, toys, n) for leaf, n in zip(leaves, self.padded, strict=True))
 
 
 def free_memory(devices: Sequence[jax.Device]) -> int | None:
@@ -351,14 +357,22 @@ def free_memory(devices: Sequence[jax.Device]) -> int | None:
     return min(stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in told)
 
 
-def temporaries(cost: Cost, rows: Rows) -> int:
+def has_pallas(device: jax.Device) -> bool:
+    """Whether `kernels.pallas` compiles for a device."""
+    return device.platform != "cpu" and "NVIDIA" in device.device_kind
+
+
+def temporaries(cost: Cost, rows: Rows, one_pass: bool = False) -> int:
     """How many arrays of (lanes, rows of a pass) a pass may hold on an accelerator."""
-    most = TEMPORARIES
+    most = 1
     for leaf, leaf_rows in zip(cost.leaves, rows.leaves, strict=True):
         try:
-            most = max(most, n_intermediates(leaf.program(leaf_rows)) // KEPT)
+            program = leaf.program(leaf_rows)
         except UntranslatableError:  # every derivative of every row
-            most = max(most, n_outputs(len(leaf.names)))
+            most = max(most, TEMPORARIES, n_outputs(len(leaf.names)))
+            continue
+        if not (one_pass and summed_in_one_pass(program)):
+            most = max(most, TEMPORARIES, n_intermediates(program) // KEPT)
     return most
 
 

@@ -17,14 +17,30 @@ from jax.experimental.pallas import triton as plt
 from kernels.program import Program
 from kernels.xla import Sums, evaluate
 
-__all__ = ["row_sums_pallas"]
+__all__ = ["has_kernel", "row_sums_pallas"]
 
 # Operations on rows that Triton does not lower in float64.
 _MISSING = {"erf", "erfc", "lgamma", "digamma", "trigamma"}
 
 
+def has_kernel(program: Program) -> bool:
+    """Whether `row_sums_pallas` takes this program."""
+    return not _obstacle(program)
+
+
+def _obstacle(program: Program) -> str:
+    """Why there is no kernel of a program; empty if there is one."""
+    if program.outer.vectors:
+        return (
+            f"a fit of {program.n_params} parameters, whose Hessian is summed as products of vectors, has no one-pass "
+            "kernel"
+        )
+    missing = {program.graph.nodes[number].op for number in program.live if program.graph.on_row(number)} & _MISSING
+    return f"the one-pass kernel has no form of {', '.join(sorted(missing))} of a row" if missing else ""
+
+
 def row_sums_pallas(
-    program: Program, order: int = 2, block: int = 256, num_warps: int = 4, interpret: bool = False
+    program: Program, order: int = 2, block: int = 128, num_warps: int = 4, interpret: bool = False
 ) -> Callable:
     """As `kernels.xla.row_sums`: a function of one toy, to be vmapped over toys.
 
@@ -45,17 +61,11 @@ def row_sums_pallas(
     ValueError
         If the program holds an operation on rows that the device has no form of, or has too many parameters.
     """
+    if obstacle := _obstacle(program):
+        raise ValueError(f"{obstacle}: pass kernel='xla'")
     sums_of = Sums(program, order)
     graph, live, cores = program.graph, sums_of.live, sums_of.cores
-    if program.outer.vectors:
-        raise ValueError(
-            f"a fit of {program.n_params} parameters, whose Hessian is summed as products of vectors, has no one-pass "
-            "kernel: pass kernel='xla'"
-        )
     on_row = [number for number in live if graph.on_row(number)]
-    missing = sorted({graph.nodes[number].op for number in on_row} & _MISSING)
-    if missing:
-        raise ValueError(f"the one-pass kernel has no form of {', '.join(missing)} of a row: pass kernel='xla'")
     leaves = [(number, graph.nodes[number].op, graph.nodes[number].args[0]) for number in on_row]
     leaves = [leaf for leaf in leaves if leaf[1] in ("row", "shared")]
     kinds = sorted({kind for _, kind, _ in leaves})

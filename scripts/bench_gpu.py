@@ -5,6 +5,7 @@ Every part is guarded: one that fails is told, and the next goes on. On a CPU it
 """
 
 import argparse
+import gzip
 import json
 import os
 import platform
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from arguments import DONE, DOUBTFUL, WRONG_INPUT, Parser, leave
 
-PARTS = ("toys", "fits", "batches", "goal", "cases", "sums", "lanes", "steps", "rule", "run")
+PARTS = ("toys", "fits", "batches", "goal", "trace", "cases", "sums", "lanes", "steps", "rule", "run")
 CASES = (
     "peak-480", "peak-2000", "peak-15500", "peak-200000", "histogram", "counting", "templates-50", "templates-200",
     "workspace", "line",
@@ -30,6 +31,7 @@ MAIN = "peak-15500"
 TOYS = {"peak-200000": 1000, "templates-200": 2000}  # of a case, else N_TOYS
 N_TOYS, N_QUICK = 10_000, 24
 SECONDS = 100.0  # after which a part starts nothing new
+MOST_KERNELS = 40  # of a trace that are listed
 BYTES, MULTIPLY_ADDS = 4.3e12, 17e12  # each second, of an H200 in float64
 # Multiply-adds of an operation of `bench.floors`, by the polynomials of libdevice; 1 for all others.
 COSTS = {"exp": 20, "expm1": 25, "log": 25, "log1p": 30, "divide": 8, "sqrt": 10, "pow": 60, "erf": 40, "erfc": 50}
@@ -38,7 +40,7 @@ COSTS = {"exp": 20, "expm1": 25, "log": 25, "log1p": 30, "divide": 8, "sqrt": 10
 class Bench:
     """What all parts need: sizes, the devices, and how to time."""
 
-    def __init__(self, device: str, quick: bool, seed: int) -> None:
+    def __init__(self, device: str, quick: bool, seed: int, seconds: float) -> None:
         import jax
         from bench import cases
 
@@ -48,7 +50,7 @@ class Bench:
         self.device, self.quick, self.seed = device, quick, seed
         self.devices = find_devices(device)[:1]
         self.turns = 2 if quick else 7
-        self.end = 0.0
+        self.seconds, self.end = seconds, 0.0
 
     def n_toys(self, name: str) -> int:
         return N_QUICK if self.quick else TOYS.get(name, N_TOYS)
@@ -203,6 +205,59 @@ def goal(bench: Bench) -> dict:
     } | found
 
 
+def trace(bench: Bench) -> dict:
+    """Where the time of the toys and fits of `goal` goes: milliseconds and calls of each kernel, and of all."""
+    from engine import fit_batch
+    from toys.models import peak
+    from toys.study import generate
+
+    study, n, found = peak(), bench.n_toys(MAIN), {}
+    options: dict[str, Any] = {"limits": study.limits, "backend": "jax", "device": bench.device}
+    made: dict[str, Any] = {}
+
+    def draw() -> None:
+        made["toys"] = generate(study, n, bench.seed, backend="jax")
+        bench.jax.block_until_ready(getattr(made["toys"], "padded", None))
+
+    def fit() -> None:
+        fit_batch(study.cost, made["toys"], study.start, **options)
+
+    with bench.jax.default_device(bench.devices[0]):
+        draw()
+        fit()
+        for name, what in (("draw", draw), ("fit", fit)):
+            with tempfile.TemporaryDirectory() as folder:
+                with bench.jax.profiler.trace(folder):
+                    seconds = _seconds(what)
+                (file,) = Path(folder).rglob("*.trace.json.gz")
+                found[name] = {"traced_s": seconds} | _kernels(json.loads(gzip.decompress(file.read_bytes())))
+    return found
+
+
+def _kernels(traced: dict) -> dict:
+    """Of a trace in Chrome's format."""
+    events = traced["traceEvents"]
+    named = [e for e in events if e.get("name") == "process_name"]
+    devices = {e["pid"] for e in named if "/device:GPU" in e["args"]["name"]}
+    streams = {
+        (e["pid"], e["tid"])
+        for e in events
+        if e.get("name") == "thread_name" and e["pid"] in devices and e["args"]["name"].startswith("Stream")
+    }
+    each: dict[str, list] = {}
+    for event in events:
+        if event.get("ph") == "X" and (event["pid"], event["tid"]) in streams:
+            times = each.setdefault(event["name"], [0.0, 0])
+            times[0] += event["dur"] / 1e3
+            times[1] += 1
+    longest = sorted(each.items(), key=lambda item: -item[1][0])[:MOST_KERNELS]
+    return {
+        "busy_ms": sum(t for t, _ in each.values()),
+        "kernels": sum(n for _, n in each.values()),
+        "each": {name: [round(t, 4), n] for name, (t, n) in longest},
+    }
+
+
 def cases(bench: Bench) -> dict:
     """Every case: generated and fitted on the device, fitted by all cores, and the floors of the fits."""
     from engine.cpu import NumbaDriver
@@ -345,6 +400,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="what is compared (default: gpu)")
     parser.add_argument("--quick", action="store_true", help="a few toys, to try the script")
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), metavar="NAME", help="default: all")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="after which a part starts nothing new")
     parser.add_argument("--seed", type=int, default=1, help="of the toys (default: 1)")
     parser.add_argument("--json", metavar="FILE", help="write everything to this file, after every part")
     return parser
@@ -356,7 +412,7 @@ def main() -> int:
     import jaxlib
 
     try:
-        bench, whole = Bench(args.device, args.quick, args.seed), True
+        bench, whole = Bench(args.device, args.quick, args.seed, args.seconds), True
     except ValueError as error:
         print(f"bench_gpu.py: {error}", file=sys.stderr)
         return WRONG_INPUT
@@ -368,8 +424,8 @@ def main() -> int:
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "jaxlib": jaxlib.__version__},
         "rates": {"bytes": BYTES, "multiply_adds": MULTIPLY_ADDS},
     }
-    for name in (name for name in PARTS if name in args.part):
-        bench.end = time.monotonic() + SECONDS
+    for name in args.part:
+        bench.end = time.monotonic() + bench.seconds
         try:
             report[name] = globals()[name](bench)
         except Exception as error:  # whatever a part meets, the next one goes on

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from engine.cost import Cost
 from engine.data import shown
+from engine.lanes import bucket
 from engine.resident import Resident
 from engine.xla import free_memory
 from kernels import randombits
@@ -33,9 +34,11 @@ __all__ = [
     "padded_size",
 ]
 
-# JAX draws as many toys at once as have this many numbers: 32 MiB on a CPU, and on an accelerator four times as much,
-# which takes it longer than to be told to
-_NUMBERS_AT_ONCE = {"cpu": 2**22, "accelerator": 2**24}
+# JAX draws as many toys at once as have this many numbers: 32 MiB on a CPU, and on an accelerator 2 GiB, since to tell
+# it to draw takes longer than to draw 128 MiB
+_NUMBERS_AT_ONCE = {"cpu": 2**22, "accelerator": 2**28}
+# an accelerator draws no fewer, so that a single toy and the rest of a run need no compilation of their own
+_FEWEST_NUMBERS = 2**22
 
 
 class Sampler:
@@ -109,8 +112,10 @@ class Sampler:
 
     def draw_all(self, tables: Any, keys: np.ndarray) -> Any:
         """What varies in the toys of these keys, by JAX."""
-        at_once = _NUMBERS_AT_ONCE["cpu" if _device().platform == "cpu" else "accelerator"]
-        chunk = max(1, min(at_once // max(1, self.size(tables)), padded_size(len(keys))))
+        on_cpu, size = _device().platform == "cpu", max(1, self.size(tables))
+        at_once = _NUMBERS_AT_ONCE["cpu" if on_cpu else "accelerator"]
+        fewest = 1 if on_cpu else bucket(_FEWEST_NUMBERS // size, 1)
+        chunk = max(1, min(at_once // size, max(fewest, padded_size(len(keys)))))
         return drawn_by_jax(self.draw, tables, keys, self.form, chunk)
 
 
@@ -200,10 +205,13 @@ def _resident(form: Events, chunks: Iterable[tuple[Array, Array]], n_toys: int) 
     """All chunks in one array, which is filled in place, so that not all of them are in memory besides."""
     whole, n = jnp.zeros(()), []
     for k, (values, counts) in enumerate(chunks):
+        n.append(counts)
+        if len(values) >= n_toys:
+            whole = values
+            continue
         if not k:
             whole = jnp.zeros((-(-n_toys // len(values)) * len(values), *values.shape[1:]))
         whole = _placed(whole, values, k * len(values))
-        n.append(counts)
     return Resident(whole, form.counts(np.concatenate(jax.device_get(n))[:n_toys], whole.shape[-1]))
 
 

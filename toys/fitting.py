@@ -17,11 +17,10 @@ from engine.normalisation import check_integral
 from engine.reference import IndependentCost
 from engine.result import FitResult
 from engine.status import Status
-from kernels.graph import UntranslatableError
 from toys.memory import is_used_up
 from toys.options import Options
 from toys.packing import Arrays, bytes_per_toy, describe, pack, unpack
-from toys.study import Study, generate
+from toys.study import Study, generate, thrown_by
 
 __all__ = ["Compiled", "Fitter", "compile_study", "join_minos"]
 
@@ -48,12 +47,8 @@ def compile_study(study: Study, options: Options) -> Compiled:
         for point in (study.truth, study.start):
             values = {**study.start, **{name: point[name] for name in study.cost.names if name in point}}
             check_integral(study.cost, [values[name] for name in study.cost.names], study.observable)
-    sampled = "jax" if options.backend == "jax" else "numba"
-    try:
-        data = generate(study, 1, options.seed, 0, sampled)
-    except UntranslatableError:
-        sampled = "jax"
-        data = generate(study, 1, options.seed, 0, sampled)
+    sampled = thrown_by(study, options.backend, options.device)
+    data = generate(study, 1, options.seed, 0, sampled)
     rows = study.cost.rows(data)
     if options.validate:
         threading.Thread(target=_compile_reference, args=(study, rows), name="reference").start()
@@ -68,8 +63,7 @@ def compile_study(study: Study, options: Options) -> Compiled:
         )
     toys = pack(study.cost, data)
     return Compiled(
-        # on an accelerator the toys are thrown where they are fitted
-        "jax" if result.backend == "jax" else sampled,
+        thrown_by(study, result.backend, result.device),
         result.backend,
         result.device,
         bytes_per_toy(toys, len(study.cost.names)),

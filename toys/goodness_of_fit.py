@@ -162,7 +162,7 @@ def goodness_of_fit(
         raise ValueError(f"the data have no {statistic!r} statistic at the fitted values, got {observed}")
 
     check_n_events(study, data)
-    throw = Thrower(study, data, auxiliary=auxiliary, backend=backend)
+    throw = Thrower(study, data, auxiliary=auxiliary, backend=backend, device=device)
     theta = {name: fitted[name] for name in study.names}
     values, status = np.empty(n_toys), np.empty(n_toys, dtype=np.int8)
     for first in range(0, n_toys, throw.chunk):

@@ -114,7 +114,7 @@ class ToyPool:
         if self.has_data:
             check_n_events(study, self.data)
         self._stored_path, self._stored = stored, None if stored is None else self._read(stored)
-        self._throw = Thrower(study, self.data, auxiliary=auxiliary, backend=backend)
+        self._throw = Thrower(study, self.data, auxiliary=auxiliary, backend=backend, device=device)
         self._conditional: dict[float, FitResult] = {}
         self._observed: dict[bool, FitResult] = {}
         self._asimov: dict[tuple[float, bool], tuple[Any, FitResult]] = {}

@@ -16,7 +16,6 @@ from engine.fit import fit_batch
 from engine.minos import MinosResult, minos
 from engine.profile import profile
 from engine.result import FitResult
-from kernels.graph import UntranslatableError
 from toys import storage
 from toys.command import InputError, find_study
 from toys.coverage import SAME_LEVEL
@@ -26,7 +25,7 @@ from toys.models import STUDIES
 from toys.packing import bytes_per_toy, pack
 from toys.regenerate import stored_toys
 from toys.statistics import ONE_SIGMA
-from toys.study import Study, generate
+from toys.study import Study, generate, thrown_by
 
 __all__ = ["Curves", "Sample", "curves", "first_curves", "is_one_sigma", "read", "study_of", "throw"]
 
@@ -82,11 +81,12 @@ def throw(
         As `fit_batch`.
     """
     fits, intervals = [], []
-    first = pack(study.cost, _draw(study, 0, 1, seed, backend))
+    thrown = thrown_by(study, backend, device)
+    first = pack(study.cost, generate(study, 1, seed, 0, thrown))
     for start, stop in _chunks(n_toys, bytes_per_toy(first, len(study.cost.names))):
         result = fit_batch(
             study.cost,
-            _draw(study, start, stop, seed, backend),
+            generate(study, stop - start, seed, start, thrown),
             study.start,
             limits=study.limits,
             fixed=study.fixed,
@@ -220,24 +220,18 @@ def curves(study: Study, data: Any, result: FitResult, *, backend: str = "auto",
     return found
 
 
-def _draw(study: Study, first: int, stop: int, seed: int, backend: str) -> Any:
-    """Toys first to stop - 1, thrown by numba unless JAX is asked for or needed."""
-    if backend != "jax":
-        try:
-            return generate(study, stop - first, seed, first, "numba")
-        except UntranslatableError:
-            pass
-    return generate(study, stop - first, seed, first, "jax")
-
-
 def first_curves(
     sample: Sample, *, path: str | Path | None = None, seed: int = 1, backend: str = "auto", device: str = "auto"
 ) -> list[Curves]:
     """Profiles of the first toys of a sample, which lie in a file, or else are thrown again with their seed."""
     n = min(CURVE_TOYS, len(sample.result))
-    data = stored_toys(sample.study, path, 0, n) if path is not None else _draw(sample.study, 0, n, seed, backend)
+    study = sample.study
+    if path is not None:
+        data = stored_toys(study, path, 0, n)
+    else:
+        data = generate(study, n, seed, 0, thrown_by(study, backend, device))
     some: Any = sample.result[:n]
-    return curves(sample.study, data, some, backend=backend, device=device)
+    return curves(study, data, some, backend=backend, device=device)
 
 
 def is_one_sigma(level: float) -> bool:

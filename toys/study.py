@@ -9,9 +9,10 @@ import numpy as np
 from engine.arguments import known, limit_arrays
 from engine.cost import Cost
 from engine.data import shown
+from kernels.graph import UntranslatableError
 from toys.drawing import draw_toys
 
-__all__ = ["Study", "generate"]
+__all__ = ["Study", "generate", "thrown_by"]
 
 
 @dataclass(frozen=True)
@@ -125,3 +126,18 @@ def generate(study: Study, n_toys: int, seed: int, first: int = 0, backend: str 
     if hasattr(study.sampler, "generate"):
         return study.sampler.generate(study.theta, n_toys=n_toys, seed=seed, first=first, backend=backend)
     return draw_toys(study.sampler, study.theta, n_toys=n_toys, seed=seed, first=first, cost=study.cost)
+
+
+def thrown_by(study: Study, backend: str, device: str) -> str:
+    """Who throws the toys that are fitted on this backend and device, "numba" or "jax".
+
+    Numba, unless the sampler has no form for it; JAX where it is asked for, and on an accelerator, where the toys then
+    are when they are fitted.
+    """
+    if backend == "jax" or device in ("gpu", "tpu"):
+        return "jax"
+    try:
+        generate(study, 1, 0)
+    except UntranslatableError:
+        return "jax"
+    return "numba"

@@ -1,8 +1,7 @@
 """Toys around an observation: thrown at fitted values, with measured values of constraints that vary or do not."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,12 +9,11 @@ import numpy as np
 from engine.arguments import one_of
 from engine.cost import Cost
 from engine.sums import SumCost, costs_of
-from kernels.graph import UntranslatableError
 from toys.counts import MultinomialCounts
 from toys.packing import bytes_per_toy, pack
 from toys.sampling import Mixture
 from toys.simultaneous import Simultaneous
-from toys.study import Study, generate
+from toys.study import Study, generate, thrown_by
 
 __all__ = ["Thrower", "check_n_events", "entries_of"]
 
@@ -34,8 +32,8 @@ class Thrower:
     auxiliary : {"redrawn", "fixed"}
         Whether each toy has its own measured values of the constraints, drawn around the parameters it is thrown at, or
         the observed ones.
-    backend : str
-        As for `fit_batch`; samplers without a numba form are drawn by JAX.
+    backend, device : str
+        As for `fit_batch`, see `toys.study.thrown_by`.
 
     Attributes
     ----------
@@ -50,7 +48,9 @@ class Thrower:
         If there is no such choice.
     """
 
-    def __init__(self, study: Study, data: Any, *, auxiliary: str = "redrawn", backend: str = "auto") -> None:
+    def __init__(
+        self, study: Study, data: Any, *, auxiliary: str = "redrawn", backend: str = "auto", device: str = "auto"
+    ) -> None:
         one_of("auxiliary", auxiliary, ("redrawn", "fixed"))
         if auxiliary == "redrawn" and isinstance(study.sampler, Simultaneous):
             study = replace(study, sampler=Simultaneous(study.sampler.cost, study.sampler.samplers))
@@ -62,7 +62,7 @@ class Thrower:
         how = "redrawn for every toy" if auxiliary == "redrawn" else "the observed ones in every toy"
         of = f"the measured value{'s' if n > 1 else ''} of {n} constraint{'s' if n > 1 else ''}"
         self.sentence = f"{of} {how}" if n else ""
-        self._generate = _generator(study, backend)
+        self._backend = thrown_by(study, backend, device)
 
     def __call__(self, theta: Mapping[str, float], n_toys: int, *, seed: int, first: int = 0) -> Any:
         """Toys first to first + n_toys, as data for `fit_batch`; toy k depends on (seed, k) and theta alone.
@@ -77,7 +77,7 @@ class Thrower:
         ValueError
             If nothing can be thrown there, or the sampler draws no measured values.
         """
-        data = self._generate(replace(self.study, truth=theta), n_toys, seed, first)
+        data = generate(replace(self.study, truth=theta), n_toys, seed, first, self._backend)
         if not isinstance(self.study.cost, SumCost):
             return data
         entries = []
@@ -117,13 +117,3 @@ def check_n_events(study: Study, data: Any) -> None:
                 f"the sampler throws toys of {sampler.n_events} events, but {n:.10g} were observed: give "
                 f"{type(sampler).__name__} this number"
             )
-
-
-def _generator(study: Study, backend: str) -> Callable[..., Any]:
-    if backend != "jax":
-        try:
-            generate(study, 1, 0, 0, "numba")
-            return partial(generate, backend="numba")
-        except UntranslatableError:
-            pass
-    return partial(generate, backend="jax")

@@ -138,15 +138,20 @@ def toys():
     shape = lambda a: jax.ShapeDtypeStruct(np.shape(a), np.asarray(a).dtype, sharding=chip)  # noqa: E731
     tables = sampler.prepare(peak().theta)
     n = drawing._NUMBERS_AT_ONCE["accelerator"] // sampler.size(tables)
-    numbers = shape(np.zeros(10_240, np.int64))
+    numbers = shape(np.zeros(2 * n, np.int64))
     with jax.enable_x64(True):
         drawn = (sampler.draw, sampler.form, jax.tree.map(shape, tables), shape(np.zeros((n, 2), np.uint32)))
-        whole, part = (jax.ShapeDtypeStruct((m, sampler.size(tables)), np.float64, sharding=chip) for m in (10_240, n))
+        whole, part = (jax.ShapeDtypeStruct((m, sampler.size(tables)), np.float64, sharding=chip) for m in (2 * n, n))
+        lying, sent = (
+            jax.ShapeDtypeStruct((1, m), np.float64, sharding=chip) for m in (whole.size, resident.SENT_AT_ONCE)
+        )
         programs = {
             "draw": drawing._draw_chunk.lower(*drawn),
             "placed": drawing._placed.lower(whole, part, 0),
             "padded": resident._padded.lower(whole, numbers, numbers, 16_384),
             "not finite": resident._not_finite.lower(whole, numbers),
+            "sent": resident._placed.lower(lying, sent, 0),
+            "gathered": resident._gathered.lower(lying, numbers, numbers, 16_384),
         }
         return {
             name: {"bytes of the toys": 8 * np.prod(whole.shape).item()} | seen(p.compile())

@@ -75,9 +75,9 @@ def test_the_state_is_changed_in_place(facts, name):
 
 
 def test_toys_are_drawn_and_handed_over_in_few_kernels(facts):
-    most = {"draw": 70, "placed": 1, "padded": 3, "not finite": 3}
+    most = {"draw": 70, "placed": 1, "padded": 3, "not finite": 3, "sent": 1, "gathered": 3}
     for name, found in facts["toys"].items():
         assert found["kernels"] <= most[name] and found["float32"] == [] and found["library calls"] == []
-        # nothing of the size of the toys but themselves
-        assert found["temporary bytes"] <= 0.02 * found["bytes of the toys"]
+        # nothing of the size of the toys but themselves; two chunks are drawn, each with its random bits
+        assert found["temporary bytes"] <= (0.2 if name == "draw" else 0.02) * found["bytes of the toys"]
     assert facts["toys"]["placed"]["donated bytes"] == facts["toys"]["placed"]["bytes of the toys"]

@@ -28,7 +28,7 @@ def gpu(monkeypatch):
 
 @pytest.mark.parametrize(
     "n_events, n_params, n_toys, expected",
-    [(15_500, 5, 1_000, "cpu"), (15_500, 5, 100_000, "gpu"), (2, 3, 1_000_000, "cpu"), (100, 201, 100_000, "gpu")],
+    [(15_500, 5, 10_000, "cpu"), (15_500, 5, 10**6, "gpu"), (2, 3, 1_000_000, "cpu"), (100, 201, 10**6, "gpu")],
 )
 def test_large_problems_prefer_the_accelerator(gpu, n_events, n_params, n_toys, expected):
     rows = COST.rows(np.ones((2, n_events)))

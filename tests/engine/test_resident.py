@@ -10,7 +10,8 @@ import pytest
 
 from engine import Ragged, UnbinnedNLL, Weighted, fit_batch, lanes, xla
 from engine import resident as module
-from engine.data import lane_data
+from engine.data import Rows, lane_data
+from engine.drivers import Settings
 from engine.resident import Resident, ResidentRows
 from kernels import norm
 
@@ -135,3 +136,44 @@ def test_their_fits_are_those_of_the_host_without_a_copy(monkeypatch):
     del padded, toys, ours, there
     gc.collect()
     assert array() is None
+
+
+@pytest.mark.parametrize("d", [None, 2])
+def test_rows_that_are_sent_are_those_of_the_host(d, monkeypatch):
+    monkeypatch.setattr(module, "SENT_AT_ONCE", 8)
+    n = [3, 0, 7, 7, 1]  # 18 events, in parts of 8
+    rows = UnbinnedNLL(norm.pdf).rows(drawn(n, d=d)[1])
+    device = jax.devices()[0]
+    with jax.enable_x64(True):
+        there = module.sent(rows, device, 10**9)
+        assert there is not rows and there.form == rows.form and len(there) == 5
+        for toys in (np.arange(5), np.array([4, 2, 2, 1])):
+            for width in (7, 10, 40):
+                for a, b in zip(lane_data(there, toys, width), lane_data(rows, toys, width), strict=True):
+                    np.testing.assert_array_equal(a, b)
+                    assert a.dtype == b.dtype
+        # few, too many for the device, there already, or none at all
+        assert module.sent(UnbinnedNLL(norm.pdf).rows([[1.0, 2.0]]), device, 10**9).columns.shape == (1, 2)
+        assert module.sent(rows, device, 100) is rows
+        resident = ResidentRows(Resident(*((drawn(n, d=d)[0]), np.array(n))))
+        assert module.sent(resident, device, 10**9) is resident
+
+
+def test_a_driver_sends_most_toys_at_once_and_few_one_by_one(monkeypatch):
+    monkeypatch.setattr(module, "SENT_AT_ONCE", 64)
+    rng = np.random.default_rng(3)
+    cost = UnbinnedNLL(norm.pdf) + UnbinnedNLL(lambda x, loc, wide: norm.pdf(x, loc, wide))
+    data = [rng.normal(3.0, 2.0, n) for n in rng.integers(0, 30, 40)], rng.normal(3.0, 4.0, (40, 3))
+    kept = []
+    monkeypatch.setattr(xla, "sent", lambda *args: kept.append(module.sent(*args)) or kept[-1])
+    found = []
+    for memory in (None, 2**30):
+        monkeypatch.setattr(xla, "free_memory", lambda devices, memory=memory: memory)
+        driver = xla.XlaDriver(cost, cost.rows(data), jax.devices("cpu"), batch_size=16)
+        settings = Settings(np.array([-9.0, 0.1, 0.1]), np.full(3, 99.0), np.ones(3, dtype=bool), 0.5, 1e-13, 200)
+        found.append(driver.fit(np.arange(40), np.tile([3.0, 2.0, 4.0], (40, 1)), settings))
+        assert driver.sent == ()
+        driver.fit(np.arange(3), np.tile([3.0, 2.0, 4.0], (3, 1)), settings)
+    assert [type(rows) is not Rows for rows in kept] == [True, True]  # of both costs, once
+    np.testing.assert_array_equal(found[0].values, found[1].values)
+    np.testing.assert_array_equal(found[0].covariance, found[1].covariance)

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from engine import UnbinnedNLL, fit_batch, xla
+from engine import ExtendedBinnedNLL, NormalConstraint, UnbinnedNLL, fit_batch, xla
+from engine.drivers import Settings
 from engine.lanes import Lanes
-from kernels import norm
+from engine.status import Status
+from kernels import norm, pallas
+from kernels.pallas import row_sums_pallas
 
 
 def test_one_step_is_compiled_for_all_lanes_whether_new_or_refilled(monkeypatch):
@@ -131,9 +134,9 @@ def test_data_of_toys_that_are_evaluated_again_are_not_sent_again(monkeypatch):
 def test_a_kernel_that_is_not_there_is_refused():
     cost = UnbinnedNLL(norm.pdf)
     rows = cost.rows(np.ones((1, 20)))
-    with pytest.raises(ValueError, match="kernel must be 'xla' or 'pallas', got 'triton'"):
+    with pytest.raises(ValueError, match="kernel must be one of 'xla', 'pallas', got 'triton'"):
         xla.XlaDriver(cost, rows, jax.devices("cpu"), kernel="triton")
-    with pytest.raises(ValueError, match="for a single cost on a GPU: pass kernel='xla'"):
+    with pytest.raises(ValueError, match="for NVIDIA GPUs: pass kernel='xla'"):
         xla.XlaDriver(cost, rows, jax.devices("cpu"), kernel="pallas")
 
 
@@ -183,3 +186,30 @@ def test_free_memory_is_that_of_the_fullest_device():
     assert xla.free_memory([Device(bytes_limit=100, bytes_in_use=30), Device(bytes_limit=90)]) == 70
     assert xla.free_memory([Device(bytes_limit=100), Device()]) is None
     assert xla.free_memory(jax.devices("cpu")) is None
+
+
+def test_the_one_pass_kernel_takes_the_costs_of_a_sum_that_it_can(monkeypatch):
+    asked = []
+
+    def interpreted(program, order):
+        asked.append(program)
+        return row_sums_pallas(program, order, interpret=True)
+
+    monkeypatch.setattr(xla, "has_pallas", lambda device: True)
+    monkeypatch.setattr(pallas, "row_sums_pallas", interpreted)
+    rng = np.random.default_rng(5)
+    smooth = ExtendedBinnedNLL(lambda x, n, loc: n * norm.cdf(x, loc, 2.0), np.linspace(-9.0, 15.0, 40))
+    events = UnbinnedNLL(lambda x, loc, scale: norm.pdf(x, loc, scale))
+    cost = events + smooth + NormalConstraint("scale", 2.0, 0.1)
+    counts = [np.histogram(rng.normal(3.0, 2.0, 300), smooth.edges)[0] for _ in range(6)]
+    data = [rng.normal(3.0, 2.0, n) for n in (1, 200, 128, 0, 129, 77)], counts, None
+    rows, start = cost.rows(data), np.tile([2.5, 2.1, 280.0], (6, 1))
+    settings = Settings(np.array([-9.0, 0.1, 0.0]), np.full(3, np.inf), np.ones(3, dtype=bool), 0.5, 1e-13, 200)
+    drivers = [xla.XlaDriver(cost, rows, jax.devices("cpu"), kernel=kernel) for kernel in ("xla", "pallas")]
+    by_xla, in_one_pass = (driver.fit(np.arange(6), start, settings) for driver in drivers)
+    # the error function of the histogram is not there
+    assert asked == [events.program(rows.parts[0])]
+    assert (by_xla.status == Status.CONVERGED).all() and (in_one_pass.status == Status.CONVERGED).all()
+    errors = np.sqrt(np.diagonal(by_xla.covariance, axis1=1, axis2=2))
+    assert np.max(np.abs(in_one_pass.values - by_xla.values) / errors) < 1e-9
+    assert np.max(np.abs(in_one_pass.covariance - by_xla.covariance) / errors[:, None] / errors[:, :, None]) < 1e-9
