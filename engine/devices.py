@@ -25,9 +25,9 @@ MAX_STEPS = {"newton": 200, "lbfgs": 200, "adam": 2000}
 # of the numba driver on one core, measured from 2 to 200 parameters: per fit, per row and number that is summed
 FIT_SECONDS, SUM_SECONDS = 2e-6, 0.3e-9
 EVALUATIONS = 4
-# fits that the CPU does in less time are not worth an accelerator: an H200 fitted 10 000 toys of the README's spectrum in
-# 0.08 s, a third of what 16 cores would take by the numbers above, once its programs were compiled in 24 s, or read back
-# in 5 s by a later run
+# Fits that the CPU does in less time are not worth an accelerator. An H200 fitted 10 000 toys of the README's spectrum
+# in 0.08 s, a third of what 16 cores take by the numbers above, once its programs were compiled in 24 s, or read back
+# in 5 s by a later run.
 ACCELERATOR_SECONDS = 20.0
 
 

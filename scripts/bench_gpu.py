@@ -5,6 +5,7 @@ Every part is guarded: one that fails is told, and the next goes on. On a CPU it
 """
 
 import argparse
+import functools
 import gzip
 import json
 import os
@@ -22,7 +23,8 @@ from typing import Any
 import numpy as np
 from arguments import DONE, DOUBTFUL, WRONG_INPUT, Parser, leave
 
-PARTS = ("toys", "fits", "batches", "goal", "trace", "cases", "sums", "lanes", "steps", "rule", "run")
+# the whole command comes first: this process must not hold the memory of the device yet
+PARTS = ("run", "goal", "trace", "fits", "toys", "batches", "sums", "rule", "cases", "lanes", "steps")
 CASES = (
     "peak-480", "peak-2000", "peak-15500", "peak-200000", "histogram", "counting", "templates-50", "templates-200",
     "workspace", "line",
@@ -44,13 +46,21 @@ class Bench:
         import jax
         from bench import cases
 
-        from engine.devices import find_devices
-
         self.jax, self.cases = jax, cases
         self.device, self.quick, self.seed = device, quick, seed
-        self.devices = find_devices(device)[:1]
         self.turns = 2 if quick else 7
         self.seconds, self.end = seconds, 0.0
+
+    @functools.cached_property
+    def devices(self) -> list:
+        """One device, which this starts; where there is none, this ends the script."""
+        from engine.devices import find_devices
+
+        try:
+            return find_devices(self.device)[:1]
+        except ValueError as error:
+            print(f"bench_gpu.py: {error}", file=sys.stderr)
+            raise SystemExit(WRONG_INPUT) from None
 
     def n_toys(self, name: str) -> int:
         return N_QUICK if self.quick else TOYS.get(name, N_TOYS)
@@ -145,7 +155,7 @@ def batches(bench: Bench) -> dict:
     for kernel in ("xla", "pallas") if bench.device == "gpu" else ("xla",):
         first, *others = (
             bench.driver(cost, rows, batch_size=size, kernel=kernel).fit(toys, start, settings)
-            for size in bench.sizes([8, 16] if bench.quick else [2048, 256, 16])
+            for size in ([8, 16] if bench.quick else [2048, 256, 16])
         )
         lanes = bench.driver(cost, rows, batch_size=16, kernel=kernel).fit(
             np.zeros(16, dtype=int), start[:16], settings
@@ -390,8 +400,8 @@ def run(bench: Bench) -> dict:
             arguments = ["--n", str(bench.n_toys(MAIN)), "--out", str(out), "--validate", "10"]
             done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=SECONDS, check=False)
             found[turn] = {"seconds": time.perf_counter() - start, "code": done.returncode}
-            if done.returncode:
-                found[turn]["said"] = done.stderr[-500:]
+            # its own times, or what went wrong
+            found[turn]["said"] = done.stderr[-500:] or " ".join(done.stdout.partition("seconds:")[2].split())
     return found
 
 
@@ -411,15 +421,11 @@ def main() -> int:
     import jax
     import jaxlib
 
-    try:
-        bench, whole = Bench(args.device, args.quick, args.seed, args.seconds), True
-    except ValueError as error:
-        print(f"bench_gpu.py: {error}", file=sys.stderr)
-        return WRONG_INPUT
+    bench, whole = Bench(args.device, args.quick, args.seed, args.seconds), True
     report: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["bench_gpu.py", *sys.argv[1:]]),
-        "device": bench.devices[0].device_kind,
+        "device": args.device,
         "cores": os.cpu_count(),
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "jaxlib": jaxlib.__version__},
         "rates": {"bytes": BYTES, "multiply_adds": MULTIPLY_ADDS},
@@ -427,6 +433,8 @@ def main() -> int:
     for name in args.part:
         bench.end = time.monotonic() + bench.seconds
         try:
+            if name != "run":
+                report["device"] = bench.devices[0].device_kind
             report[name] = globals()[name](bench)
         except Exception as error:  # whatever a part meets, the next one goes on
             report[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
