@@ -241,6 +241,9 @@ def expectation_kernel(
     text += (_KERNEL if linear else _KERNEL + _CURVED).format(**given)
     return VectorKernel(import_source(_HEADER + text).row_sums, pool.flat()[None, :], linear)
 
+# of the Hessian of an expectation that JAX takes at once: of 201 parameters all together held 30 MB for each toy
+COLUMNS = 64
+
 
 def expectation_outputs(expected: Callable, n_params: int, order: int, *, term: Callable = saturated) -> Callable:
     """The same cost in JAX, for one toy: `f(theta, columns, shared) -> outputs`.
@@ -253,6 +256,9 @@ def expectation_outputs(expected: Callable, n_params: int, order: int, *, term: 
         See `kernels.program`; the outputs of higher derivatives are left out.
     """
     derivatives, below = term_derivatives(term), np.tril_indices(n_params)
+    n_blocks = -(-n_params // COLUMNS)
+    size = -(-n_params // n_blocks)
+    directions = np.eye(n_blocks * size, n_params).reshape(n_blocks, size, n_params)
 
     def outputs(theta: Array, columns: Sequence[Array], shared: Sequence[Array] = ()) -> Array:
         mean = lambda t: expected(*(t[i] for i in range(n_params)), *shared)  # noqa: E731
@@ -265,7 +271,9 @@ def expectation_outputs(expected: Callable, n_params: int, order: int, *, term: 
             jacobian = jax.jacfwd(mean)(theta)
             parts.append(slope @ jacobian)
         if order == SECOND:
-            bend = jax.jacfwd(jax.grad(lambda t: jax.lax.stop_gradient(slope) @ mean(t)))(theta)
+            gradient = jax.grad(lambda t: jax.lax.stop_gradient(slope) @ mean(t))
+            column = lambda direction: jax.jvp(gradient, (theta,), (direction,))[1]  # noqa: E731
+            bend = jax.lax.map(jax.vmap(column), directions).reshape(-1, n_params)[:n_params]
             parts.append((jacobian.T @ (curvature[:, None] * jacobian) + bend)[below])
         if order == EXPECTED:
             _, _, curvature = derivatives(mu, mu, *columns[1:])
