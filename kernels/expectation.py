@@ -241,6 +241,7 @@ def expectation_kernel(
     text += (_KERNEL if linear else _KERNEL + _CURVED).format(**given)
     return VectorKernel(import_source(_HEADER + text).row_sums, pool.flat()[None, :], linear)
 
+
 # of the Hessian of an expectation that JAX takes at once: of 201 parameters all together held 30 MB for each toy
 COLUMNS = 64
 

@@ -23,6 +23,7 @@ from toys.fitting import Compiled, Fitter, compile_study
 from toys.joining import Growing
 from toys.options import Options, shard_range
 from toys.packing import pack
+from toys.parts import part_path
 from toys.provenance import DECISIVE, PACKAGES, attributes_of, check_same, versions_of, warn_of_versions
 from toys.study import Study, generate
 from toys.tally import Tally
@@ -184,6 +185,7 @@ def run(
         n_resumed = stop - first - sum(map(len, ranges))
 
         there = ([(0, base, out)] if base else []) + [part for part in parts if part[0] >= base]
+        n_validated, checked = min(options.validate, options.n_toys), list[Validation]()
         growing = None if workers else Growing(out, range(0 if base else first, stop), there, found)
         with Writer(out, attributes, options.save_toys, growing) as writer:
             phase("fit", stop - first)
@@ -192,24 +194,30 @@ def run(
                 with _timed(times, "fit"):
                     workers.fit(out, options, compiled, attributes, ranges, advance)
             else:
-                _fit(study, options, compiled, ranges, writer, advance, times)
+
+                def meanwhile(toys: range) -> None:
+                    part = (toys.start, toys.stop, part_path(out, toys.start, toys.stop))
+                    with _timed(times, "validate"):
+                        found = validate_run(study, [part], attributes, n_validated)
+                    checked.extend([found] if found else [])
+
+                _fit(study, options, compiled, ranges, writer, advance, times, meanwhile if n_validated else None)
                 with _timed(times, "wait for the disk"):
                     writer.wait()
                 times["write"] = writer.seconds
 
-            if options.validate:
-                n_validated = min(options.validate, options.n_toys)
+            if n_validated:
                 phase("validate", n_validated)
                 files = ([(0, base, out)] if base else []) + [p for p in storage.complete_parts(out) if p[0] >= base]
                 with _timed(times, "validate"):
-                    report.validation = validate_run(study, files, attributes, n_validated, advance)
+                    report.validation = validate_run(study, files, attributes, n_validated, advance, checked)
             phase("join", 1)
             with _timed(times, "join"):
-                checked = report.validation._asdict() if report.validation else None
+                validation = report.validation._asdict() if report.validation else None
                 # so that a later run still warns of the toys that were there
                 oldest = next(filter(None, made.values()), versions_of(out, attributes))
                 joined = {**attributes, "versions": json.dumps(oldest)}
-                storage.join(out, joined, stop, checked, first=first, base=base, found=found, grown=writer.complete)
+                storage.join(out, joined, stop, validation, first=first, base=base, found=found, grown=writer.complete)
             if not workers:
                 times["write"] = writer.seconds
         advance(1)
@@ -241,15 +249,21 @@ def _fit(
     writer: Writer,
     advance: Callable[[int], None],
     times: dict[str, float],
+    meanwhile: Callable[[range], None] | None = None,
 ) -> None:
+    """`meanwhile` gets the range of a part that is on disk, whenever the next one would have to wait for the disk."""
+    parts: list[range] = []
     fitter = Fitter(study, options, compiled.backend, compiled.device)
     for toys in ranges:
         with _timed(times, "generate"):
             data = generate(study, len(toys), options.seed, toys.start, compiled.sampled)
         with _timed(times, "fit"):
             result, minos = fitter.fit(data, len(toys), advance)
+        while meanwhile and len(parts) > 1 and writer.busy:  # the last may not be on disk
+            meanwhile(parts.pop(0))
         with _timed(times, "wait for the disk"):
             writer.put(toys.start, pack(study.cost, data), result, minos)
+        parts.append(toys)
 
 
 def _base(

@@ -26,6 +26,7 @@ def validate_run(
     attributes: Mapping[str, Any],
     n_validated: int,
     advance: Callable[[int], None] = lambda n: None,
+    done: Sequence[Validation] = (),
 ) -> Validation | None:
     """Refit toys from the same start; no more of them are held than a chunk.
 
@@ -40,10 +41,12 @@ def validate_run(
         Of all toys of the run; only those that are in the files are refitted.
     advance : callable
         Told of each toy.
+    done : sequence of Validation
+        Of toys that were refitted before, and are not refitted again.
 
     Returns
     -------
-    Validation, or None if none of these toys is in the files.
+    Validation of all these toys, in their order, or None if there are none.
 
     Raises
     ------
@@ -52,9 +55,16 @@ def validate_run(
     """
     toys = np.unique(np.linspace(0, attributes["n_toys"] - 1, n_validated).astype(np.int64))
     toys = toys[(toys >= files[0][0]) & (toys < files[-1][1])]
+    parts = list(done)
+    toys = np.setdiff1d(toys, np.concatenate([part.toy for part in parts])) if parts else toys
+    advance(sum(len(part.toy) for part in parts))
     chunk = attributes["chunk"]
-    parts = [_validate(study, files, attributes, toys[k : k + chunk], advance) for k in range(0, len(toys), chunk)]
-    return Validation(*map(np.concatenate, zip(*parts, strict=True))) if parts else None
+    parts += [_validate(study, files, attributes, toys[k : k + chunk], advance) for k in range(0, len(toys), chunk)]
+    if not parts:
+        return None
+    joined = Validation(*map(np.concatenate, zip(*parts, strict=True)))
+    order = np.argsort(joined.toy)
+    return Validation(*(array[order] for array in joined))
 
 
 def _validate(

@@ -49,6 +49,11 @@ class Writer:
         self.written: Future[Part] | None = None
         self.added: Future[None] | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether `put` would wait."""
+        return self.added is not None and not self.added.done()
+
     def put(self, first: int, toys: Arrays, result: FitResult, minos: MinosResult | None) -> None:
         """Write a part once all is done with the one before, so that no more than two are in memory."""
         self.wait()

@@ -25,6 +25,7 @@ from toys.run import Options, run, shard_range
 from toys.sampling import Component, ExtendedMixture
 from toys.statistics import calibration
 from toys.study import Study, generate
+from toys.writer import Writer
 
 N_TOYS = 22
 CHUNK = 8  # 22 toys are 3 chunks
@@ -142,6 +143,32 @@ def test_validation_rows(study, whole):
     assert 0 < np.abs(stored["difference"]).max() == report.validation.worst < 1e-3
     np.testing.assert_allclose(stored["fval"], result.fval, rtol=1e-9)
     np.testing.assert_allclose(stored["errors"], result.errors, rtol=0.05)
+
+
+def test_migrad_fits_while_the_disk_is_busy(study, whole, monkeypatch, tmp_path):
+    monkeypatch.setattr(run_module, "LARGEST_CHUNK", 4)  # 22 toys are 6 chunks, with toys 0, 5, 10, 15 and 21 of five
+    monkeypatch.setattr(Writer, "busy", True)
+    asked, validate_run = [], run_module.validate_run
+
+    def watched(study, files, *others):
+        asked.append([file[:2] for file in files])
+        return validate_run(study, files, *others)
+
+    monkeypatch.setattr(run_module, "validate_run", watched)
+    steps, events = [], []
+    report = run(
+        study,
+        tmp_path / "toys.h5",
+        dataclasses.replace(OPTIONS, validate=5),
+        phase=lambda name, total: (events.append(name), steps.append([])),
+        advance=lambda n: steps[-1].append(n),
+    )
+    # each part once the next is in work, and in the end what is left
+    assert asked[:-1] == [[(0, 4)], [(4, 8)], [(8, 12)], [(12, 16)]] and len(asked[-1]) == 6
+    np.testing.assert_array_equal(report.validation.toy, [0, 5, 10, 15, 21])
+    for name, array in whole[1].validation._asdict().items():
+        np.testing.assert_allclose(getattr(report.validation, name), array, atol=1e-9, err_msg=name)
+    assert steps[events.index("validate")] == [4, 1]  # of 5
 
 
 def decay(t, n, tau):
