@@ -399,7 +399,9 @@ def newton_step(
     return jax.tree.map(lambda a, b: jnp.where(running, a, b), new, state)
 
 
-def covariance_of(state: NewtonState, box: Box, errordef: float) -> tuple[Array, Array, Array, Array]:
+def covariance_of(
+    state: NewtonState, box: Box, errordef: float, unrolled: bool = False
+) -> tuple[Array, Array, Array, Array]:
     """(covariance, posdef, inflation, at_limit) of a fit: 2 errordef times the inverse of the free Hessian."""
     at_limit = box.free & _outward(state.theta, state.best.gradient, box)
     active = at_limit | ~box.free
@@ -408,7 +410,7 @@ def covariance_of(state: NewtonState, box: Box, errordef: float) -> tuple[Array,
     scale = jnp.where(active, 1.0, 1.0 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0)))
     inside = ~active & ~active[:, None]
     eye = jnp.eye(len(scale))
-    factor, posdef = factorise(jnp.where(inside, state.best.hessian * scale * scale[:, None], eye), 0.0)
+    factor, posdef = factorise(jnp.where(inside, state.best.hessian * scale * scale[:, None], eye), 0.0, unrolled)
     inverse = solve(factor, eye)
     inflation = jnp.sum(jnp.where(active, 0.0, jnp.diagonal(inverse)))
     inverse = inverse * scale * scale[:, None]

@@ -269,16 +269,19 @@ class XlaDriver:
         inverses, usable = (np.asarray(a)[: len(points)] for a in found)
         return inverses, usable
 
-    def _finished(self, state: NewtonState, lanes: np.ndarray, box: Box, errordef: float) -> Fits:
-        """The fits of some lanes, which come to the host in one array."""
+    def _numbers(self) -> Callable:
+        """What gives the fits of all lanes, as one array."""
+        unrolled = self.device != "cpu"
 
         def numbers(state: NewtonState, box: Box, errordef: float) -> Array:
-            covariance, posdef, inflation, at_limit = covariance_of(state, box, errordef)
+            covariance, posdef, inflation, at_limit = covariance_of(state, box, errordef, unrolled)
             ends = [state.best.value, state.edm, state.status, state.nfev, posdef, inflation]
             return jnp.concatenate([jnp.stack(ends, dtype=float), state.theta, at_limit, covariance.ravel()])
 
-        finish = self._compiled("finish", lambda: jax.jit(jax.vmap(numbers, in_axes=(0, None, None))))
-        found, n = np.asarray(finish(state, box, errordef))[lanes], self.n_params
+        return self._compiled("numbers", lambda: jax.jit(jax.vmap(numbers, in_axes=(0, None, None))))
+
+    def _finished(self, state: NewtonState, lanes: np.ndarray, box: Box, errordef: float) -> Fits:
+        found, n = np.asarray(self._numbers()(state, box, errordef))[lanes], self.n_params
         (fval, edm, status, nfev, posdef, inflation), fit = found[:, :6].T, found[:, 6:]
         undefined = (status == Status.CONVERGED) & (posdef == 0)
         return Fits(

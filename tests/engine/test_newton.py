@@ -152,8 +152,9 @@ def test_both_forms_agree_after_every_evaluation(all_problems):
 
 def test_the_form_for_accelerators_is_the_same(all_problems, monkeypatch):
     # in scalars, as it is compiled for a GPU
-    step = xla.newton_step
+    step, covariance_of = xla.newton_step, xla.covariance_of
     monkeypatch.setattr(xla, "newton_step", lambda *args, **goals: step(*args, **goals | {"unrolled": True}))
+    monkeypatch.setattr(xla, "covariance_of", lambda *args: covariance_of(*args[:3], unrolled=True))
     problems, starts = all_problems
     numba = fit(problems, starts)
     other = fit_batch(Menu(), problems, np.array(starts), backend="jax", retries=0, batch_size=2)
