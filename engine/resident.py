@@ -121,17 +121,17 @@ class _SentRows(Rows):
         return _gathered(self.there, self.offsets[toys], np.diff(self.offsets)[toys], n_padded)
 
 
-def sent(rows: Rows, device: jax.Device, most_bytes: int) -> Rows:
-    """Rows whose lanes are filled on an accelerator, where they are many and of no more than so many bytes.
+def sent(rows: Rows, most_bytes: int) -> Rows:
+    """Rows whose lanes are filled on the accelerator that JAX takes by default, if they are many, but not too many.
 
-    They lie there as long as what this returns.
+    They lie there as long as what this returns, and are not bound to it: other devices may take their lanes.
     """
     columns = rows.columns if type(rows) is Rows else np.zeros((0, 0))
     n_columns, n = columns.shape
     size = -(-n // SENT_AT_ONCE) * SENT_AT_ONCE
     if not n_columns or n < SENT_AT_ONCE or 8 * n_columns * size > most_bytes:
         return rows
-    there = jnp.zeros((n_columns, size), device=device)
+    there = jnp.zeros((n_columns, size))
     for begin in range(0, n, SENT_AT_ONCE):
         begin = min(begin, n - SENT_AT_ONCE)  # all parts have one size, so that one program is compiled
         there = _placed(there, columns[:, begin : begin + SENT_AT_ONCE], begin)

@@ -149,7 +149,7 @@ class XlaDriver:
         """With the rows of all toys on the device, where these are most of them and they lie on the host."""
         if self.room and 2 * len(toys) > len(self.rows):
             room = self.room // len(self.rows.leaves)
-            self.sent = tuple(sent(leaf, self.mesh.devices.flat[0], room) for leaf in self.rows.leaves)
+            self.sent = tuple(sent(leaf, room) for leaf in self.rows.leaves)
         try:
             yield
         finally:

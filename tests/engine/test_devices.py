@@ -11,7 +11,7 @@ warnings.simplefilter("error")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from engine import Status, UnbinnedNLL, fit_batch
+from engine import Status, UnbinnedNLL, fit_batch, resident, xla
 from engine.resident import Resident
 from kernels import expon
 
@@ -39,6 +39,10 @@ for batch_size in (8, 64):
     same = fit_batch(cost, there, start, limits={"tau": (0.0, None)}, backend="jax", batch_size=batch_size)
     np.testing.assert_array_equal(same.values, many.values)
     np.testing.assert_array_equal(same.status, many.status)
+# and so are those that are sent to the first as they lie in memory
+resident.SENT_AT_ONCE, xla.free_memory = 64, lambda devices: 2**30
+same = fit_batch(cost, toys, start, limits={"tau": (0.0, None)}, backend="jax", batch_size=8)
+np.testing.assert_array_equal(same.values, many.values)
 lanes = cost.__dict__["_xla"]
 assert all(len(key[-1]) == 4 for key in lanes), lanes.keys()
 # a single toy, fewer than devices

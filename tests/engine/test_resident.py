@@ -143,9 +143,8 @@ def test_rows_that_are_sent_are_those_of_the_host(d, monkeypatch):
     monkeypatch.setattr(module, "SENT_AT_ONCE", 8)
     n = [3, 0, 7, 7, 1]  # 18 events, in parts of 8
     rows = UnbinnedNLL(norm.pdf).rows(drawn(n, d=d)[1])
-    device = jax.devices()[0]
     with jax.enable_x64(True):
-        there = module.sent(rows, device, 10**9)
+        there = module.sent(rows, 10**9)
         assert there is not rows and there.form == rows.form and len(there) == 5
         for toys in (np.arange(5), np.array([4, 2, 2, 1])):
             for width in (7, 10, 40):
@@ -153,10 +152,10 @@ def test_rows_that_are_sent_are_those_of_the_host(d, monkeypatch):
                     np.testing.assert_array_equal(a, b)
                     assert a.dtype == b.dtype
         # few, too many for the device, there already, or none at all
-        assert module.sent(UnbinnedNLL(norm.pdf).rows([[1.0, 2.0]]), device, 10**9).columns.shape == (1, 2)
-        assert module.sent(rows, device, 100) is rows
+        assert module.sent(UnbinnedNLL(norm.pdf).rows([[1.0, 2.0]]), 10**9).columns.shape == (1, 2)
+        assert module.sent(rows, 100) is rows
         resident = ResidentRows(Resident(*((drawn(n, d=d)[0]), np.array(n))))
-        assert module.sent(resident, device, 10**9) is resident
+        assert module.sent(resident, 10**9) is resident
 
 
 def test_a_driver_sends_most_toys_at_once_and_few_one_by_one(monkeypatch):
