@@ -108,7 +108,8 @@ def add_study(parser: argparse.ArgumentParser, n: int) -> None:
     """Arguments of toys that are thrown here. Their defaults are None, so that what is given can be told."""
     parser.add_argument(
         "--model",
-        help="a ready-made model, a file my_study.py, or a HistFactory workspace.json (default: peak, or the file's)",
+        help="a ready-made model, a file my_study.py, or a HistFactory workspace.json[:measurement] (default: peak, or "
+        "the file's)",
     )
     parser.add_argument("--n", type=positive, metavar="N", help=f"number of toys (default: {n})")
     parser.add_argument("--seed", type=natural, help="toy k depends on (seed, k) alone (default: 1)")

@@ -14,7 +14,8 @@ def arguments() -> argparse.ArgumentParser:
     parser = Parser(prog="plot_toys.py", description=__doc__)
     parser.add_argument("file", help="HDF5 file of run_toys.py")
     parser.add_argument(
-        "--model", help="the study, where it is a file my_study.py or workspace.json (default: as in the file)"
+        "--model",
+        help="the study, where it is a file my_study.py or workspace.json[:measurement] (default: as in the file)",
     )
     parser.add_argument("--toy", type=int, default=0, help="toy that is drawn (default: 0)")
     parser.add_argument("--out", default="toys.png", help="figure: .png, .pdf or .svg (default: toys.png)")

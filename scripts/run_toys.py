@@ -34,7 +34,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         default="peak",
-        help="a ready-made model, a file my_study.py or a HistFactory workspace.json (default: peak)",
+        help="a ready-made model, a file my_study.py or a HistFactory workspace.json[:measurement] (default: peak)",
     )
     parser.add_argument("--list", action="store_true", help="list the ready-made models")
     parser.add_argument(

@@ -62,7 +62,7 @@ def list_studies() -> str:
 
 
 def find_study(model: str) -> tuple[Study, str]:
-    """(study, source text) of a ready-made model, of a Python file that defines `study`, or of a HistFactory workspace.
+    """(study, source text) of a ready-made model, a file that defines `study`, or a `workspace.json[:measurement]`.
 
     Raises
     ------
@@ -72,18 +72,23 @@ def find_study(model: str) -> tuple[Study, str]:
     if model in STUDIES:
         make = STUDIES[model]
         return make(), inspect.getsource(sys.modules[make.__module__])
-    if not model.endswith((".py", ".json")):
+    # workspace.json or workspace.json:measurement, though a file may have a colon in its name
+    measurement: str | None
+    file, _, measurement = model.rpartition(":")
+    if Path(model).exists() or not file.endswith(".json"):
+        file, measurement = model, None
+    if not file.endswith((".py", ".json")):
         raise InputError(
             f"no model named {model!r}: --list shows the ready-made ones, or give a file my_study.py or workspace.json"
         )
-    path = Path(model)
+    path = Path(file)
     if not path.exists():
         raise InputError(f"{path}: no such file")
     with reading(path):
         refuse_directory(path)
         text = path.read_bytes()
-    if model.endswith(".json"):
-        return read_workspace(path), text.decode()
+    if file.endswith(".json"):
+        return read_workspace(path, measurement=measurement), text.decode()
     spec = importlib.util.spec_from_file_location(f"batchfit_study_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} cannot be loaded as a Python file")

@@ -34,8 +34,8 @@ __all__ = [
     "padded_size",
 ]
 
-# JAX draws as many toys at once as have this many numbers: 32 MiB on a CPU, and on an accelerator 512 MiB, since to tell
-# it to draw takes longer than to draw 128 MiB
+# JAX draws as many toys at once as have this many numbers: 32 MiB on a CPU, and on an accelerator 512 MiB, since to
+# tell it to draw takes longer than to draw 128 MiB
 _NUMBERS_AT_ONCE = {"cpu": 2**22, "accelerator": 2**26}
 # an accelerator draws no fewer, so that a single toy and the rest of a run need no compilation of their own
 _FEWEST_NUMBERS = 2**22

@@ -97,6 +97,7 @@ def read_workspace(source: str | Path | Mapping[str, Any], *, measurement: str |
     if len(costs) > 1:
         nothing = [None] * (len(costs) - 1)
         sampler, data = Simultaneous(cost, (sampler, *nothing)), (data, *nothing)
+    stem = "workspace" if isinstance(source, Mapping) else Path(source).stem
     return Study(
         cost=cost,
         sampler=sampler,
@@ -105,7 +106,7 @@ def read_workspace(source: str | Path | Mapping[str, Any], *, measurement: str |
         fixed=fixed,
         data=data,
         poi=_names([parameters[poi]])[0] if poi else "",
-        name="workspace" if isinstance(source, Mapping) else Path(source).stem,
+        name=f"{stem}:{measurement}" if measurement else stem,
         description=f"HistFactory: {len(channels)} channels, {len(counts)} bins, {len(names)} parameters",
     )
 

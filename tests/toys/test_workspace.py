@@ -10,7 +10,7 @@ import pytest
 
 from engine import fit_batch
 from toys import generate, hypotest, read_workspace
-from toys.command import find_study
+from toys.command import InputError, find_study
 
 SHAPES = {"lo_data": [38.0, 52.0, 61.0], "hi_data": [43.0, 49.0, 57.0]}
 WORKSPACE = {
@@ -216,6 +216,18 @@ def test_a_workspace_is_a_model_of_the_command_line(tmp_path):
     assert study.name == "search" and json.loads(source) == WORKSPACE
     assert study.description == "HistFactory: 2 channels, 5 bins, 11 parameters"
     assert study.truth == read_workspace(path).truth
+    other, source = find_study(f"{path}:other")
+    assert other.name == "search:other" and json.loads(source) == WORKSPACE
+    expected = read_workspace(path, measurement="other")
+    assert (other.truth, other.limits, other.poi) == (expected.truth, expected.limits, expected.poi)
+    assert other.limits != study.limits
+    with pytest.raises(ValueError, match="measurement must be one of search, other, got 'none'"):
+        find_study(f"{path}:none")
+    with pytest.raises(InputError, match=r"nowhere\.json: no such file"):
+        find_study("nowhere.json:other")
+    named = tmp_path / "a.json:b.json"  # a colon may be part of a name
+    named.write_text(json.dumps(WORKSPACE))
+    assert find_study(str(named))[0].name == "a.json:b"
     path.write_text("{")
     with pytest.raises(ValueError, match=r"search\.json is no JSON file: "):
         find_study(str(path))
