@@ -32,6 +32,7 @@ __all__ = ["XlaDriver"]
 FEW_ROWS = {"cpu": 2**17, "accelerator": 2**22}
 TILE = 512  # rows per pass on a CPU, where temporaries should stay in the cache
 CPU_VALUES = 16384  # lanes times rows of a pass on a CPU
+CPU_MATRICES = 2**19  # lanes times elements of a Hessian on a CPU: more are no faster, and keep a single toy waiting
 DEVICE_BYTES = 4 * 2**30  # data of a batch, and temporaries of a pass, on an accelerator
 TEMPORARIES = 16  # arrays of (lanes, rows of a pass) that a pass holds at least; the spectrum of the README holds 9
 # Of the numbers of a row that are needed twice, XLA for a GPU keeps one in three to five.
@@ -415,7 +416,8 @@ def plan(
         )
     if platform == "cpu":
         tile = min(TILE, padded)
-        lanes = max(min(CPU_VALUES // tile, DEVICE_BYTES // max(8 * JACOBIANS * at_once, 1)), 1)
+        lanes = min(CPU_VALUES // tile, CPU_MATRICES // n_params**2, DEVICE_BYTES // max(8 * JACOBIANS * at_once, 1))
+        lanes = max(lanes, 1)
     else:
         budget = DEVICE_BYTES if memory is None else min(DEVICE_BYTES, memory // 4)
         tile = padded

@@ -158,6 +158,8 @@ def test_a_batch_follows_the_memory_of_the_device():
     lanes = xla.plan("gpu", 20_000, 1, 1, None, memory=74 * 2**30, n_params=10, at_once=200_000)[2]
     assert 8 * xla.JACOBIANS * 200_000 * lanes <= 4 * 2**30
     assert xla.plan("cpu", 10_000, 1, 1, None, at_once=20_000_000)[2] == 8 < xla.plan("cpu", 10_000, 1, 1, None)[2]
+    # few toys of many parameters at once: a single one waits for all lanes
+    assert [xla.plan("cpu", 180, 1, 1, None, n_params=n)[2] for n in (5, 51, 264, 2000)] == [64, 64, 4, 1]
     with pytest.raises(
         ValueError, match=r"10000 toys of 15500 rows need 1.31 GB, .* pass a batch_size of at most 4096"
     ):
