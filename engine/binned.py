@@ -75,6 +75,11 @@ class _Binned(Cost):
         self.edges = bin_edges(edges)
         self.mask = None if mask is None else checked_mask(mask, len(self.edges) - 1)
 
+    @property
+    def adjacent(self) -> bool:  # type: ignore[override]
+        used = np.arange(1) if self.mask is None else np.flatnonzero(self.mask)
+        return bool(used[-1] - used[0] == len(used) - 1)
+
     def rows(self, data: Any) -> Rows:
         """Rows of histograms: every bin that is used is a row.
 

@@ -46,6 +46,7 @@ class Cost:
     """
 
     names: tuple[str, ...]
+    adjacent = False  # whether rows lie side by side, see `kernels.edges`
     errordef: float = 0.5
     takes_data: bool = True  # False for constraints, which may do without
     regular: bool = False  # whether it is known to have no kinks, and no parameter without effect
@@ -151,7 +152,7 @@ class Cost:
 
     def kernel(self, rows: Rows) -> Callable:
         """The numba kernel for data of this form."""
-        return compile_kernel(self.program(rows))
+        return compile_kernel(self.program(rows), self.adjacent)
 
     def kernel_shared(self, rows: Rows) -> np.ndarray:
         """What the numba kernel takes as shared columns."""

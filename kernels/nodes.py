@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Graph", "Node", "Partials", "UntranslatableError", "too_long"]
+__all__ = ["COMMUTATIVE", "LEAVES", "Graph", "Node", "Partials", "UntranslatableError", "too_long"]
 
 
 class UntranslatableError(NotImplementedError):
@@ -73,7 +73,7 @@ _FOLD: dict[str, Callable] = {
     "or": operator.or_,
     "not": operator.not_,
 }
-_COMMUTATIVE = {"add", "mul", "max", "min", "eq", "ne", "and", "or"}
+COMMUTATIVE = {"add", "mul", "max", "min", "eq", "ne", "and", "or"}
 # A longer graph is given up while it grows; see also `kernels.program.MAX_LENGTH`.
 MAX_NODES = 100_000
 LEAVES = {"const", "theta", "aux", "row", "shared"}
@@ -162,9 +162,15 @@ class Graph:
         return self._plain(op, *args)
 
     def _plain(self, op: str, *args: int) -> int:
-        if op in _COMMUTATIVE and args[1] < args[0]:
+        if op in COMMUTATIVE and args[1] < args[0]:
             args = args[::-1]
         return self._intern(op, args, any(self.on_row(a) for a in args))
+
+    def like(self, number: int, args: Sequence[int]) -> int:
+        """The operation of a node that depends on the row, on other arguments of the same kind."""
+        op = self.nodes[number].op
+        ordered = op in COMMUTATIVE and self.on_row(args[0]) == self.on_row(args[1])
+        return self._intern(op, tuple(sorted(args) if ordered else args), True)
 
     def _neg(self, a: int) -> int:
         node = self.nodes[a]

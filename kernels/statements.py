@@ -1,8 +1,10 @@
 """The operations of a graph of scalars as statements of numba source."""
 
+from collections.abc import Mapping
+
 from kernels.nodes import Graph
 
-__all__ = ["BOOLEAN", "EXPRESSIONS", "assignments", "constant"]
+__all__ = ["BOOLEAN", "EXPRESSIONS", "assignments", "constant", "is_boolean"]
 
 EXPRESSIONS = {
     "add": "{0} + {1}",
@@ -63,6 +65,14 @@ BOOLEAN = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "is_finite"}
 _ARGUMENTS = {"theta": "theta[{}]", "aux": "aux[{}]", "row": "rows[{}, i]", "shared": "shared[{}, i - first]"}
 
 
+def is_boolean(graph: Graph, number: int) -> bool:
+    """Whether the value of a node is True or False."""
+    op, args, _ = graph.nodes[number]
+    if op in ("select", "same"):
+        return is_boolean(graph, args[-1])
+    return op in BOOLEAN or (op == "const" and isinstance(args[0], bool))
+
+
 def constant(value: bool | int | float) -> str:
     if isinstance(value, bool | int):
         return repr(value)
@@ -73,13 +83,16 @@ def constant(value: bool | int | float) -> str:
     return repr(value)  # the shortest text that gives the same double
 
 
-def assignments(graph: Graph, numbers: list[int], on_row: bool) -> list[str]:
-    lines = []
+def assignments(graph: Graph, numbers: list[int], on_row: bool, given: Mapping[int, str] | None = None) -> list[str]:
+    """Those of the nodes that depend on the row, or of those that do not; some may be given as expressions."""
+    lines, given = [], given or {}
     for number in numbers:
         node = graph.nodes[number]
         if node.depends_on_row != on_row:
             continue
-        if node.op == "const":
+        if number in given:
+            expression = given[number]
+        elif node.op == "const":
             expression = constant(node.args[0])
         elif node.op in _ARGUMENTS:
             expression = _ARGUMENTS[node.op].format(node.args[0])

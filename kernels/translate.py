@@ -25,11 +25,12 @@ import numba
 from llvmlite import binding
 
 from kernels import vectormath, vectorpower, vectortrig
+from kernels.edges import LOWER, UPPER, Edges, split_at_edges
 from kernels.graph import trace
 from kernels.nodes import Graph
 from kernels.outer import BEYOND, BLOCK, add_outer, outer_source, tables
 from kernels.program import EXPECTED, FIRST, GRADIENT, SECOND, Program, n_outputs
-from kernels.statements import assignments
+from kernels.statements import assignments, is_boolean
 
 __all__ = [
     "KERNEL_SIGNATURE",
@@ -50,14 +51,18 @@ KERNEL_SIGNATURE = "void(f8[::1], f8[:, ::1], f8[:, ::1], f8[::1], i8, i8, i8, f
 # map(theta, rows, begin, end): column 0 of the rows begin to end, in place
 MAP_SIGNATURE = "void(f8[::1], f8[:, ::1], i8, i8)"
 
+EDGES = 136  # of a block of rows, with those that fill up the last vector
 MOST_WRITTEN_OUT = 8  # parameters that are copied one by one, which is faster to run and slower to compile
 
 _IMPORTING = threading.Lock()
 _DEFINITION = "def row_sums(theta, rows, shared, aux, begin, end, order, out):"
 
 
-def kernel_source(program: Program) -> str:
-    """The numba source of a program, whose last function is `row_sums(theta, ..., out)`, see `KERNEL_SIGNATURE`."""
+def kernel_source(program: Program, adjacent: bool = False) -> str:
+    """The numba source of a program, whose last function is `row_sums(theta, ..., out)`, see `KERNEL_SIGNATURE`.
+
+    `adjacent` says that its rows lie side by side, see `kernels.edges`.
+    """
     graph, cores, outer, outer_rest = program.graph, program.cores, program.outer, program.outer_rest
     live = program.live
     lines = ["use_wide_vectors()", *assignments(graph, live, on_row=False)]
@@ -65,7 +70,10 @@ def kernel_source(program: Program) -> str:
     row = [*assignments(graph, live, on_row=True), *(f"s{m} += v{core}" for m, core in enumerate(cores))]
     # unsigned, or numba would look for negative indices at every row
     lines += [f"for k in range({len(program.rest)}):", "    out[k] = 0.0", "first = np.uint64(begin)"]
-    if not outer.vectors:
+    edges = split_at_edges(program) if adjacent and not outer.vectors else None
+    if edges is not None and edges.stored:
+        lines += _by_edges(program, edges)
+    elif not outer.vectors:
         lines += ["for i in range(first, np.uint64(end)):", *_indented(row)]
     else:
         row += [f"work[{k * BLOCK} + b] = v{node}" for k, node in enumerate(outer.nodes)]
@@ -88,6 +96,41 @@ def kernel_source(program: Program) -> str:
     if outer.vectors or outer_rest.vectors:
         head = [outer_source(program.n_params), *tables(outer, "ROWS"), *tables(outer_rest, "REST"), "", ""]
     return "\n".join([*head, _DEFINITION, *_indented(lines)]) + "\n"
+
+
+def _by_edges(program: Program, edges: Edges) -> list[str]:
+    """The loop over the rows, block by block: first over the edges of a block, then over its rows."""
+    graph = program.graph
+    at_edge = {graph.argument("shared", LOWER): f"work[{len(edges.stored) * EDGES} + b]"}
+    of_edge = [
+        *assignments(graph, edges.numbers, True, at_edge),
+        *(f"work[{k * EDGES} + b] = v{number}" for k, number in enumerate(edges.stored)),
+    ]
+    at_row = {
+        number: f"work[{k * EDGES + side} + b]{' != 0.0' if is_boolean(graph, number) else ''}"
+        for number, (k, side) in edges.read.items()
+    }
+    of_row = [
+        "i = start + b",
+        *assignments(graph, edges.rest, True, at_row),
+        *(f"s{m} += v{core}" for m, core in enumerate(program.cores)),
+    ]
+    begin = f"work[{len(edges.stored) * EDGES}"
+    # as many as fill vectors of 8: what is left of a loop is as slow as a vector for each of its turns
+    return [
+        f"work = np.empty({(len(edges.stored) + 1) * EDGES})",
+        f"for start in range(first, np.uint64(end), np.uint64({EDGES - 8})):",
+        f"    n = min(np.uint64({EDGES - 8}), np.uint64(end) - start)",
+        "    whole = (n // np.uint64(8) + np.uint64(1)) * np.uint64(8)",
+        "    for b in range(n):",
+        f"        {begin} + b] = shared[{LOWER}, start - first + b]",
+        "    for b in range(n, whole):",
+        f"        {begin} + b] = shared[{UPPER}, start - first + n - np.uint64(1)]",
+        "    for b in range(whole):",
+        *_indented(of_edge, 2),
+        "    for b in range(n):",
+        *_indented(of_row, 2),
+    ]
 
 
 def _indented(lines: Iterable[str], depth: int = 1) -> list[str]:
@@ -173,9 +216,9 @@ def _imported(name: str, source: str) -> types.ModuleType:
     return module
 
 
-def compile_kernel(program: Program):
-    """The compiled kernel of a program, of type `KERNEL_SIGNATURE`; from the cache on disk where it is there."""
-    return compile_source(kernel_source(program))
+def compile_kernel(program: Program, adjacent: bool = False):
+    """The compiled kernel of `kernel_source`, of type `KERNEL_SIGNATURE`; from the cache on disk where it is there."""
+    return compile_source(kernel_source(program, adjacent))
 
 
 def compile_source(source: str) -> Callable:

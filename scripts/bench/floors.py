@@ -22,6 +22,7 @@ from engine.cost import Cost
 from engine.data import Rows
 from engine.newton_numba import WIDE
 from engine.templates import TemplateNLL
+from kernels.edges import split_at_edges
 from kernels.nodes import LEAVES
 from kernels.program import FIRST, SECOND, Outer, Program
 
@@ -146,13 +147,17 @@ def count_cost(cost: Cost, rows: Rows, order: int) -> Counter:
     return sum((_count_leaf(*pair, order) for pair in zip(cost.leaves, rows.leaves, strict=True)), Counter())
 
 
-def count_program(program: Program) -> tuple[Counter, Counter]:
-    """Operations of a program for each row, and once for each evaluation."""
+def count_program(program: Program, adjacent: bool = False) -> tuple[Counter, Counter]:
+    """Operations of a program for each row, and once for each evaluation; of `adjacent` rows one edge counts."""
     each, once = Counter[str](), Counter[str]()
-    for number in program.live:
-        node = program.graph.nodes[number]
-        if node.op not in LEAVES:
-            (each if node.depends_on_row else once)[_kind(node.op)] += 1
+    rows = [number for number in program.live if program.graph.on_row(number)]
+    if adjacent and not program.outer.vectors:
+        edges = split_at_edges(program)
+        rows = edges.numbers + [number for number in edges.rest if number not in edges.read]
+    for numbers, count in ((rows, each), (set(program.live).difference(rows), once)):
+        for node in (program.graph.nodes[number] for number in numbers):
+            if node.op not in LEAVES and node.depends_on_row == (count is each):
+                count[_kind(node.op)] += 1
     each["add"] += len(program.cores)
     terms = [c is not None for combination in program.combinations for c, _ in combination]
     once["multiply"] += sum(terms)
@@ -181,7 +186,7 @@ def _count_leaf(cost: Cost, rows: Rows, order: int) -> Counter:
     if not rows.columns.size:  # a constraint: its inverse covariance times the deviations, and added to the Hessian
         used = int(np.count_nonzero(cost.kernel_shared(rows)))
         return _products(used) + Counter(add=used if order == SECOND else 0)
-    each, once = count_program(cost.program(rows))
+    each, once = count_program(cost.program(rows), cost.adjacent)
     return Counter({op: n * _mean_rows(rows) for op, n in each.items()}) + once
 
 

@@ -212,6 +212,19 @@ def test_a_mask_of_everything_changes_nothing(toys):
     np.testing.assert_array_equal(masked.values, plain.values)
 
 
+def test_bins_without_a_gap_share_their_edges(toys):
+    window = (np.arange(40) > 2) & (np.arange(40) < 33)
+    masks = (None, np.ones(40, dtype=bool), window, np.arange(40) == 7, USED)
+    costs = [ExtendedBinnedNLL(scaled, EDGES, mask=mask) for mask in masks]
+    assert [cost.adjacent for cost in costs] == [True, True, True, True, False]
+    theta = np.tile([300.0, 0.1, 1.2], (5, 1))
+    for cost in costs:
+        rows = cost.rows(toys[:5])
+        drivers = NumbaDriver(cost, rows), XlaDriver(cost, rows, jax.devices("cpu"))
+        numba, xla = (driver.evaluate(np.arange(5), theta) for driver in drivers)
+        np.testing.assert_allclose(numba, xla, rtol=1e-9, atol=1e-9)
+
+
 def test_a_bad_count_matters_only_where_it_is_used(toys):
     counts = toys[:3].copy()
     counts[0, 0], counts[1, 20] = np.nan, -1.0
