@@ -401,7 +401,9 @@ def run(bench: Bench) -> dict:
             done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=SECONDS, check=False)
             found[turn] = {"seconds": time.perf_counter() - start, "code": done.returncode}
             # its own times, or what went wrong
-            found[turn]["said"] = done.stderr[-500:] or " ".join(done.stdout.partition("seconds:")[2].split())
+            found[turn]["said"] = done.stderr[-500:] or " ".join(
+                done.stdout.partition("seconds:")[2].partition("written:")[0].split()
+            )
     return found
 
 
@@ -430,7 +432,7 @@ def main() -> int:
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "jaxlib": jaxlib.__version__},
         "rates": {"bytes": BYTES, "multiply_adds": MULTIPLY_ADDS},
     }
-    for name in args.part:
+    for name in (name for name in PARTS if name in args.part):
         bench.end = time.monotonic() + bench.seconds
         try:
             if name != "run":

@@ -73,10 +73,8 @@ def find_study(model: str) -> tuple[Study, str]:
         make = STUDIES[model]
         return make(), inspect.getsource(sys.modules[make.__module__])
     # workspace.json or workspace.json:measurement, though a file may have a colon in its name
-    measurement: str | None
-    file, _, measurement = model.rpartition(":")
-    if Path(model).exists() or not file.endswith(".json"):
-        file, measurement = model, None
+    stem, colon, name = model.partition(".json:")
+    file, measurement = (f"{stem}.json", name) if colon and not Path(model).exists() else (model, None)
     if not file.endswith((".py", ".json")):
         raise InputError(
             f"no model named {model!r}: --list shows the ready-made ones, or give a file my_study.py or workspace.json"

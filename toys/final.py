@@ -18,7 +18,7 @@ def summary(study: Study, report: Report, out: str) -> tuple[str, bool]:
     tally = report.tally
     n_failed = tally.n_toys - tally.n_valid
     doubts = []
-    console = Console(width=125 if tally.intervals else 110, highlight=False)
+    console = Console(width=125 if tally.intervals else 110, highlight=False, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(_calibration(study, tally))
         held = f", {', '.join(study.fixed)} held" if study.fixed else ""

@@ -119,6 +119,12 @@ def study_of(path: str | Path, model: str | None = None) -> Study:
     if model is None and attributes["model"] not in STUDIES:
         raise InputError(f"{path} is of the model {attributes['model']!r}: pass its file with --model")
     study, _ = find_study(model or attributes["model"])
+    # of one workspace; the file of a model may have another name now
+    if study.name.partition(":")[2] != attributes["model"].partition(":")[2]:
+        raise InputError(
+            f"{path} is of the model {attributes['model']!r}, and {model} is {study.name!r}: name the measurement of "
+            "the file, as in --model workspace.json:measurement"
+        )
     with reading(path):
         truth, start = json.loads(attributes["truth"]), json.loads(attributes["start"])
     held = attributes.get("fixed", ())  # of the model, and of --fixed

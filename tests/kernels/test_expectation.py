@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kernels import expectation
 from kernels.expectation import expectation_kernel, expectation_outputs, saturated, term_derivatives
 from kernels.program import SECOND
 from kernels.translate import memory_of
@@ -49,6 +50,20 @@ def test_any_term_with_columns_of_the_toy_and_shared_ones():
         np.testing.assert_allclose(out[2:5], gradient, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(out[5:], hessian[np.tril_indices(3)], rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(out, by_jax, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 4, 5, 64])
+def test_blocks_of_the_hessian_are_those_of_all_parameters(columns, monkeypatch):
+    monkeypatch.setattr(expectation, "COLUMNS", columns)
+    rng = np.random.default_rng(2)
+    n_params, shapes, counts = 5, rng.normal(size=(5, N)), rng.poisson(20.0, N) + 1.0
+    expected = lambda *theta: 20.0 * jnp.exp(jnp.stack(theta) @ shapes)  # noqa: E731
+    cost = lambda theta: jnp.sum(saturated(expected(*theta), counts))  # noqa: E731
+    theta = rng.uniform(-0.2, 0.2, n_params)
+    with jax.enable_x64(True):
+        found = expectation_outputs(expected, n_params, 2)(theta, [counts])[2 + n_params :]
+        hessian = np.asarray(jax.hessian(cost)(theta))
+    np.testing.assert_allclose(found, hessian[np.tril_indices(n_params)], rtol=1e-11, atol=1e-9)
 
 
 def test_orders_are_the_first_outputs():

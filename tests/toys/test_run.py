@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from toys import joining, memory, provenance, storage
 from toys import run as run_module
 from toys.files import StorageError, parts_directory
 from toys.models import peak
+from toys.packing import pack
 from toys.run import Options, run, shard_range
 from toys.sampling import Component, ExtendedMixture
 from toys.statistics import calibration
@@ -143,6 +145,21 @@ def test_validation_rows(study, whole):
     assert 0 < np.abs(stored["difference"]).max() == report.validation.worst < 1e-3
     np.testing.assert_allclose(stored["fval"], result.fval, rtol=1e-9)
     np.testing.assert_allclose(stored["errors"], result.errors, rtol=0.05)
+
+
+def test_a_writer_is_busy_until_a_part_is_in_the_final_file(study, tmp_path, monkeypatch):
+    data = generate(study, 3, 1)
+    result = fit_batch(study.cost, data, study.start, limits=study.limits, backend="numba")
+    begun, go = threading.Event(), threading.Event()
+    write_part = storage.write_part
+    monkeypatch.setattr(storage, "write_part", lambda *a: (begun.set(), go.wait(60), write_part(*a)))
+    with Writer(tmp_path / "toys.h5", {"seed": 1}, True) as writer:
+        assert not writer.busy
+        writer.put(0, pack(study.cost, data), result, None)
+        assert begun.wait(60) and writer.busy
+        go.set()
+        writer.added.result()
+        assert not writer.busy
 
 
 def test_migrad_fits_while_the_disk_is_busy(study, whole, monkeypatch, tmp_path):

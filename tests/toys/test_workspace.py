@@ -11,6 +11,9 @@ import pytest
 from engine import fit_batch
 from toys import generate, hypotest, read_workspace
 from toys.command import InputError, find_study
+from toys.final import summary
+from toys.run import Options, run
+from toys.sample import study_of
 
 SHAPES = {"lo_data": [38.0, 52.0, 61.0], "hi_data": [43.0, 49.0, 57.0]}
 WORKSPACE = {
@@ -223,6 +226,10 @@ def test_a_workspace_is_a_model_of_the_command_line(tmp_path):
     assert other.limits != study.limits
     with pytest.raises(ValueError, match="measurement must be one of search, other, got 'none'"):
         find_study(f"{path}:none")
+    odd = copy.deepcopy(WORKSPACE)
+    odd["measurements"][1]["name"] = "a:b"
+    (tmp_path / "odd.json").write_text(json.dumps(odd))
+    assert find_study(f"{tmp_path}/odd.json:a:b")[0].name == "odd:a:b"
     with pytest.raises(InputError, match=r"nowhere\.json: no such file"):
         find_study("nowhere.json:other")
     named = tmp_path / "a.json:b.json"  # a colon may be part of a name
@@ -400,3 +407,14 @@ def test_a_parameter_without_effect_is_named():
 def test_without_modifiers():
     with pytest.raises(ValueError, match="workspace has no modifiers, and so no parameters"):
         read_workspace(only())
+
+
+def test_a_file_is_of_one_measurement(tmp_path):
+    path, out = tmp_path / "search.json", tmp_path / "toys.h5"
+    path.write_text(json.dumps(WORKSPACE))
+    study, _ = find_study(f"{path}:other")
+    report = run(study, out, Options(n_toys=4, backend="numba", device="cpu", validate=0))
+    assert study_of(out, f"{path}:other").name == "search:other"
+    with pytest.raises(InputError, match=r"is of the model 'search:other', and .* is 'search': name the measurement"):
+        study_of(out, str(path))
+    assert summary(study, report, out)[0].lstrip().startswith("search:other: 4 toys")
