@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from toys.command import find_study, use_compilation_cache
 from toys.files import parts_directory, writing
 from toys.fitting import Compiled, compile_study
+from toys.models import STUDIES
 from toys.observed import InputError
 from toys.options import Options
 from toys.run import fit_parts
@@ -52,7 +53,7 @@ class Recipe(NamedTuple):
 
     @classmethod
     def of(cls, model: str, source: str, study: Study) -> "Recipe":
-        model = str(Path(model).absolute()) if model.endswith(".py") else model
+        model = model if model in STUDIES else str(Path(model).absolute())  # workers may be in another directory
         return cls(model, _digest(source), tuple(study.truth.items()), tuple(study.start.items()), tuple(study.fixed))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from engine import fit_batch
 from toys import generate, hypotest, read_workspace
+from toys.cluster import Recipe
 from toys.command import InputError, find_study
 from toys.final import summary
 from toys.run import Options, run
@@ -407,6 +408,16 @@ def test_a_parameter_without_effect_is_named():
 def test_without_modifiers():
     with pytest.raises(ValueError, match="workspace has no modifiers, and so no parameters"):
         read_workspace(only())
+
+
+def test_workers_in_another_directory_find_a_workspace(tmp_path, monkeypatch):
+    (tmp_path / "search.json").write_text(json.dumps(WORKSPACE))
+    monkeypatch.chdir(tmp_path)
+    study, source = find_study("search.json:other")
+    recipe = Recipe.of("search.json:other", source, study)
+    monkeypatch.chdir("/")
+    assert find_study(recipe.model)[0].name == "search:other"
+    assert Recipe.of("peak", "", study).model == "peak"
 
 
 def test_a_file_is_of_one_measurement(tmp_path):
