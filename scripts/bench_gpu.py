@@ -169,23 +169,31 @@ def batches(bench: Bench) -> dict:
     return found
 
 
-def goal(bench: Bench) -> dict:
-    """Toys of the main model drawn and fitted on the device, where their events stay there and through the host."""
-    from engine import Ragged, fit_batch
-    from engine.resident import Resident
+def _main_model(bench: Bench) -> tuple[Callable[[], None], Callable[[], None], dict[str, Any]]:
+    """What draws the toys of the main model, what fits them, and where they put both."""
+    from engine import fit_batch
     from toys.models import peak
     from toys.study import generate
 
-    study, n = peak(), bench.n_toys(MAIN)
+    study, made = peak(), dict[str, Any]()
     options: dict[str, Any] = {"limits": study.limits, "backend": "jax", "device": bench.device}
-    made: dict[str, Any] = {}
 
     def draw() -> None:
-        made["toys"] = generate(study, n, bench.seed, backend="jax")
+        made["toys"] = generate(study, bench.n_toys(MAIN), bench.seed, backend="jax")
         bench.jax.block_until_ready(getattr(made["toys"], "padded", None))
 
     def fit() -> None:
         made["fits"] = fit_batch(study.cost, made["toys"], study.start, **options)
+
+    return draw, fit, made
+
+
+def goal(bench: Bench) -> dict:
+    """Toys of the main model drawn and fitted on the device, where their events stay there and through the host."""
+    from engine import Ragged
+    from engine.resident import Resident
+
+    draw, fit, made = _main_model(bench)
 
     def copy() -> None:
         made["toys"] = Ragged(made["toys"].values, made["toys"].offsets)
@@ -207,7 +215,7 @@ def goal(bench: Bench) -> dict:
     same = all(np.array_equal(getattr(made["fits"], name), getattr(fits, name)) for name in ("values", "covariance"))
     return {
         "agree": same,
-        "n_toys": n,
+        "n_toys": bench.n_toys(MAIN),
         "stays_on_device": there,
         "copied_to_host": copied,
         "not_valid": int((~fits.valid).sum()),
@@ -217,21 +225,7 @@ def goal(bench: Bench) -> dict:
 
 def trace(bench: Bench) -> dict:
     """Where the time of the toys and fits of `goal` goes: milliseconds and calls of each kernel, and of all."""
-    from engine import fit_batch
-    from toys.models import peak
-    from toys.study import generate
-
-    study, n, found = peak(), bench.n_toys(MAIN), {}
-    options: dict[str, Any] = {"limits": study.limits, "backend": "jax", "device": bench.device}
-    made: dict[str, Any] = {}
-
-    def draw() -> None:
-        made["toys"] = generate(study, n, bench.seed, backend="jax")
-        bench.jax.block_until_ready(getattr(made["toys"], "padded", None))
-
-    def fit() -> None:
-        fit_batch(study.cost, made["toys"], study.start, **options)
-
+    (draw, fit, _), found = _main_model(bench), {}
     with bench.jax.default_device(bench.devices[0]):
         draw()
         fit()
@@ -261,9 +255,11 @@ def _kernels(traced: dict) -> dict:
             times[0] += event["dur"] / 1e3
             times[1] += 1
     longest = sorted(each.items(), key=lambda item: -item[1][0])[:MOST_KERNELS]
+    copies = sum(n for name, (_, n) in each.items() if name.startswith("Memcpy"))
     return {
         "busy_ms": sum(t for t, _ in each.values()),
-        "kernels": sum(n for _, n in each.values()),
+        "kernels": sum(n for _, n in each.values()) - copies,
+        "copies": copies,
         "each": {name: [round(t, 4), n] for name, (t, n) in longest},
     }
 

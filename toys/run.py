@@ -198,8 +198,9 @@ def run(
                 def meanwhile(toys: range) -> None:
                     part = (toys.start, toys.stop, part_path(out, toys.start, toys.stop))
                     with _timed(times, "validate"):
-                        found = validate_run(study, [part], attributes, n_validated)
-                    checked.extend([found] if found else [])
+                        validation = validate_run(study, [part], attributes, n_validated)
+                    if validation is not None:
+                        checked.append(validation)
 
                 _fit(study, options, compiled, ranges, writer, advance, times, meanwhile if n_validated else None)
                 with _timed(times, "wait for the disk"):
@@ -213,11 +214,11 @@ def run(
                     report.validation = validate_run(study, files, attributes, n_validated, advance, checked)
             phase("join", 1)
             with _timed(times, "join"):
-                validation = report.validation._asdict() if report.validation else None
+                summary = report.validation._asdict() if report.validation else None
                 # so that a later run still warns of the toys that were there
                 oldest = next(filter(None, made.values()), versions_of(out, attributes))
                 joined = {**attributes, "versions": json.dumps(oldest)}
-                storage.join(out, joined, stop, validation, first=first, base=base, found=found, grown=writer.complete)
+                storage.join(out, joined, stop, summary, first=first, base=base, found=found, grown=writer.complete)
             if not workers:
                 times["write"] = writer.seconds
         advance(1)

@@ -132,12 +132,13 @@ def thrown_by(study: Study, backend: str, device: str) -> str:
     """Who throws the toys that are fitted on this backend and device, "numba" or "jax".
 
     Numba, unless the sampler has no form for it; JAX where it is asked for, and on an accelerator, where the toys then
-    are when they are fitted.
+    are when they are fitted. A sampler of your own is drawn with JAX whatever this is.
     """
     if backend == "jax" or device in ("gpu", "tpu"):
         return "jax"
     try:
-        generate(study, 1, 0)
+        if hasattr(study.sampler, "generate"):
+            generate(study, 1, 0)
     except UntranslatableError:
         return "jax"
     return "numba"

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -11,7 +12,8 @@ from kernels import randombits
 from toys import drawing
 from toys.drawing import draw_toys
 from toys.models import peak
-from toys.study import generate
+from toys.sampling import Component, ExtendedMixture
+from toys.study import generate, thrown_by
 
 UNBINNED = ExtendedUnbinnedNLL(lambda x, n: (n, n))
 BINNED = PoissonNLL(lambda n: jnp.stack([n, n, n]))
@@ -134,6 +136,39 @@ def test_events_stay_where_they_leave_memory_for_the_fits(platform, free, most, 
     monkeypatch.setattr(drawing, "_device", lambda: SimpleNamespace(platform=platform))
     monkeypatch.setattr(drawing, "free_memory", lambda devices: free)
     assert drawing._stays(most) == (most > 0) and drawing._stays(most + 1) == (free is None and platform == "gpu")
+
+
+@pytest.mark.parametrize(("platform", "few"), [("cpu", 1), ("gpu", 256)])
+def test_an_accelerator_draws_one_toy_as_it_does_the_rest_of_a_run(platform, few, monkeypatch):
+    """So that neither has a program of its own to compile; a CPU draws no more than it is asked for."""
+    shapes = []
+
+    def drawn_by_jax(draw, tables, keys, form, chunk):
+        shapes.append(chunk)
+
+    monkeypatch.setattr(drawing, "_device", lambda: SimpleNamespace(platform=platform))
+    monkeypatch.setattr(drawing, "drawn_by_jax", drawn_by_jax)
+    sampler = peak().sampler
+    tables = sampler.prepare(peak().theta)
+    for n_toys in (1, 200, 256, 10_000):
+        sampler.draw_all(tables, np.zeros((n_toys, 2), np.uint32))
+    at_once = {"cpu": 2**22, "gpu": 2**26}[platform] // sampler.size(tables)
+    assert shapes == [few, max(few, 208), min(256, at_once), at_once]
+
+
+def test_toys_are_thrown_where_they_are_fitted():
+    study = peak()
+    assert thrown_by(study, "auto", "auto") == thrown_by(study, "numba", "cpu") == "numba"
+    assert thrown_by(study, "auto", "gpu") == thrown_by(study, "jax", "auto") == "jax"
+
+    def ppf(p, mu):
+        return jax.lax.while_loop(lambda x: x < 0.0, lambda x: x + 1.0, p + mu)  # no scalar form
+
+    sampler = ExtendedMixture(("ns", "mu"), (Component("ns", ppf, ("mu",)),))
+    assert thrown_by(replace(study, sampler=sampler, truth={"ns": 3.0, "mu": 5.0}), "numba", "auto") == "jax"
+    # JAX draws it anyway, and so it is not tried
+    own = replace(study, sampler=lambda key, theta: pytest.fail("a toy was thrown"))
+    assert thrown_by(own, "numba", "auto") == "numba"
 
 
 def test_toys_of_a_mixture_are_not_copied_to_the_host(monkeypatch):
