@@ -6,10 +6,12 @@ from pathlib import Path
 
 import jax
 
+from toys.writer import AT_ONCE
+
 __all__ = ["check", "free_bytes", "is_used_up"]
 
-# a chunk that is thrown, its copy in the form of the cost, its results, the chunk that is being written, temporaries
-COPIES = 5
+# a chunk that is thrown, its copy in the form of the cost, its results, temporaries, and those that are being written
+COPIES = 4 + AT_ONCE
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 # of cgroups version 2 and 1: (limit, what is used, what of it can be taken back)

@@ -107,7 +107,7 @@ def write_part(
     directory = parts_directory(path)
     with writing(directory):
         if not directory.is_dir():
-            directory.mkdir()
+            directory.mkdir(exist_ok=True)
             synchronise(directory.parent)
     part = part_path(path, whole.first, whole.stop)
     with hdf5.new_hdf5(part) as (file, _):

@@ -1,6 +1,6 @@
 """The run: chunks of toys are thrown, fitted and written, one after the other, into one file.
 
-Chunks are a fixed grid of toy indices. While one chunk is written, as a part that stays whatever happens and in the
+Chunks are a fixed grid of toy indices. While some are written, each as a part that stays whatever happens and in the
 final file, the next is thrown and fitted. Memory follows the chunk, not the number of toys.
 """
 
@@ -253,18 +253,16 @@ def _fit(
     meanwhile: Callable[[range], None] | None = None,
 ) -> None:
     """`meanwhile` gets the range of a part that is on disk, whenever the next one would have to wait for the disk."""
-    parts: list[range] = []
     fitter = Fitter(study, options, compiled.backend, compiled.device)
     for toys in ranges:
         with _timed(times, "generate"):
             data = generate(study, len(toys), options.seed, toys.start, compiled.sampled)
         with _timed(times, "fit"):
             result, minos = fitter.fit(data, len(toys), advance)
-        while meanwhile and len(parts) > 1 and writer.busy:  # the last may not be on disk
-            meanwhile(parts.pop(0))
+        while meanwhile and writer.on_disk and writer.busy:
+            meanwhile(writer.on_disk.popleft())
         with _timed(times, "wait for the disk"):
             writer.put(toys.start, pack(study.cost, data), result, minos)
-        parts.append(toys)
 
 
 def _base(

@@ -1,8 +1,10 @@
-"""The thread that writes a run while the next toys are thrown and fitted."""
+"""The threads that write a run while the next toys are thrown and fitted."""
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,9 +23,12 @@ from toys.parts import Part
 
 __all__ = ["Writer"]
 
+#: Parts that are written together: a disk may take long to tell that it has one.
+AT_ONCE = 4
+
 
 class Writer:
-    """Writes one part at a time, and adds it to the final file; an error comes out at the next call.
+    """Writes parts, and adds those that are on disk to the final file; an error comes out at a later call.
 
     Parameters
     ----------
@@ -36,6 +41,8 @@ class Writer:
 
     Attributes
     ----------
+    on_disk : deque of range
+        The toys of the parts that are, in any order, for whoever reads them to take out.
     seconds : float
         How long it wrote.
     """
@@ -44,33 +51,45 @@ class Writer:
         self, path: Path, attributes: Mapping[str, Any], save_toys: bool, growing: Growing | None = None
     ) -> None:
         self.path, self.attributes, self.save_toys, self.growing = path, attributes, save_toys, growing
+        self.on_disk = deque[range]()
         self.seconds = 0.0
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
-        self.written: Future[Part] | None = None
-        self.added: Future[None] | None = None
+        self.pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="writer")
+        self.adding = ThreadPoolExecutor(1, thread_name_prefix="adding")
+        self.lock = threading.Lock()
+        self.room = threading.Semaphore(AT_ONCE)
+        self.begun = deque[Future[Part]]()  # parts that are not in the final file, in order
+        self.failure: BaseException | None = None
+        self.steps, self.since = 0, 0.0
 
     @property
     def busy(self) -> bool:
         """Whether `put` would wait."""
-        return self.added is not None and not self.added.done()
+        if free := self.room.acquire(blocking=False):
+            self.room.release()
+        return not free
 
     def put(self, first: int, toys: Arrays, result: FitResult, minos: MinosResult | None) -> None:
-        """Write a part once all is done with the one before, so that no more than two are in memory."""
-        self.wait()
-        self._wait_until_added()
-        self.written = written = self.pool.submit(self._timed, self._write, first, toys, result, minos)
-        self.added = self.pool.submit(self._timed, self._add, written)
+        """Write a part, as soon as fewer than `AT_ONCE` are in memory."""
+        self.room.acquire()
+        self._check()
+        with self.lock:
+            written = self.pool.submit(self._timed, self._write, first, toys, result, minos)
+            self.begun.append(written)
+        written.add_done_callback(lambda written: self._add_written())
 
     def wait(self) -> None:
-        """Wait until all parts are on disk."""
-        if self.written is not None:
-            self.written.result()
+        """Wait until all parts are on disk and in the final file."""
+        for _ in range(AT_ONCE):
+            self.room.acquire()
+        self.room.release(AT_ONCE)
+        self._check()
 
     def complete(self, attributes: Mapping[str, Any], validation: Mapping[str, np.ndarray] | None) -> bool:
         """Complete the final file if it has grown: whether it has."""
+        self.wait()
         if self.growing is None:
             return False
-        return self.pool.submit(self._timed, self.growing.complete, attributes, validation).result()
+        return self.adding.submit(self._timed, self.growing.complete, attributes, validation).result()
 
     def __enter__(self) -> Self:
         return self
@@ -78,39 +97,60 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if self.growing is not None:
-                self.growing.stop()
-                self.pool.submit(self.growing.give_up)
-            self.wait()
-        finally:
-            self.pool.shutdown()
+        self._give_up()
+        self.pool.shutdown()
+        self.adding.shutdown()
+        self._check()
 
-    def _wait_until_added(self) -> None:
-        added, self.added, self.written = self.added, None, None
-        if added is not None:
-            added.result()
+    def _check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
 
     def _write(self, first: int, toys: Arrays, result: FitResult, minos: MinosResult | None) -> Part:
+        grows = self.growing is not None and not self.growing.given_up
         written: list[Part] = []
         arguments = (first, toys.toys, result, self.attributes, toys.shared, minos, self.save_toys, written.append)
         try:
             storage.write_part(self.path, *arguments)
         except StorageError:
-            if self.growing is None or self.growing.given_up:
+            if not grows:
                 raise
             # parts are worth more than a final file that can be made of them: it may be what fills the disk
-            self.growing.give_up()
+            self._give_up()
             storage.write_part(self.path, *arguments)
-        return written[0]
+        self.on_disk.append(range(first, first + len(result)))
+        return written.pop()
+
+    def _add_written(self) -> None:
+        """Add the parts that are on disk up to the first that is not."""
+        with self.lock:
+            while self.begun and self.begun[0].done():
+                self.adding.submit(self._timed, self._add, self.begun.popleft())
 
     def _add(self, written: Future[Part]) -> None:
-        if self.growing is not None and written.exception() is None:
-            self.growing.add(written.result())
+        try:
+            part = written.result()
+            if self.growing is not None:
+                self.growing.add(part)
+        except BaseException as error:
+            self.failure = self.failure or error
+        finally:
+            self.room.release()
+
+    def _give_up(self) -> None:
+        """Remove what has grown, unless it has its name."""
+        if self.growing is not None:
+            self.growing.stop()
+            self.adding.submit(self.growing.give_up).result()
 
     def _timed(self, step: Callable, *arguments: Any) -> Any:
-        started = time.perf_counter()
+        """Steps of several threads at the same time count once."""
+        with self.lock:
+            self.since = self.since if self.steps else time.perf_counter()
+            self.steps += 1
         try:
             return step(*arguments)
         finally:
-            self.seconds += time.perf_counter() - started
+            with self.lock:
+                self.steps -= 1
+                self.seconds += 0.0 if self.steps else time.perf_counter() - self.since

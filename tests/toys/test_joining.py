@@ -270,31 +270,80 @@ def test_stopped_from_another_thread(path):
     assert_given_up(growing, path)
 
 
-# --- the thread that writes --------------------------------------------------------------------------------
+# --- the threads that write --------------------------------------------------------------------------------
 
 
 def arrays_of(first, stop):
     return first, Arrays({name: array[first:stop] for name, array in TOYS["ragged"].items()}, {}), RESULT[first:stop]
 
 
-def test_parts_go_before_the_growing_file(path, monkeypatch):
-    """Where a part cannot be written, what has grown is removed, and the part gets its place."""
-    write_part, refused = storage.write_part, []
+def put_all(writer, bounds=BOUNDS):
+    for first, stop in bounds:
+        writer.put(*arrays_of(first, stop), None)
+    writer.wait()
 
-    def full(path, first, *arguments):
-        if first == 4 and not refused:
-            refused.append(len(list(parts_directory(path).glob("*.tmp.*"))))
-            raise StorageError("its disk is full")
-        assert first < 4 or not list(parts_directory(path).glob("*.tmp.*"))
-        return write_part(path, first, *arguments)
 
-    monkeypatch.setattr(storage, "write_part", full)
+def watched(monkeypatch, before, after=lambda first: None):
+    """Let the writer do something before and after it writes the part with this first toy."""
+    write_part = storage.write_part
+
+    def watched(path, first, *arguments):
+        before(first)
+        write_part(path, first, *arguments)
+        after(first)
+
+    monkeypatch.setattr(storage, "write_part", watched)
+
+
+def test_a_disk_that_takes_long_keeps_no_other_part_waiting(path, monkeypatch):
+    """The parts are written together, and added in the order of their toys whichever is there first."""
+    last, seen = threading.Event(), []
+    watched(
+        monkeypatch,
+        before=lambda first: first or seen.append(last.wait(60)),
+        after=lambda first: last.set() if first == 9 else None,
+    )
     with Writer(path, ATTRIBUTES, True, Growing(path, range(N_TOYS))) as writer:
-        for bounds in BOUNDS:
-            writer.put(*arrays_of(*bounds), None)
+        put_all(writer)
+        assert writer.complete(ATTRIBUTES, None)
+        assert seen == [True] and {(part.start, part.stop) for part in writer.on_disk} == {*BOUNDS}
+    np.testing.assert_array_equal(storage.load_toys(path)["values"].values, TOYS["ragged"]["values"].values)
+    np.testing.assert_array_equal(storage.load(path).fval, RESULT.fval)
+
+
+def test_a_writer_is_busy_while_it_holds_as_many_parts_as_it_may(path, monkeypatch):
+    go = threading.Event()
+    watched(monkeypatch, lambda first: go.wait(60))
+    monkeypatch.setattr("toys.writer.AT_ONCE", 2)
+    with Writer(path, ATTRIBUTES, True) as writer:
+        writer.put(*arrays_of(0, 4), None)
+        assert not writer.busy and not writer.on_disk
+        writer.put(*arrays_of(4, 9), None)
+        assert writer.busy and not writer.on_disk
+        go.set()
         writer.wait()
+        assert not writer.busy and len(writer.on_disk) == 2
+
+
+def test_parts_go_before_the_growing_file(path, monkeypatch):
+    """Where parts cannot be written, what has grown is removed, and they get its place."""
+    refused, both = [], threading.Barrier(2)
+    added, add = threading.Event(), Growing.add
+    monkeypatch.setattr(Growing, "add", lambda *arguments: (add(*arguments), added.set()))
+
+    def full(first):
+        if first and len(refused) < 2:
+            assert added.wait(60)
+            refused.append(len(list(parts_directory(path).glob("toys.h5.tmp.*"))))
+            both.wait(60)
+            raise StorageError("its disk is full")
+        assert not first or not list(parts_directory(path).glob("toys.h5.tmp.*"))
+
+    watched(monkeypatch, full)
+    with Writer(path, ATTRIBUTES, True, Growing(path, range(N_TOYS))) as writer:
+        put_all(writer)
         assert not writer.complete(ATTRIBUTES, None)
-    assert refused == [1] and len(storage.complete_parts(path)) == 3
+    assert refused == [1, 1] and len(storage.complete_parts(path)) == 3
 
 
 def test_a_part_that_cannot_be_written_at_all(path, monkeypatch):
@@ -311,8 +360,7 @@ def test_a_part_that_cannot_be_written_at_all(path, monkeypatch):
 def test_what_has_grown_is_removed_at_the_end(path, error):
     try:
         with Writer(path, ATTRIBUTES, True, Growing(path, range(N_TOYS))) as writer:
-            for bounds in BOUNDS[:2]:
-                writer.put(*arrays_of(*bounds), None)
+            put_all(writer, BOUNDS[:2])
             if error:
                 raise error
     except KeyboardInterrupt:
@@ -321,23 +369,22 @@ def test_what_has_grown_is_removed_at_the_end(path, error):
     assert len(os.listdir(parts_directory(path))) == 2 and not path.exists()
 
 
-def test_memory_is_a_part_and_no_more(path):
-    """Each part is let go before the one after the next is taken."""
+@pytest.mark.parametrize("most", [1, 2])
+def test_memory_is_that_of_the_parts_that_are_written_together(path, monkeypatch, most):
     growing, alive = Growing(path, range(N_TOYS)), []
-
+    monkeypatch.setattr("toys.writer.AT_ONCE", most)
     with Writer(path, ATTRIBUTES, True, growing) as writer:
         for first, stop in BOUNDS:
             events = np.ones((stop - first, 3))
             alive.append(weakref.finalize(events, lambda: None))
             writer.put(first, Arrays({"y": events}, {}), RESULT[first:stop], None)
             del events
-            assert sum(one.alive for one in alive) <= 1
+            assert sum(one.alive for one in alive) <= most
 
 
 def test_joining_is_not_needed(path, monkeypatch):
     monkeypatch.setattr(joining, "join_files", None)
     with Writer(path, ATTRIBUTES, True, Growing(path, range(N_TOYS))) as writer:
-        for bounds in BOUNDS:
-            writer.put(*arrays_of(*bounds), None)
+        put_all(writer)
         storage.join(path, ATTRIBUTES, N_TOYS, grown=writer.complete)
     assert len(storage.load(path)) == N_TOYS and os.listdir(path.parent) == ["toys.h5"]
