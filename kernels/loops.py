@@ -2,10 +2,14 @@
 
 Memory is written by *writes*: a sum is a write `+=` into a view with stride 0 along the summed axes, a concatenation
 is one write for each piece. Each write pulls the expressions that it needs, and writes over the same range share one
-loop nest. A loop whose mask of places that may differ from zero is thin runs over a table of these places.
+loop nest. A loop whose mask of places that may differ from zero is thin runs over a table of these places. Writes that
+differ in their numbers only, as those of a model that is itself a loop over samples, become one loop over these
+numbers: to compile each of them would take too long.
 """
 
+import itertools
 import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,6 +34,15 @@ _BOOLEAN = BOOLEAN | {"lt_to", "le_to", "to_bool"}
 _CHEAP = {"add", "sub", "mul", "div", "neg", "abs", "select", "copy", "to_number", "to_bool", "max", "min"} | _BOOLEAN
 # An expression of more operations than this is stored where two loops need it.
 MAX_REPEATED = 24
+# Writes that differ in their numbers only become a loop where this spares so many lines, which take numba 10 ms each to
+# compile: the loop is slower by a fifth, and of few elements by twice, since nothing of it stays in registers.
+MOST_REPEATED = {"few": 400, "many": 200}
+FEW_ELEMENTS = 8
+# A sum of more terms is a write for each of them.
+MOST_TERMS = 24
+# integers that are exact as real numbers, and real numbers
+_NUMBERS = re.compile(r"\bU(\d{1,15})\b|\((-?\d[\d.e+-]*)\)")
+_NAMES = re.compile(r"\bv\d+\b")
 # mode of a write -> (start, how a value is added to what is there)
 _MODES = {
     "set": (0.0, "{1}"),
@@ -140,6 +153,20 @@ def _reads(buffer: _Buffer) -> list[_Value]:
     return reads
 
 
+def _pattern(text: str) -> str:
+    """A text without its numbers, and with its names as they follow each other."""
+    names: dict[str, str] = {}
+    text = _NAMES.sub(lambda found: names.setdefault(found[0], f"v{len(names)}"), text)
+    return _NUMBERS.sub(lambda found: "U" if found[1] else "()", text)
+
+
+def _repeated(write: _Write, text: str, n: int) -> bool:
+    """Whether n writes such as this one are worth a loop."""
+    elements = np.count_nonzero(np.broadcast_to(write.value.mask, write.value.shape))
+    most = MOST_REPEATED["few" if elements < FEW_ELEMENTS else "many"]
+    return (n - 1) * (text.count("\n") + 1) > most
+
+
 def _address(view: np.ndarray) -> int:
     return view.__array_interface__["data"][0]
 
@@ -149,7 +176,6 @@ class _Writer:
 
     def __init__(self, n_inputs: int, targets: Sequence[_Buffer], pool: _Pool) -> None:
         self.pool = pool
-        self.integers: set[int] = {0}
         self.offsets: dict[_Buffer, int] = {}
         self.n_scratch = 0
         self.n_names = 0
@@ -211,11 +237,11 @@ class _Writer:
         return rounds
 
     def split(self, write: _Write) -> list[_Write]:
-        """A write of a sum as one for each term, where most terms are zero at most places."""
+        """A write of a sum as one for each term, where most terms are zero at most places, or there are very many."""
         terms = self.terms(write.value)
         sizes = [np.count_nonzero(np.broadcast_to(term.mask, term.shape)) for term in (write.value, *terms)]
         whole = len(terms) == 1 or write.mode != "set" or write.indirect or write.after
-        if whole or 2 * sum(sizes[1:]) > len(terms) * sizes[0]:
+        if whole or (len(terms) <= MOST_TERMS and 2 * sum(sizes[1:]) > len(terms) * sizes[0]):
             return [write]
         target = write.target
         return [_Write(_Value(target.buffer, target.view, term.mask), "add", term) for term in terms]
@@ -233,9 +259,7 @@ class _Writer:
 
     def integer(self, n: int) -> str:
         """The name of an unsigned constant: an index that may be negative would count from the end."""
-        n %= 1 << 64
-        self.integers.add(n)
-        return f"U{n}"
+        return f"U{n % (1 << 64)}"
 
     def name(self) -> str:
         self.n_names += 1
@@ -281,18 +305,65 @@ class _Writer:
                 place = f"{buffer.place}[{self.integer(self.offset(buffer))} + k]"
                 body += [f"for k in range({self.integer(buffer.memory.size)}):"]
                 body += [f"    {place} = {constant(buffer.start)}"]
-        for key in sorted(self.rounds, key=lambda k: k[0]):
-            writes = self.rounds[key]
-            if 0 not in key[1] and any(w.value.mask.any() for w in writes):
-                body += self.loops(key[1], None if key[2] is None else writes[0].value.mask, writes)
+        for _, keys in itertools.groupby(sorted(self.rounds, key=lambda k: k[0]), key=lambda k: k[0]):
+            body += self.round([(key[1], key[2] is not None, self.rounds[key]) for key in keys])
         arguments = ["c", *(f"x{k}" for k in range(self.n_inputs)), *(t.place for t in self.targets)]
         arguments += [] if own_memory else ["w"]
-        lines = [f"U{n} = np.uint64({n})" for n in sorted(self.integers)]
+        integers = {0} | {int(n) for n in re.findall(r"\bU(\d+)\b", "\n".join(body))}
+        lines = [f"U{n} = np.uint64({n})" for n in sorted(integers)]
         # parts of arrays that are handed to a function are counted, which takes as long as few bins
         inline = "" if own_memory else "forceinline=True, "
         lines += ["", "", f"@njit({inline}**COMPILE_ROW)", f"def {name}({', '.join(arguments)}):"]
         lines += [f"    w = np.zeros({self.n_scratch})"] if self.n_scratch and own_memory else []
         return "\n".join([*lines, *(f"    {line}" for line in body or ["pass"])]) + "\n"
+
+    def round(self, nests: Sequence[tuple[tuple, bool, list[_Write]]]) -> list[str]:
+        """The loops of a round: (shape, whether its mask is thin, writes) of each nest."""
+        alike: dict[str, list[tuple[_Write, str, list[str]]]] = {}
+        nests = [nest for nest in nests if 0 not in nest[0] and any(w.value.mask.any() for w in nest[2])]
+        for shape, thin, writes in nests:
+            for write in writes:
+                text = "\n".join(self.loops(shape, write.value.mask if thin else None, [write]))
+                numbers = [of_integer or of_real for of_integer, of_real in _NUMBERS.findall(text)]
+                alike.setdefault(_pattern(text), []).append((write, text, numbers))
+        groups = [group for group in alike.values() if _repeated(*group[0][:2], len(group))]
+        rolled = {id(write) for group in groups for write, _, _ in group}
+        body: list[str] = []
+        for shape, thin, writes in nests:
+            if left := [write for write in writes if id(write) not in rolled]:
+                body += self.loops(shape, left[0].value.mask if thin else None, left)
+        for group in groups:
+            body += self.rolled(group[0][1], [numbers for _, _, numbers in group])
+        return body
+
+    def rolled(self, text: str, numbers: list[list[str]]) -> list[str]:
+        """A loop over texts that differ in these numbers only; `text` is the first."""
+        names: dict[tuple[str, ...], str] = {}
+        heads, table = list[str](), list[list[float]]()
+        columns = iter(zip(*numbers, strict=True))
+
+        def replaced(found: re.Match) -> str:
+            column = next(columns)
+            if len(set(column)) == 1:
+                return found[0]
+            if column not in names:
+                names[column] = self.name()
+                of_integer = found[1] is not None
+                if of_integer and len({int(b) - int(a) for a, b in itertools.pairwise(column)}) == 1:
+                    step = self.integer(int(column[1]) - int(column[0]))
+                    heads.append(f"{names[column]} = {self.integer(int(column[0]))} + {step} * q")
+                else:
+                    place = f"c[TABLE + {self.integer(len(table))}]"
+                    heads.append(f"{names[column]} = {f'np.uint64({place})' if of_integer else place}")
+                    table.append([float(n) for n in column])
+            return names[column]
+
+        body = [*_NUMBERS.sub(replaced, text).split("\n")]
+        if table:
+            start = self.integer(self.pool.offset(np.array(table, dtype=np.float64).T))
+            row = f"{start} + {self.integer(len(table))} * q"
+            heads = [head.replace("TABLE", row) for head in heads]
+        return [f"for q in range({self.integer(len(numbers))}):", *(f"    {line}" for line in [*heads, *body])]
 
     def loops(self, shape: tuple, mask: np.ndarray | None, writes: Sequence[_Write]) -> list[str]:
         """One loop nest that makes some writes."""

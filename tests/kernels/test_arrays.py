@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 from jax.scipy import special
 
+from kernels import loops
 from kernels.arrays import _function_source, compile_arrays
 from kernels.expectation import expectation_kernel
 from kernels.graph import UntranslatableError
@@ -249,6 +250,22 @@ def groups(n_params, n_bins):
     return expected
 
 
+def samples(n_params, n_bins):
+    """A loop over samples, each with a yield and a template of its own, some of which are equal."""
+    rng = np.random.default_rng(8)
+    yields, slopes = rng.uniform(1.0, 9.0, (2, n_params - 1))
+    shapes = rng.uniform(0.5, 2.0, (n_params - 1, n_bins))[np.arange(n_params - 1) // 2 % 3]
+
+    def expected(mu, *nuisance):
+        total = 0.0
+        for k, alpha in enumerate(nuisance):
+            shape = shapes[k] + 0.01 * float(slopes[k]) * alpha * shapes[-1 - k]
+            total = total + (mu if k == 0 else 1.0) * float(yields[k]) * jnp.exp(0.1 * alpha) * shape
+        return total
+
+    return expected
+
+
 MODELS = {
     "groups": (groups, 10, 24),
     "two bins": (templates, 3, 2),
@@ -259,6 +276,10 @@ MODELS = {
     "written out": (written_out, 8, 20),
     "interpolated knots": (interpolated, 7, 25),
     "interpolated x": (shifted, 3, 40),
+}
+IN_A_LOOP = {
+    "samples in a loop": (samples, 10, 12),
+    "written out in a loop": (written_out, 8, 20),
 }
 
 
@@ -286,9 +307,12 @@ def evaluate(model, theta, counts):
     return out[VALUE], out[ABSOLUTE], out[GRADIENT : GRADIENT + n], hessian
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_poisson_derivatives_equal_jax(name):
-    make, n_params, n_bins = MODELS[name]
+@pytest.mark.parametrize("name", MODELS | IN_A_LOOP)
+def test_poisson_derivatives_equal_jax(name, monkeypatch):
+    if name in IN_A_LOOP:
+        monkeypatch.setattr(loops, "MOST_REPEATED", {"few": 0, "many": 0})
+        monkeypatch.setattr(loops, "MOST_TERMS", 3)
+    make, n_params, n_bins = (MODELS | IN_A_LOOP)[name]
     expected = make(n_params, n_bins)
     model = expectation_kernel(expected, n_params, n_bins)
     assert model.linear == (name == "linear")
@@ -307,6 +331,19 @@ def test_poisson_derivatives_equal_jax(name):
         np.testing.assert_allclose(got_gradient, gradient, rtol=1e-12, atol=1e-13 * np.max(np.abs(gradient)))
         scale = np.max(np.abs(hessian))
         np.testing.assert_allclose(got_hessian, np.tril(hessian), rtol=1e-12, atol=1e-13 * scale)
+
+
+def test_the_source_does_not_grow_with_samples(monkeypatch):
+    def lines(n_samples):
+        direct = samples(1 + n_samples, 30)
+        text, *_ = _function_source(
+            lambda t: jax.jvp(lambda t: direct(*t), (t,), (t,)), [(1 + n_samples,)], "f", _Pool()
+        )
+        return text.partition("@njit")[2].count("\n")
+
+    assert lines(200) < lines(100) + 10
+    monkeypatch.setattr(loops, "MOST_REPEATED", {"few": 10**9, "many": 10**9})
+    assert lines(200) > lines(100) + 900
 
 
 def test_poisson_at_the_edge():
