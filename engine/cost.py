@@ -24,6 +24,7 @@ from kernels.translate import compile_kernel
 from kernels.xla import row_sums, row_sums_untranslated
 
 __all__ = [
+    "FLOAT32",
     "Cost",
     "call_model",
     "called",
@@ -143,11 +144,7 @@ class Cost:
                 raise ValueError(f"{error}: data of d observables have the shape (d, n) of each toy") from None
             # of two threads the first wins, so that both use one program
             if programs.setdefault(form, program).graph.holds_float32:
-                warnings.warn(
-                    "the model holds an array of float32 constants, which are good to 7 digits only: make it with "
-                    "numpy in float64, or under jax.enable_x64",
-                    stacklevel=2,
-                )
+                warnings.warn(FLOAT32, stacklevel=2)
         return programs[form]
 
     def kernel(self, rows: Rows) -> Callable:
@@ -253,6 +250,11 @@ def parameter_names(model: Callable, name: Sequence[str] | None, skip: int = 1) 
     return names
 
 
+#: What is said, once, of a model whose constants lost half of their digits.
+FLOAT32 = (
+    "the model holds an array of float32 constants, which are good to 7 digits only: make it with numpy in float64, or "
+    "under jax.enable_x64"
+)
 _MISTAKES = (
     TypeError,
     ValueError,
@@ -268,8 +270,13 @@ def model_mistakes(model: Callable, where: str, advice: str) -> Iterator[None]:
     """What goes wrong inside a model is told in one sentence."""
     try:
         yield
-    except _MISTAKES as error:
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:
+        of_numba = type(error).__module__.startswith("numba.")
+        if not (of_numba or isinstance(error, _MISTAKES)):
+            raise
+        reason = "it is compiled by numba, or calls what is" if of_numba else str(error).strip().split("\n")[0]
+        if "positional argument" in reason:
+            advice = "call it with the arguments that it takes"
         raise TypeError(f"{called(model)} cannot be evaluated for {where} ({reason}): {advice}") from error
 
 

@@ -15,6 +15,7 @@ from engine.determined import mark_undetermined
 from engine.devices import MAX_STEPS, pick_driver
 from engine.drivers import Fits, Problem, Settings
 from engine.newton_numba import EDM_GOAL
+from engine.normalisation import warn_of_coarse_ranges
 from engine.regularity import warn_of_irregularities
 from engine.rescue import rescue
 from engine.result import FitResult
@@ -123,7 +124,9 @@ def fit_batch(
     rescued = np.zeros(len(rows), dtype=bool)
     if retries:
         rescued = rescue(cost, rows, driver, fits, good, start_values, settings, retries, is_valid)
-    return _finished(Problem(cost, rows, driver, settings, np.arange(len(rows))), fits, start_values, rescued)
+    result = _finished(Problem(cost, rows, driver, settings, np.arange(len(rows))), fits, start_values, rescued)
+    warn_of_coarse_ranges(cost, rows, result)
+    return result
 
 
 def refit(problem: Problem, toys: np.ndarray, start: np.ndarray) -> FitResult:

@@ -1,5 +1,9 @@
-"""Whether a density integrates to what the model says, checked numerically before anything is fitted."""
+"""Whether a density integrates to what the model says, checked numerically before anything is fitted, and after.
 
+Afterwards it is the nodes of a fit range that are checked: a fit may end at a peak that falls between them.
+"""
+
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
@@ -8,19 +12,22 @@ import numpy as np
 
 from engine.cost import Cost, called
 from engine.data import Rows, as_float64
+from engine.ranges import number_of_events
+from engine.result import FitResult
 from engine.sums import costs_of, observables_of
 from engine.unbinned import ExtendedUnbinnedNLL, UnbinnedNLL
 from kernels.elementwise import elementwise
 from kernels.graph import UntranslatableError
 from kernels.quadrature import over_box
 
-__all__ = ["check_integral", "excess"]
+__all__ = ["check_integral", "excess", "warn_of_coarse_ranges"]
 
 TOLERATED = 1e-3  # relative difference of the integral and what the model says
 MAX_DIMENSIONS = 3
 SAMPLE = 100000  # events of which the range is taken
 GAP = 1 / 64  # of the range: no density is expected in it if it holds no event
 MAX_WINDOWS = 8
+COARSE = 1e-3  # of a cost that changes by 0.5 within one error
 
 
 def check_integral(cost: Cost, theta: Sequence[float] | np.ndarray, observable: Any) -> None:
@@ -80,6 +87,55 @@ def excess(cost: Cost, rows: Rows, theta: np.ndarray) -> list[str]:
         if value - expected > max(TOLERATED * abs(expected), 10.0 * error):
             sentences.append(_mismatch(part, value, expected, windows[[0, -1], [0, 1]][None]))
     return sentences
+
+
+def warn_of_coarse_ranges(cost: Cost, rows: Rows, result: FitResult) -> None:
+    """Warn, once for each cost, where the nodes of a fit range are too few at the minima.
+
+    Looked at are the toys with the smallest and the largest value of each parameter: whether what twice as many nodes
+    add to the cost is another within one error of a parameter, which moves the minimum or changes the error.
+    """
+    first = 0
+    part: Any
+    for part in costs_of(cost):
+        place, first = first, first + len(part.leaves)
+        integral = getattr(part, "integral", None)
+        if integral is None or vars(integral).get("_coarse") or not result.valid.any():
+            continue
+        own = [cost.names.index(name) for name in part.names]
+        toys = np.flatnonzero(result.valid)
+        values, errors = (array[toys][:, own] for array in (result.values, result.errors))
+        some = np.unique([values.argmin(axis=0), values.argmax(axis=0)])
+        steps = np.concatenate([np.zeros((1, len(own))), np.eye(len(own)), -np.eye(len(own))])
+        points = values[some][:, None] + steps * errors[some][:, None]
+        density = _as_numpy(part, "density", lambda *a, part=part: part.density(a[:-1], {"x0": a[-1]}), len(own), 1)
+        once, twice = (
+            np.array([_over_range(part, density, point, integral.nodes(n)) for point in points.reshape(-1, len(own))])
+            for n in (integral.n_nodes, 2 * integral.n_nodes)
+        )
+        with np.errstate(all="ignore"):
+            if part.extended:
+                added = (twice - once).reshape(points.shape[:2])
+            else:
+                n_events = number_of_events(rows.leaves[place])[toys[some]]
+                added = n_events[:, None] * np.log(twice / once).reshape(points.shape[:2])
+            change = np.nan_to_num(np.abs(added[:, 1:] - added[:, :1]), nan=0.0, posinf=0.0)
+        if change.max() > COARSE:
+            integral._coarse = True
+            k, of = np.unravel_index(np.argmax(change), change.shape)
+            warnings.warn(
+                f"the fit range of {called(part.model)} has too few nodes: with {2 * integral.n_nodes} in place of "
+                f"{integral.n_nodes} the cost of toy {toys[some][k]} changes by {change.max():.2g} within one error of "
+                f"{part.names[of % len(own)]!r}, which is a change of 0.5: pass a larger n_nodes, or divide the "
+                "density by its integral and leave out fit_range",
+                stacklevel=3,
+            )
+
+
+def _over_range(part: Any, density: Callable, theta: np.ndarray, nodes: np.ndarray) -> float:
+    value = density(*theta, nodes[0])
+    with np.errstate(all="ignore"):
+        return float(np.sum(nodes[1] * (np.exp(value) if part.log else value)))
 
 
 def _windows(x: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The Poisson likelihood of bins whose expectation is a vector function of the parameters: template fits."""
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from engine.binned import checked_mask, saturated_poisson, scaled_poisson, weighted_score_covariance
-from engine.cost import Cost, called, model_mistakes, parameter_names
+from engine.cost import FLOAT32, Cost, called, model_mistakes, parameter_names
 from engine.data import Rows, counts_of
 from kernels.expectation import VectorKernel, expectation_kernel, expectation_outputs, saturated
 
@@ -78,12 +79,16 @@ class PoissonNLL(Cost):
     @functools.cached_property
     def _n_bins(self) -> int:
         with jax.enable_x64(True), model_mistakes(self.model, "the parameters", "write it with jax.numpy"):
-            result = jax.eval_shape(self.model, *[jax.ShapeDtypeStruct((), np.float64)] * len(self.names))
+            scalars = [jax.ShapeDtypeStruct((), np.float64)] * len(self.names)
+            traced, result = jax.make_jaxpr(self.model, return_shape=True)(*scalars)
             shape = getattr(result, "shape", None)
         if shape is None or len(shape) != 1 or not shape[0]:
             got = type(result).__name__ if shape is None else shape
             advice = ": make it one with jnp.stack" if isinstance(result, list | tuple) else ""
             raise ValueError(f"{called(self.model)} must return an array of shape (n_bins,), got {got}{advice}")
+        captured = [np.asarray(array) for array in traced.consts]
+        if any(array.dtype == np.float32 and not np.all(array == np.round(array)) for array in captured):
+            warnings.warn(FLOAT32, stacklevel=5)
         return shape[0]
 
     def _n_used(self) -> int:

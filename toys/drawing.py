@@ -32,6 +32,7 @@ __all__ = [
     "evaluated",
     "form_of",
     "padded_size",
+    "uses_key",
 ]
 
 # JAX draws as many toys at once as have this many numbers: 32 MiB on a CPU, and on an accelerator 512 MiB, since to
@@ -224,6 +225,17 @@ def _placed(whole: Array, part: Array, begin: int) -> Array:
 def _draw_chunk(draw: Callable, form: Form, argument: Any, words: Array) -> Any:
     keys = jax.random.wrap_key_data(words, impl="threefry2x32")
     return jax.vmap(lambda key: form.check(draw(key, argument)))(keys)
+
+
+def uses_key(draw: Callable, argument: Any) -> bool:
+    """Whether toys depend on the key of a sampler: those of `numpy.random` are drawn once, when JAX traces it."""
+    with jax.enable_x64(True):
+        jaxpr = jax.make_jaxpr(draw)(jax.random.key(0, impl="threefry2x32"), argument).jaxpr
+    needed = {id(v) for v in jaxpr.outvars}
+    for eqn in reversed(jaxpr.eqns):
+        if any(id(v) in needed for v in eqn.outvars):
+            needed.update(id(v) for v in eqn.invars)
+    return id(jaxpr.invars[0]) in needed
 
 
 def _keys(*, n_toys: int, seed: int, first: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from engine.normalisation import check_integral
 from engine.reference import IndependentCost
 from engine.result import FitResult
 from engine.status import Status
+from toys.drawing import uses_key
 from toys.memory import is_used_up
 from toys.options import Options
 from toys.packing import Arrays, bytes_per_toy, describe, pack, unpack
@@ -41,7 +42,8 @@ def compile_study(study: Study, options: Options) -> Compiled:
     Raises
     ------
     ValueError
-        If the cost cannot take what the sampler throws, or the density of the model does not have its integral.
+        If the cost cannot take what the sampler throws, the sampler does not use its key, or the density of the model
+        does not have its integral.
     """
     if study.observable is not None:
         for point in (study.truth, study.start):
@@ -49,6 +51,11 @@ def compile_study(study: Study, options: Options) -> Compiled:
             check_integral(study.cost, [values[name] for name in study.cost.names], study.observable)
     sampled = thrown_by(study, options.backend, options.device)
     data = generate(study, 1, options.seed, 0, sampled)
+    if not (hasattr(study.sampler, "generate") or uses_key(study.sampler, study.theta)):
+        raise ValueError(
+            "the sampler does not use its key, so that all toys are the same: draw with jax.random and this key, not "
+            "with numpy.random"
+        )
     rows = study.cost.rows(data)
     if options.validate:
         threading.Thread(target=_compile_reference, args=(study, rows), name="reference").start()

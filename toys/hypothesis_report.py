@@ -92,23 +92,19 @@ def _section(finding: Finding) -> Section:
 
 def _of_test(test: HypothesisTest) -> Section:
     names = ("CLsb", "CLb", "CLs") if math.isfinite(test.CLs) else ("pvalue",)
-    beside = test.asymptotic
-    rows = [
-        [
-            name,
-            f"{getattr(test, name):.5g}",
-            f"{getattr(test, f'{name}_error'):.2g}" if test.calctype == "toybased" else "",
-            f"{getattr(beside, name):.5g}" if beside else "",
-        ]
-        for name in names
-    ]
+    of_toys, beside = test.calctype == "toybased", test.asymptotic
+    heading, rows = ["", "toys" if of_toys else "asymptotic"], [[name, f"{getattr(test, name):.5g}"] for name in names]
+    band = [[heading[1] if of_toys else "formulae", *(f"{value:.4g}" for value in test.expected)]]
     if test.test_stat == "q0":
-        rows.append(["Z", f"{test.significance:.4g}", "", f"{beside.significance:.4g}" if beside else ""])
-    expected = [f"{value:.4g}" for value in test.expected]
-    formulae = [f"{value:.4g}" for value in beside.expected] if beside else [""] * 5
-    band = [["toys" if test.calctype == "toybased" else "formulae", *expected]]
-    if beside and test.calctype == "toybased":
-        band.append(["formulae", *formulae])
+        rows.append(["Z", f"{test.significance:.4g}"])
+    if of_toys:
+        heading += ["error", "asymptotic"]
+        for row, name in zip(rows, names, strict=False):
+            row += [f"{getattr(test, f'{name}_error'):.2g}", f"{getattr(beside, name):.5g}" if beside else ""]
+        if test.test_stat == "q0":
+            rows[-1] += ["", f"{beside.significance:.4g}" if beside else ""]
+        if beside:
+            band.append(["formulae", *(f"{value:.4g}" for value in beside.expected)])
     caption = (
         f"Distribution of {test.test_stat} at {test.poi} = {test.value:g} and at {test.poi_alt:g}, with the observed "
         "value and, dashed, the asymptotic formulae."
@@ -117,7 +113,7 @@ def _of_test(test: HypothesisTest) -> Section:
         f"Test of {test.poi} = {test.value:g}",
         [headline(test), test.sentence],
         [
-            Table([f"best fit {test.poi} = {test.poi_hat:.6g}"], ["", "toys", "error", "asymptotic"], rows),
+            Table([f"best fit {test.poi} = {test.poi_hat:.6g}"], heading, rows),
             Table([f"expected if {test.poi} = {test.poi_alt:g}"], ["", *(f"{n:+d} sigma" for n in range(-2, 3))], band),
         ],
         [plate(f"statistic_{test.value:g}", caption, charts.statistic_chart(test))] if len(test.q_null) else [],

@@ -67,7 +67,7 @@ class Component:
     Raises
     ------
     TypeError
-        If ppf is neither, or there are args beside those of each observable.
+        If yield_name or ppf is something else, or there are args beside those of each observable.
 
     Examples
     --------
@@ -81,6 +81,11 @@ class Component:
     args: tuple[float | str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.yield_name, str | None):
+            raise TypeError(
+                f"yield_name must be the name of a parameter, got {shown(self.yield_name)}: events whose number is a "
+                "function of parameters need a sampler of your own"
+            )
         if callable(self.ppf):
             if not isinstance(self.args, tuple | list) or not all(isinstance(a, str | float | int) for a in self.args):
                 raise TypeError(f"args must be a tuple of numbers and names of parameters, got {shown(self.args)}")

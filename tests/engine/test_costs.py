@@ -6,11 +6,12 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numba
 import numpy as np
 import pytest
 from scipy import stats
 
-from engine import ExtendedUnbinnedNLL, Status, UnbinnedNLL, fit_batch
+from engine import ExtendedUnbinnedNLL, PoissonNLL, Status, UnbinnedNLL, fit_batch
 from engine.cpu import NumbaDriver
 from engine.xla import XlaDriver
 from kernels import expon, norm
@@ -203,6 +204,19 @@ def gives_text(x, mu):
     return "density"
 
 
+@numba.njit
+def by_numba(x, mu):
+    return np.exp(-0.5 * (x - mu) ** 2)
+
+
+def calls_numba(x, mu):
+    return by_numba(x, mu)
+
+
+def forgets_arguments(x, mu):
+    return norm.pdf(x, mu)
+
+
 ELEMENTWISE = "it is called with one x at a time, so write it elementwise with jax.numpy, without indexing x"
 
 
@@ -217,6 +231,9 @@ ELEMENTWISE = "it is called with one x at a time, so write it elementwise with j
         (branches, TypeError, ELEMENTWISE),
         (loops, TypeError, ELEMENTWISE),
         (fills, TypeError, ELEMENTWISE),
+        (by_numba, TypeError, f"one event (it is compiled by numba, or calls what is): {ELEMENTWISE}"),
+        (calls_numba, TypeError, f"one event (it is compiled by numba, or calls what is): {ELEMENTWISE}"),
+        (forgets_arguments, TypeError, "missing 1 required positional argument: 'scale'): call it with the arguments"),
         (is_vector, ValueError, "the density that the model 'is_vector' returns for one event must be a number, got "),
         (
             gives_nothing,
@@ -284,6 +301,16 @@ def test_float32_constants_are_noticed_once():
     fit_batch(cost, TOYS[:1], {"mu": 1.0})  # a second warning would be an error
     clean = np.array([1.0, 0.1])
     fit_batch(UnbinnedNLL(lambda x, mu: norm.pdf(x, mu + clean[1], 1.0)), TOYS[:2], {"mu": 1.0})
+
+
+def test_float32_templates_are_noticed_once():
+    table = jnp.asarray([1.0, 0.1])
+    cost = PoissonNLL(lambda mu: mu * table)
+    with pytest.warns(UserWarning, match="float32 constants, which are good to 7 digits only") as caught:
+        fit_batch(cost, np.ones((2, 2)), {"mu": 1.0})
+    assert len(caught) == 1
+    fit_batch(cost, np.ones((1, 2)), {"mu": 1.0})
+    fit_batch(PoissonNLL(lambda mu: mu * jnp.asarray([1.0, 2.0])), np.ones((2, 2)), {"mu": 1.0})
 
 
 def test_two_models_with_one_text_are_two_models():

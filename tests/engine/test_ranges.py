@@ -130,6 +130,34 @@ def test_narrow_peak_is_said_to_need_more_nodes():
     np.testing.assert_allclose(fine.values, plain.values, rtol=1e-8)
 
 
+def peak_count(x, n, f, sigma):
+    return n, n * peak(x, f, sigma)
+
+
+@pytest.mark.parametrize(("cost", "model"), [(UnbinnedNLL, peak), (ExtendedUnbinnedNLL, peak_count)])
+def test_a_fit_that_ends_at_a_narrow_peak_is_said_to_need_more_nodes(cost, model):
+    """The start has enough of them; what is compared is the effect on values and errors, not that on the integral."""
+    rng = np.random.default_rng(2)
+    start = {"f": 0.2, "sigma": 0.3} | ({"n": 500} if model is peak_count else {})
+    limits = {"f": (0, 1), "sigma": (1e-4, None)}
+
+    def difference(sigma, n_nodes):
+        toys = [np.concatenate([rng.normal(5, sigma, 100), rng.uniform(0, 10, 400)]) for _ in range(5)]
+        ranged = cost(model, fit_range=(0, 10), n_nodes=n_nodes)
+        found = fit_batch(ranged + NormalConstraint("f", 0.2, 1.0), (toys, None), start, limits=limits)
+        exact = fit_batch(cost(model) + NormalConstraint("f", 0.2, 1.0), (toys, None), start, limits=limits)
+        assert found.valid.all() and exact.valid.all()
+        apart = np.abs(found.values - exact.values) / exact.errors
+        return max(apart.max(), np.abs(found.errors / exact.errors - 1.0).max())
+
+    assert difference(0.3, 256) < 1e-6  # no warning, which would be an error
+    assert difference(0.05, 256) < 1e-3
+    with pytest.warns(UserWarning, match=r"too few nodes: with 512 in place of 256 .* one error of 'sigma'") as caught:
+        assert difference(0.01, 256) > 0.1
+    assert len(caught) == 1
+    assert difference(0.01, 4096) < 1e-3
+
+
 @pytest.mark.parametrize(
     "fit_range", [(4, 1), (1, 1), (0, np.inf), [(1, 3), (2, 4)], 3.0, [(1, 2, 3)], [], "here", (np.nan, 1)]
 )

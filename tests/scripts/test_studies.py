@@ -245,6 +245,7 @@ def test_fixed_parameters():
         return -stats.poisson.logpmf(n, mu * signal + background).sum()
 
     assert "Held in the fits: b0 = 1, b1 = 1.1." in out
+    assert "asymptotic" in out and "toys" not in out.replace("no toys", "").replace("own toys", "")
     # the minimum is below 0, where mu is bounded
     q = 2 * (nll(1.0) - nll(0.0))
     assert numbers("hypotest")["findings"][0]["q_observed"] == pytest.approx(q, rel=1e-9)

@@ -10,7 +10,7 @@ from engine import ExtendedUnbinnedNLL, LeastSquares, NormalConstraint, PoissonN
 from engine.resident import Resident
 from kernels import randombits
 from toys import drawing
-from toys.drawing import draw_toys
+from toys.drawing import draw_toys, uses_key
 from toys.models import peak
 from toys.sampling import Component, ExtendedMixture
 from toys.study import generate, thrown_by
@@ -209,6 +209,14 @@ def test_toys_of_a_mixture_are_not_copied_to_the_host(monkeypatch):
 def test_what_is_no_toy(cost, toy, message):
     with pytest.raises(TypeError, match=message):
         drawn(lambda key, theta: toy(X.astype(jnp.float64)), cost, n_toys=1)
+
+
+def test_whether_a_sampler_uses_its_key():
+    rng = np.random.default_rng(1)
+    assert uses_key(lambda key, theta: theta + jax.random.normal(key, (4,)), THETA)
+    assert uses_key(lambda key, theta: (X, jnp.where(randombits.uniform(key, 1)[0] < 0.5, 1, 3)), THETA)
+    assert not uses_key(lambda key, theta: theta * rng.normal(size=4), THETA)
+    assert not uses_key(lambda key, theta: (theta[0] * X, 2 * len(jax.random.split(key))), THETA)
 
 
 @pytest.mark.parametrize(("n", "stays"), [(5, False), (-1, False), (5, True)])

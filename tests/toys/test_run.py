@@ -844,6 +844,14 @@ def test_sampler_that_returns_no_toy(study, returned, got):
         generate(wrong, 1, seed=3)
 
 
+def test_sampler_that_does_not_use_its_key(study, tmp_path):
+    rng = np.random.default_rng(1)
+    wrong = dataclasses.replace(study, sampler=lambda key, theta: (rng.uniform(1.0, 9.0, 400), 400))
+    with pytest.raises(ValueError, match=r"does not use its key, so that all toys are the same: draw with jax\.random"):
+        run(wrong, tmp_path / "toys.h5", OPTIONS)
+    assert not (tmp_path / "toys.h5").exists()
+
+
 def test_study_checks_its_parameters(study):
     with pytest.raises(ValueError, match=r"truth names 'sigm', .*: did you mean 'sigma'"):
         study.at({"sigm": 1.0})

@@ -346,5 +346,8 @@ def test_more_mistakes_in_a_mixture():
         Component(None, ((uniform.ppf, (0.0, 1.0)),), (1.0,))
     with pytest.raises(TypeError, match="ppf must be a function"):
         Component(None, 5.0)
+    for of_two in (lambda n, eff: n * eff, 100.0):
+        with pytest.raises(TypeError, match=r"yield_name must be the name of a parameter, got .*a sampler of your own"):
+            Component(of_two, uniform.ppf, (0.0, 1.0))
     with pytest.raises(ValueError, match="n_events must lie in"):
         Mixture((), -3, (one,))
