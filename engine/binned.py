@@ -150,7 +150,7 @@ class _Binned(Cost):
         """The model's probability, or number of events, between two edges."""
         high, low = call_model(self.model, upper, theta), call_model(self.model, lower, theta)
         scalar_result(self.model, high, "cdf")
-        return high - low
+        return jnp.asarray(high, float) - jnp.asarray(low, float)  # of integers, or what is True or False
 
 
 class BinnedNLL(_Binned):

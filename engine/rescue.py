@@ -206,7 +206,9 @@ def linearised(model: Callable, n_params: int, *, log: bool = False) -> Callable
         others, theta = args[: len(args) - n_params], args[len(args) - n_params :]
         at = tuple(jax.lax.stop_gradient(jnp.asarray(value, dtype=float)) for value in theta)
         step = tuple(value - here for value, here in zip(theta, at, strict=True))
-        value, change = jax.jvp(lambda *t: model(*others, *t), at, step)
+        # an integer has no slope
+        real = lambda *t: jax.tree.map(lambda a: jnp.asarray(a, float), model(*others, *t))  # noqa: E731
+        value, change = jax.jvp(real, at, step)
         if not log:
             return jax.tree.map(jnp.add, value, change)
         if not isinstance(value, tuple | list):

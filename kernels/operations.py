@@ -13,7 +13,7 @@ FUNCTIONS: dict[str, Callable] = {
     "sub": jnp.subtract,
     "mul": jnp.multiply,
     "neg": jnp.negative,
-    "reciprocal": lambda a: 1.0 / a,
+    "reciprocal": lambda a: jnp.divide(1.0, a),
     "abs": jnp.abs,
     "sign": jnp.sign,
     "exp": jnp.exp,

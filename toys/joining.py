@@ -198,8 +198,9 @@ class Growing:
                 step()
                 return True
             except _FAILURES:
-                self.stop()
-        # the disk now has a failure, so that what is closed is removed
+                pass
+        # the disk, which may not have been open when another thread gave up, has a failure: what is closed is removed
+        self.stop()
         with contextlib.suppress(*_FAILURES):
             self.stack.close()
         return False

@@ -55,6 +55,7 @@ class Writer:
         self.seconds = 0.0
         self.pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="writer")
         self.adding = ThreadPoolExecutor(1, thread_name_prefix="adding")
+        self.adding.submit(int).result()  # a thread that cannot be started is told here
         self.lock = threading.Lock()
         self.room = threading.Semaphore(AT_ONCE)
         self.begun = deque[Future[Part]]()  # parts that are not in the final file, in order
@@ -97,23 +98,28 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._give_up()
-        self.pool.shutdown()
-        self.adding.shutdown()
-        self._check()
+        # each of these may be interrupted again
+        try:
+            self._give_up()
+        finally:
+            try:
+                self.pool.shutdown()
+            finally:
+                self.adding.shutdown()
+        if error is None:
+            self._check()
 
     def _check(self) -> None:
         if self.failure is not None:
             raise self.failure
 
     def _write(self, first: int, toys: Arrays, result: FitResult, minos: MinosResult | None) -> Part:
-        grows = self.growing is not None and not self.growing.given_up
         written: list[Part] = []
         arguments = (first, toys.toys, result, self.attributes, toys.shared, minos, self.save_toys, written.append)
         try:
             storage.write_part(self.path, *arguments)
         except StorageError:
-            if not grows:
+            if self.growing is None:
                 raise
             # parts are worth more than a final file that can be made of them: it may be what fills the disk
             self._give_up()

@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engine import ExtendedUnbinnedNLL, PoissonNLL, Status, UnbinnedNLL, fit_batch
+from engine import ExtendedBinnedNLL, ExtendedUnbinnedNLL, LeastSquares, PoissonNLL, Status, UnbinnedNLL, fit_batch
 from engine.cpu import NumbaDriver
 from engine.xla import XlaDriver
 from kernels import expon, norm
@@ -311,6 +312,19 @@ def test_float32_templates_are_noticed_once():
     assert len(caught) == 1
     fit_batch(cost, np.ones((1, 2)), {"mu": 1.0})
     fit_batch(PoissonNLL(lambda mu: mu * jnp.asarray([1.0, 2.0])), np.ones((2, 2)), {"mu": 1.0})
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_what_is_infinite_or_whole_is_the_affair_of_its_toy(backend):
+    line = LeastSquares(lambda x, a: a * jnp.exp(-((x / 0.0) ** 2)))
+    points = np.arange(1.0, 4.0), np.ones((2, 3)), np.ones(3)
+    counts = np.array([[3.0, 4.0, 0.0]])
+    edges = [0.0, 1.0, 2.0, 3.0]
+    whole, logical = (ExtendedBinnedNLL(cdf, edges) for cdf in (lambda x, a: (x > a).astype(int), lambda x, a: x > a))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of models that are flat, or jump
+        for cost, data in ((line, points), (whole, counts), (logical, counts)):
+            assert not fit_batch(cost, data, {"a": 0.5}, backend=backend).valid.any()
 
 
 def test_two_models_with_one_text_are_two_models():

@@ -1,5 +1,6 @@
 """The final file that grows while the run lasts equals the one that is joined in the end, or is given up."""
 
+import contextlib
 import errno
 import os
 import threading
@@ -270,6 +271,32 @@ def test_stopped_from_another_thread(path):
     assert_given_up(growing, path)
 
 
+def test_given_up_by_another_thread_while_it_is_opened(path, monkeypatch):
+    """What is incomplete never gets the name, nor takes the place of a file that is complete."""
+    for bounds in BOUNDS[:2]:
+        write(path, TOYS["ragged"], *bounds)
+    storage.join(path, ATTRIBUTES, 9)
+    before, new_hdf5 = path.read_bytes(), hdf5.new_hdf5
+    growing = Growing(path, range(N_TOYS), [(0, 4, path)], identity(path))
+
+    @contextlib.contextmanager
+    def opening(*arguments, **options):
+        with new_hdf5(*arguments, **options) as opened:
+            growing.stop()
+            yield opened
+
+    parts = []
+    for bounds in BOUNDS[1:]:
+        write(path, TOYS["ragged"], *bounds, parts.append)
+    monkeypatch.setattr(hdf5, "new_hdf5", opening)
+    growing.add(parts[0])
+    monkeypatch.setattr(hdf5, "new_hdf5", new_hdf5)
+    growing.add(parts[1])
+    growing.give_up()
+    assert growing.given_up and not growing.complete(ATTRIBUTES)
+    assert path.read_bytes() == before and not list(parts_directory(path).glob("*.tmp.*"))
+
+
 # --- the threads that write --------------------------------------------------------------------------------
 
 
@@ -344,6 +371,16 @@ def test_parts_go_before_the_growing_file(path, monkeypatch):
         put_all(writer)
         assert not writer.complete(ATTRIBUTES, None)
     assert refused == [1, 1] and len(storage.complete_parts(path)) == 3
+
+
+def test_ctrl_c_comes_before_a_part_that_cannot_be_written(path, monkeypatch):
+    def full(*arguments):
+        raise StorageError("its disk is full")
+
+    monkeypatch.setattr(storage, "write_part", full)
+    with pytest.raises(KeyboardInterrupt), Writer(path, ATTRIBUTES, True) as writer:
+        writer.put(*arrays_of(*BOUNDS[0]), None)
+        raise KeyboardInterrupt
 
 
 def test_a_part_that_cannot_be_written_at_all(path, monkeypatch):
