@@ -150,7 +150,8 @@ class _Binned(Cost):
         """The model's probability, or number of events, between two edges."""
         high, low = call_model(self.model, upper, theta), call_model(self.model, lower, theta)
         scalar_result(self.model, high, "cdf")
-        return jnp.asarray(high, float) - jnp.asarray(low, float)  # of integers, or what is True or False
+        # what is an integer or a boolean has no slope, and True - False is none
+        return jnp.asarray(high, float) - jnp.asarray(low, float)
 
 
 class BinnedNLL(_Binned):

@@ -110,7 +110,7 @@ def warn_of_coarse_ranges(cost: Cost, rows: Rows, result: FitResult) -> None:
         points = values[some][:, None] + steps * errors[some][:, None]
         density = _as_numpy(part, "density", lambda *a, part=part: part.density(a[:-1], {"x0": a[-1]}), len(own), 1)
         once, twice = (
-            np.array([_over_range(part, density, point, integral.nodes(n)) for point in points.reshape(-1, len(own))])
+            _over_range(part, density, points.reshape(-1, len(own)), integral.nodes(n))
             for n in (integral.n_nodes, 2 * integral.n_nodes)
         )
         with np.errstate(all="ignore"):
@@ -132,10 +132,11 @@ def warn_of_coarse_ranges(cost: Cost, rows: Rows, result: FitResult) -> None:
             )
 
 
-def _over_range(part: Any, density: Callable, theta: np.ndarray, nodes: np.ndarray) -> float:
-    value = density(*theta, nodes[0])
+def _over_range(part: Any, density: Callable, points: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """The integral by these nodes at each point, (n_points, n_params)."""
+    value = density(*points.T[:, :, None], nodes[0])
     with np.errstate(all="ignore"):
-        return float(np.sum(nodes[1] * (np.exp(value) if part.log else value)))
+        return (np.exp(value) if part.log else value) @ nodes[1]
 
 
 def _windows(x: np.ndarray) -> np.ndarray:
@@ -188,6 +189,8 @@ def _by_jax(function: Callable, n_params: int, d: int) -> Callable:
     compiled = jax.jit(jax.vmap(function, in_axes=(None,) * n_params + (0,) * d))
 
     def evaluate(*args: np.ndarray) -> np.ndarray:
+        if n_params and np.ndim(args[0]):  # at several points, (n_points, 1)
+            return np.stack([evaluate(*point, *args[n_params:]) for point in np.hstack(args[:n_params])])
         theta, x = args[:n_params], np.atleast_2d(np.array(args[n_params:]).T).T
         result = np.empty(x.shape[1])
         with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
