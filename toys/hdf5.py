@@ -16,15 +16,15 @@ from typing import Any
 import h5py
 import numpy as np
 
+from kernels.fletcher import fletcher32
 from toys.files import Disk, StorageError, new_file, reading, refuse_directory
 
 __all__ = [
+    "Column",
     "Dataset",
     "File",
     "Group",
-    "append",
     "create",
-    "create_growing",
     "dataset_names",
     "new_hdf5",
     "open_hdf5",
@@ -44,8 +44,9 @@ File, Group, Dataset = h5py.File, h5py.Group, h5py.Dataset
 LIBVER = ("v110", "v110")
 # what fits into a core's cache is copied, summed and written fastest
 CHUNK_BYTES = 2**18
-# parts seldom end with a chunk: it stays here until the next part fills it
-CACHE_BYTES = 2**20
+# so many chunks are copied and summed together: HDF5 lets in one thread at a time, and takes them as they are
+STAGED_BYTES = 2**22
+CHECKSUM_BYTES = 4
 # deflate makes at most so little of zeros
 MOST_COMPRESSED = 1100
 # what to do about a damaged file that is none of ours
@@ -58,10 +59,7 @@ ANOTHER = "name another file, or restore a copy"
 @contextlib.contextmanager
 def new_hdf5(path: Path, aside: Path | None = None) -> Iterator[tuple[h5py.File, Disk]]:
     """A file that appears under `path` complete or not at all; meanwhile it lies in `aside`."""
-    with (
-        new_file(path, aside=aside) as disk,
-        h5py.File(disk, "w", libver=LIBVER, rdcc_nbytes=CACHE_BYTES) as file,
-    ):
+    with new_file(path, aside=aside) as disk, h5py.File(disk, "w", libver=LIBVER) as file:
         yield file, disk
 
 
@@ -70,26 +68,26 @@ def per_block(n_bytes: int, shape: tuple[int, ...], dtype: np.dtype, axis: int) 
     return max(1, n_bytes // max(1, dtype.itemsize * math.prod(shape[:axis] + shape[axis + 1 :])))
 
 
-def create(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype, *, axis: int = 0) -> h5py.Dataset:
-    """A dataset that is cut into chunks along one axis."""
-    if 0 in shape:
+def create(
+    group: h5py.Group,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    *,
+    axis: int = 0,
+    growing: bool = False,
+) -> Column:
+    """An array that is cut into chunks along an axis; of one that grows along it, `shape` is what is expected."""
+    if 0 in shape and not growing:
         # HDF5 has no chunks of nothing
-        return group.create_dataset(name, shape, dtype)
+        return Column(group.create_dataset(name, shape, dtype), axis)
     chunks = (*shape[:axis], _per_chunk(shape, dtype, axis), *shape[axis + 1 :])
-    return group.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=True)
-
-
-def create_growing(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
-    """A dataset that is empty, and to which `append` adds along the last axis; `shape` is what is expected of it."""
-    others = shape[:-1]
-    chunks = (*others, _per_chunk(shape, dtype, len(others)))
-    return group.create_dataset(name, (*others, 0), dtype, maxshape=(*others, None), chunks=chunks, fletcher32=True)
-
-
-def append(dataset: h5py.Dataset, array: np.ndarray) -> None:
-    before = dataset.shape[-1]
-    dataset.resize(before + array.shape[-1], axis=dataset.ndim - 1)
-    dataset[..., before:] = array
+    begin, most = ((*shape[:axis], length, *shape[axis + 1 :]) for length in (0, None))
+    if growing:
+        made = group.create_dataset(name, begin, dtype, maxshape=most, chunks=chunks, fletcher32=True)
+    else:
+        made = group.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=True)
+    return Column(made, axis)
 
 
 def _per_chunk(shape: tuple[int, ...], dtype: np.dtype, axis: int) -> int:
@@ -97,6 +95,77 @@ def _per_chunk(shape: tuple[int, ...], dtype: np.dtype, axis: int) -> int:
     most = per_block(CHUNK_BYTES, shape, dtype, axis)
     n_chunks = -(-shape[axis] // most)
     return -(-shape[axis] // n_chunks) if n_chunks else most
+
+
+class Column:
+    """A new dataset that is written along an axis, from its beginning on.
+
+    Attributes
+    ----------
+    dataset : Dataset
+    axis : int
+    length : int
+        Entries that were appended.
+    """
+
+    def __init__(self, dataset: h5py.Dataset, axis: int) -> None:
+        self.dataset, self.axis, self.length = dataset, axis, 0
+        self.rest = np.empty(tuple(n if k != axis else 0 for k, n in enumerate(dataset.shape)), dataset.dtype)
+
+    def append(self, array: np.ndarray) -> None:
+        """Write an array; of its last chunk, what does not fill it stays here."""
+        n, axis = array.shape[self.axis], self.axis
+        begin, self.length = self.length - self.rest.shape[axis], self.length + n
+        if self.length > self.dataset.shape[axis]:
+            self.dataset.resize(self.length, axis)
+        if not array.size:
+            return
+        per_chunk = self.dataset.chunks[axis]
+        filled = min(n, per_chunk - self.rest.shape[axis])
+        self.rest = np.concatenate([self.rest, _entries(array, axis, 0, filled)], axis)
+        if self.rest.shape[axis] == per_chunk:
+            whole = n - (n - filled) % per_chunk
+            self._write(begin, self.rest)
+            self._write(begin + per_chunk, _entries(array, axis, filled, whole))
+            self.rest = _entries(array, axis, whole, n).copy()
+
+    def close(self) -> None:
+        """Write the rest; no more can be appended."""
+        self._write(self.length - self.rest.shape[self.axis], self.rest)
+
+    def _write(self, first: int, array: np.ndarray) -> None:
+        """Write chunks that begin with entry `first`; of the last one, what is missing is zero."""
+        if not array.size:
+            return
+        axis, chunk, dtype = self.axis, self.dataset.chunks, self.dataset.dtype
+        n_bytes, n = dtype.itemsize * math.prod(chunk), array.shape[axis]
+        # words of 8 bytes, so that the items of every chunk are where numpy wants them
+        pitch = -(-(n_bytes + CHECKSUM_BYTES) // 8) * 8
+        n_chunks = -(-n // chunk[axis])
+        staged = np.zeros((min(n_chunks, max(1, STAGED_BYTES // pitch)), pitch), np.uint8)
+        inner = np.empty(chunk, dtype).strides
+        chunks = np.ndarray((len(staged), *chunk), dtype, staged, strides=(pitch, *inner))
+        for at in range(0, n, len(staged) * chunk[axis]):
+            block = _entries(array, axis, at, min(at + len(staged) * chunk[axis], n))
+            n_whole, n_left = divmod(block.shape[axis], chunk[axis])
+            whole = _entries(block, axis, 0, n_whole * chunk[axis])
+            shape = (*chunk[:axis], n_whole, *chunk[axis:])
+            chunks[:n_whole] = np.moveaxis(whole.reshape(shape), axis, 0)
+            if n_left:
+                chunks[n_whole] = 0
+                _entries(chunks[n_whole], axis, 0, n_left)[...] = _entries(block, axis, whole.shape[axis], None)
+            staged[:, n_bytes:] = 0
+            sums = fletcher32(staged.view(np.uint16), -(-n_bytes // 2)).astype("<u4")
+            staged[:, n_bytes : n_bytes + CHECKSUM_BYTES] = sums.view(np.uint8).reshape(-1, CHECKSUM_BYTES)
+            offset = [0] * len(chunk)
+            for k in range(n_whole + bool(n_left)):
+                offset[axis] = first + at + k * chunk[axis]
+                self.dataset.id.write_direct_chunk(tuple(offset), staged[k, : n_bytes + CHECKSUM_BYTES])
+
+
+def _entries(array: np.ndarray, axis: int, first: int, stop: int | None) -> np.ndarray:
+    """Entries `first` to `stop - 1` of an axis."""
+    return array[(*(slice(None),) * axis, slice(first, stop))]
 
 
 def stored_dtype(dtype: np.dtype) -> np.dtype:
@@ -109,7 +178,9 @@ def write_array(group: h5py.Group, name: str, array: np.ndarray, *, axis: int = 
     array = np.asarray(array)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers or booleans, got {array.dtype}")
-    create(group, name, array.shape, stored_dtype(array.dtype), axis=axis)[...] = array
+    column = create(group, name, array.shape, stored_dtype(array.dtype), axis=axis)
+    column.append(array)
+    column.close()
 
 
 def write_attributes(group: h5py.Group, attributes: Mapping[str, Any]) -> None:

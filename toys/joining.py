@@ -245,8 +245,7 @@ class _Joined:
         self.next = toys.start
         self.first_source: tuple[Path, _Layout] | None = None
         self.labels = {label: set[str]() for label in LABELS}
-        # closing a dataset empties its chunk cache: all stay open until the end
-        self.targets: dict[tuple[str, str], hdf5.Dataset] = {}
+        self.columns: dict[tuple[str, str], hdf5.Column] = {}
 
     def add_file(self, first: int, stop: int, source: Path) -> None:
         with open_file(source) as opened:
@@ -254,18 +253,20 @@ class _Joined:
                 layout = _layout_of_file(opened, stop - first)
             self._begin(layout, first, stop, source)
             for table in layout.tables:
-                for at, rows, sums in _blocks(source, opened, table, stop - first):
-                    self._put(table, first - self.toys.start + at, rows.toys, sums)
+                for rows, sums in _blocks(source, opened, table, stop - first):
+                    self._append(table, rows.toys, sums)
 
     def add_part(self, part: Part, source: Path) -> None:
         """Add what was written to `source`, which is not read."""
         self._begin(_layout_of_part(part), part.first, part.stop, source)
         for table, (rows, sums) in part.tables.items():
-            self._put(table, part.first - self.toys.start, rows, sums)
+            self._append(table, rows, sums)
 
     def complete(self, attributes: Mapping[str, Any], validation: Mapping[str, np.ndarray] | None) -> None:
         if self.first_source is None or self.next != self.toys.stop:
             raise StorageError(f"toys {self.next} to {self.toys.stop - 1} are missing: continue with --resume")
+        for column in self.columns.values():
+            column.close()
         layout = self.first_source[1]
         labels = {label: "+".join(sorted(texts)) for label, texts in self.labels.items()}
         hdf5.write_attributes(self.file, attributes)
@@ -295,30 +296,28 @@ class _Joined:
         """Create all arrays; the number of events is expected as the first source, of `n_first` toys, tells it."""
         n_toys = len(self.toys)
         for (table, name), (axis, dtype, shape) in layout.arrays.items():
+            n_events = layout.n_events.get((table, name))
+            growing = n_events is not None
+            length = n_toys + is_offsets(name) if n_events is None else -(-n_events * n_toys // n_first)
+            whole = (*shape[:axis], length, *shape[axis:])
             group = self.file.require_group(table)
-            if (table, name) in layout.n_events:
-                expected = -(-layout.n_events[table, name] * n_toys // n_first)
-                self.targets[table, name] = hdf5.create_growing(group, name, (*shape, expected), dtype)
-            else:
-                whole = (*shape[:axis], n_toys + is_offsets(name), *shape[axis:])
-                self.targets[table, name] = hdf5.create(group, name, whole, dtype, axis=axis)
+            self.columns[table, name] = hdf5.create(group, name, whole, dtype, axis=axis, growing=growing)
         for table in layout.tables:
             sums = hdf5.create(self.file.require_group(table), CHECKSUM, (n_toys,), np.dtype(np.uint64))
-            self.targets[table, CHECKSUM] = sums
+            self.columns[table, CHECKSUM] = sums
 
-    def _put(self, table: str, at: int, rows: Mapping[str, np.ndarray | Ragged], sums: np.ndarray) -> None:
-        """Write rows from index `at` on."""
+    def _append(self, table: str, rows: Mapping[str, np.ndarray | Ragged], sums: np.ndarray) -> None:
         for name, array in rows.items():
-            target = self.targets[table, name]
+            column = self.columns[table, name]
             if not isinstance(array, Ragged):
-                target[at : at + len(array)] = array
+                column.append(array)
                 continue
             if name.rpartition("/")[2] == "values":
+                offsets = self.columns[table, offsets_of(name)]
                 # the first of these is the last offset of the rows before
-                offsets = self.targets[table, offsets_of(name)]
-                offsets[at : at + len(array) + 1] = array.offsets + target.shape[-1]
-            hdf5.append(target, array.values)
-        self.targets[table, CHECKSUM][at : at + len(sums)] = sums
+                offsets.append(array.offsets[bool(offsets.length) :] + column.length)
+            column.append(array.values)
+        self.columns[table, CHECKSUM].append(sums)
         self.disk.check()
 
 
@@ -371,8 +370,8 @@ def _check_cover(path: Path, parts: list[tuple[int, int, Path]], n_toys: int, be
         )
 
 
-def _blocks(source: Path, file: hdf5.File, table: str, n_toys: int) -> Iterator[tuple[int, Arrays, np.ndarray]]:
-    """The first `n_toys` rows of a table in blocks: (index of the first, rows, checksums)."""
+def _blocks(source: Path, file: hdf5.File, table: str, n_toys: int) -> Iterator[tuple[Arrays, np.ndarray]]:
+    """The first `n_toys` rows of a table in blocks: (rows, checksums)."""
     with reading(source):
         found = columns(file, table)
         n_bytes = sum(array.nbytes for array in found.values())
@@ -383,4 +382,4 @@ def _blocks(source: Path, file: hdf5.File, table: str, n_toys: int) -> Iterator[
             rows = read_rows(file, table, first, stop)
             kept = CHECKSUM in file[table]
             sums = file[table][CHECKSUM][first:stop] if kept else checksums(rows.toys, stop - first)
-        yield first, rows, sums
+        yield rows, sums

@@ -7,6 +7,7 @@ final file, the next is thrown and fitted. Memory follows the chunk, not the num
 import dataclasses
 import functools
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ __all__ = [
 
 CHUNK_BYTES = 32 * 2**20
 LARGEST_CHUNK = 8192
+SWITCH_INTERVAL = 0.5e-3  # seconds; Python's own is 5e-3
 
 
 @dataclasses.dataclass
@@ -139,7 +141,7 @@ def run(
     out = Path(out)
     check_output(out, overwrite=options.overwrite, resume=options.resume, extend=options.extend)
     times: dict[str, float] = {}
-    with lock(out):
+    with lock(out), _quick_turns():
         found = identity(out)
         phase("compile", 1)
         with _timed(times, "compile"):
@@ -315,6 +317,20 @@ def _chunk(bytes_per_toy: int) -> int:
     while chunk < LARGEST_CHUNK and 2 * chunk * bytes_per_toy <= CHUNK_BYTES:
         chunk *= 2
     return chunk
+
+
+@contextmanager
+def _quick_turns() -> Iterator[None]:
+    """Let threads that compile and write have the interpreter soon, while another computes in Python.
+
+    They take and give it for every chunk and checksum: 32 MiB were written in 1.5 s beside such a thread, not in 0.02.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, SWITCH_INTERVAL))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 @contextmanager

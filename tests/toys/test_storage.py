@@ -268,7 +268,7 @@ def test_blocks_and_chunks_are_irrelevant(path, kind, monkeypatch):
     toys, result = make_toys(kind), make_result()
     monkeypatch.setattr(hdf5, "CHUNK_BYTES", 48)
     monkeypatch.setattr(joining, "BLOCK_BYTES", 40)
-    monkeypatch.setattr(hdf5, "CACHE_BYTES", 96)
+    monkeypatch.setattr(hdf5, "STAGED_BYTES", 96)
     write_parts(path, toys, result)
     storage.join(path, {}, N_TOYS)
     assert_equal_results(storage.load(path), result)
@@ -898,3 +898,30 @@ def test_damaged_dataset_of_another_program(tmp_path):
     path.write_bytes(damaged)
     with pytest.raises(StorageError, match="is damaged: name another file, or restore a copy"):
         storage.read_dataset(path, "mass")
+
+
+SHAPES = [((100,), 0), ((7, 3), 0), ((2, 100), 1), ((2, 101, 3), 1), ((1,), 0), ((12,), 0)]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64, bool, np.uint8, np.uint64])
+@pytest.mark.parametrize("shape, axis", SHAPES)
+@pytest.mark.parametrize("growing", [False, True])
+def test_chunks_are_those_that_hdf5_writes(path, monkeypatch, shape, axis, dtype, growing):
+    monkeypatch.setattr(hdf5, "CHUNK_BYTES", 11 * np.dtype(dtype).itemsize)
+    monkeypatch.setattr(hdf5, "STAGED_BYTES", 300)
+    array = np.random.default_rng(1).integers(0, 200, shape).astype(dtype)
+    with hdf5.new_hdf5(path) as (file, _):
+        column = hdf5.create(file, "ours", shape, array.dtype, axis=axis, growing=growing)
+        for piece in np.array_split(array, [0, 1, 4, 30, 33], axis=axis):
+            column.append(piece)
+        column.close()
+        options = {"chunks": column.dataset.chunks, "maxshape": column.dataset.maxshape, "fletcher32": True}
+        file.create_dataset("theirs", data=array, **options)
+    with h5py.File(path) as file:
+        ours, theirs = file["ours"], file["theirs"]
+        np.testing.assert_array_equal(ours[...], array)
+        assert ours.dtype == theirs.dtype and ours.fletcher32
+        assert ours.id.get_num_chunks() == theirs.id.get_num_chunks()
+        for k in range(theirs.id.get_num_chunks()):
+            offset = theirs.id.get_chunk_info(k).chunk_offset
+            assert ours.id.read_direct_chunk(offset) == theirs.id.read_direct_chunk(offset)
