@@ -6,6 +6,7 @@ with the drivers' translated kernels, so that a run carries its own proof.
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -87,9 +88,10 @@ class IndependentCost:
         compiled = cost.__dict__.setdefault("_independent", {})
         if rows.form not in compiled:
             f = cost.reference(rows)
-            # of two threads the first wins, so that both use one
-            compiled.setdefault(rows.form, (jax.jit(jax.value_and_grad(f)), jax.jit(functools.partial(_hessian, f))))
-        self.first_order, self.second_order = compiled[rows.form]
+            both = jax.jit(jax.value_and_grad(f)), jax.jit(functools.partial(_hessian, f))
+            # of two threads the first wins, so that both use one, and none compiles what the other does
+            compiled.setdefault(rows.form, (*both, threading.Lock()))
+        self.first_order, self.second_order, self.compiling = compiled[rows.form]
         self.toy: int | None = None
         self.data: tuple = ()
 
@@ -107,7 +109,7 @@ class IndependentCost:
         return np.asarray(self._of_toy(self.second_order, toy, theta))
 
     def _of_toy(self, f: Callable, toy: int, theta: np.ndarray) -> Any:
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), self.compiling:
             if self.toy != toy:
                 leaves = zip(self.rows.leaves, self.padded, strict=True)
                 lanes = [lane_data(leaf, np.array([toy]), n) for leaf, n in leaves]

@@ -1,10 +1,12 @@
 """What the command lines share: types of arguments, exit codes, and errors in one line. Nothing heavy is imported."""
 
 import argparse
+import contextlib
 import gc
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -167,6 +169,8 @@ def _worked(prog: str, args: argparse.Namespace, work: Callable[[], int]) -> int
         return WRONG_INPUT
 
     try:
+        if getattr(args, "device", "") in ("gpu", "tpu") and not getattr(args, "cluster", None):
+            open_early(args.device)
         import toys
     except ImportError as error:
         install = ": install the project first, with pip install -e . in its folder"
@@ -193,6 +197,20 @@ def _worked(prog: str, args: argparse.Namespace, work: Callable[[], int]) -> int
         if sentence is None and not isinstance(error, ValueError | TypeError | NotImplementedError | OSError):
             raise
         return fail(sentence or str(error))
+
+
+def open_early(device: str) -> threading.Thread:
+    """Let JAX open an accelerator while everything else is imported: either takes 2.3 s on an H200."""
+    import jax
+
+    def work() -> None:
+        # who asks for the device later is told what is wrong with it
+        with contextlib.suppress(Exception):
+            jax.device_put(0.0, jax.devices(device)[0]).block_until_ready()
+
+    thread = threading.Thread(target=work, name="open the device")
+    thread.start()
+    return thread
 
 
 def leave(exit_code: int) -> NoReturn:

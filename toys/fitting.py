@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from engine.data import Rows
 from engine.devices import preferred
 from engine.fit import fit_batch
 from engine.minos import MinosResult
@@ -56,12 +55,9 @@ def compile_study(study: Study, options: Options) -> Compiled:
             "the sampler does not use its key, so that all toys are the same: draw with jax.random and this key, not "
             "with numpy.random"
         )
-    rows = study.cost.rows(data)
-    if options.validate:
-        threading.Thread(target=_compile_reference, args=(study, rows), name="reference").start()
     device = options.device
     if device == options.backend == "auto" and options.optimizer == "newton":
-        device = preferred(rows, len(study.cost.names), options.n_toys)
+        device = preferred(study.cost.rows(data), len(study.cost.names), options.n_toys)
     result, _ = Fitter(study, options, options.backend, device).fit(data, 1)
     if result.status[0] == Status.BAD_DATA:
         raise ValueError(
@@ -69,6 +65,8 @@ def compile_study(study: Study, options: Options) -> Compiled:
             "is one of these; correct the sampler"
         )
     toys = pack(study.cost, data)
+    if options.validate:
+        threading.Thread(target=_compile_reference, args=(study, toys), name="reference").start()
     return Compiled(
         # on an accelerator the toys are thrown where they are fitted
         "jax" if result.backend == "jax" else sampled,
@@ -79,9 +77,10 @@ def compile_study(study: Study, options: Options) -> Compiled:
     )
 
 
-def _compile_reference(study: Study, rows: Rows) -> None:
+def _compile_reference(study: Study, toy: Arrays) -> None:
     """Compile what validates the fits, while there is other work; what goes wrong will do so again when it is used."""
     with contextlib.suppress(Exception):
+        rows = study.cost.rows(unpack(toy, 1))
         start = np.array([study.start[name] for name in study.cost.names], dtype=np.float64)
         IndependentCost(study.cost, rows).prepare(start)
 

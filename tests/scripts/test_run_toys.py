@@ -501,6 +501,17 @@ def test_gpu_without_a_gpu():
     )
 
 
+@pytest.mark.parametrize("device, opened", [("cpu", ["cpu"]), ("gpu", []), ("tpu", [])])
+def test_a_device_is_opened_while_the_rest_is_imported(monkeypatch, device, opened):
+    if device != "cpu" and jax.devices()[0].platform == device:
+        pytest.skip("there is one")
+    there, put = [], jax.device_put
+    monkeypatch.setattr(jax, "device_put", lambda x, device: there.append(device.platform) or put(x, device))
+    # an exception in the thread would be a warning, and these are errors
+    sys.modules["arguments"].open_early(device).join()
+    assert there == opened
+
+
 # --- observed data -----------------------------------------------------------------------------------------
 
 
