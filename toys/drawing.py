@@ -191,6 +191,12 @@ def drawn_by_jax(draw: Callable, argument: Any, keys: np.ndarray, form: Form, ch
 
 def _device() -> jax.Device:
     """Where JAX draws."""
+    return _default(jax.config.jax_default_device)  # type: ignore[attr-defined]
+
+
+@lru_cache
+def _default(told: Any) -> jax.Device:
+    """Asked of JAX once for each default that it is told, since it computes something there to tell."""
     [device] = jnp.zeros(()).devices()
     return device
 
@@ -204,7 +210,8 @@ def _stays(n_bytes: int) -> bool:
 
 def _resident(form: Events, chunks: Iterable[tuple[Array, Array]], n_toys: int) -> Resident:
     """All chunks in one array, which is filled in place, so that not all of them are in memory besides."""
-    whole, n = jnp.zeros(()), []
+    whole: Any = None
+    n = []
     for k, (values, counts) in enumerate(chunks):
         n.append(counts)
         if len(values) >= n_toys:
