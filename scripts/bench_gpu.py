@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 from arguments import DONE, DOUBTFUL, WRONG_INPUT, Parser, leave
 
 # the whole command comes first: this process must not hold the memory of the device yet
-PARTS = ("run", "goal", "trace", "fits", "toys", "batches", "sums", "rule", "cases", "lanes", "steps")
+PARTS = ("run", "fits", "batches", "goal", "trace", "toys", "sums", "rule", "cases", "lanes", "steps")
 CASES = (
     "peak-480", "peak-2000", "peak-15500", "peak-200000", "histogram", "counting", "templates-50", "templates-200",
     "workspace", "line",
@@ -94,6 +95,15 @@ class Bench:
         settings = Settings(lower, upper, free, case.cost.errordef, EDM_GOAL, MAX_STEPS["newton"])
         return case, case.cost, rows, np.tile(case.theta, (len(rows), 1)), settings
 
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        return ("xla", "pallas") if self.device == "gpu" else ("xla",)
+
+    def together(self, what: Callable[[Any], Any], arguments: Iterable[Any]) -> list[Any]:
+        """What takes most of its time to compile, all at once."""
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(what, arguments))
+
     def driver(self, cost: Any, rows: Any, **options: Any) -> Any:
         from engine.xla import XlaDriver
 
@@ -126,19 +136,18 @@ def fits(bench: Bench) -> dict:
     """The fits of the device against numba's: statuses equal, values to 1e-6 sigma."""
     from engine.cpu import NumbaDriver
 
-    found = {}
-    for name in CASES:
-        for kernel in ("xla", "pallas") if bench.device == "gpu" and name == MAIN else ("xla",):
-            if time.monotonic() > bench.end:
-                break
-            _, cost, rows, start, settings = bench.problem(name, 6 if bench.quick else 200)
-            toys = np.arange(len(rows))
+    def compared(name: str) -> dict[str, dict]:
+        _, cost, rows, start, settings = bench.problem(name, 6 if bench.quick else 200)
+        toys = np.arange(len(rows))
+        theirs, each = NumbaDriver(cost, rows).fit(toys, start, settings), {}
+        for kernel in bench.kernels:
             ours = bench.driver(cost, rows, kernel=kernel).fit(toys, start, settings)
-            theirs = NumbaDriver(cost, rows).fit(toys, start, settings)
             worst = _worst(ours, theirs)
             same = bool(np.array_equal(ours.status, theirs.status))
-            found[f"{name}, {kernel}"] = {"agree": same and worst < 1e-6, "same_status": same, "worst_sigma": worst}
-    return found
+            each[f"{name}, {kernel}"] = {"agree": same and worst < 1e-6, "same_status": same, "worst_sigma": worst}
+        return each
+
+    return {key: one for each in bench.together(compared, CASES) for key, one in each.items()}
 
 
 def _worst(ours: Any, theirs: Any) -> float:
@@ -151,22 +160,24 @@ def _worst(ours: Any, theirs: Any) -> float:
 def batches(bench: Bench) -> dict:
     """A toy's fit in batches of other sizes, and in other lanes of one batch."""
     _, cost, rows, start, settings = bench.problem(MAIN, 16 if bench.quick else 2048)
-    toys, found = np.arange(len(rows)), {}
-    for kernel in ("xla", "pallas") if bench.device == "gpu" else ("xla",):
-        first, *others = (
-            bench.driver(cost, rows, batch_size=size, kernel=kernel).fit(toys, start, settings)
-            for size in ([8, 16] if bench.quick else [2048, 256, 16])
-        )
+    toys = np.arange(len(rows))
+
+    def fitted(kernel: str, size: int) -> Any:
+        return bench.driver(cost, rows, batch_size=size, kernel=kernel).fit(toys, start, settings)
+
+    def of_kernel(kernel: str) -> tuple[str, dict]:
+        first, *others = bench.together(lambda size: fitted(kernel, size), [8, 16] if bench.quick else [2048, 256, 16])
         lanes = bench.driver(cost, rows, batch_size=16, kernel=kernel).fit(
             np.zeros(16, dtype=int), start[:16], settings
         )
-        found[kernel] = {
+        return kernel, {
             "agree": all(_worst(other, first) < 1e-6 for other in others),
             "worst_sigma": [_worst(other, first) for other in others],
             "bitwise": [bool(np.array_equal(other.values, first.values)) for other in others],
             "lanes_bitwise": bool((lanes.values == lanes.values[0]).all()),
         }
-    return found
+
+    return dict(bench.together(of_kernel, bench.kernels))
 
 
 def _main_model(bench: Bench) -> tuple[Callable[[], None], Callable[[], None], dict[str, Any]]:
@@ -202,15 +213,19 @@ def goal(bench: Bench) -> dict:
         draw()
         fit()
 
-    def by_host() -> None:
+    def to_host() -> None:
         draw()
         copy()
+
+    def by_host() -> None:
+        to_host()
         fit()
 
     with bench.jax.default_device(bench.devices[0]):
         found: dict[str, Any] = {"whole": bench.timed(whole), "draw": bench.timed(draw), "fit": bench.timed(fit)}
         there, fits = isinstance(made["toys"], Resident), made["fits"]
         copied = "values" in vars(made["toys"]) if there else None
+        found["to the host"] = bench.timed(to_host)
         found["through the host"] = bench.timed(by_host)
     same = all(np.array_equal(getattr(made["fits"], name), getattr(fits, name)) for name in ("values", "covariance"))
     return {
