@@ -20,7 +20,6 @@ from numba import njit
 from numpy.polynomial import chebyshev, legendre
 
 from kernels.randombits import SMALLEST_UNIFORM
-from kernels.translate import MAP_SIGNATURE
 
 __all__ = ["NumericalPpf", "map_quantiles", "numerical_ppf", "quantiles"]
 
@@ -226,9 +225,9 @@ def quantiles(table: Array, u: Array) -> Array:
     return jnp.clip(x, table[-2], table[-1])  # rounding must not bring an event to where its density is 0
 
 
-@njit(MAP_SIGNATURE, error_model="numpy", nogil=True, cache=True)
+@njit(error_model="numpy", nogil=True, cache=True)
 def map_quantiles(theta, rows, begin, end):
-    """`quantiles` of row 0 in place; theta is the table."""
+    """`quantiles` of row 0 in place; theta is the table. For `randombits.map_uniforms`."""
     n = len(theta) // (_NODES + 3)
     for i in range(begin, end):
         u = rows[0, i]

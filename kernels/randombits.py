@@ -8,7 +8,7 @@ A uniform number is u = (k + 1/2) 2^-52, where k is the upper 52 of 64 random bi
 and lies between 2^-53 and 1 - 2^-53, so that neither u nor 1 - u is ever 0.
 
 The numba side holds all of its helpers and its loops over toys in this file, because numba's cache on disk
-notices changes of one file only.
+notices changes of one file only. All of it is compiled when it is first called: who reads a file throws no toys.
 
 References
 ----------
@@ -17,6 +17,7 @@ Salmon, Moraes, Dror & Shaw, Parallel random numbers: as easy as 1, 2, 3, SC'11 
 
 import operator
 import sys
+from functools import cache
 from typing import Any
 
 import jax
@@ -168,7 +169,7 @@ def _uniform(key0, key1, i):
     return _in_unit_interval((np.uint64(high) << np.uint64(32)) | np.uint64(low))
 
 
-@njit("void(u4, u4, u4, f8[::1])", **_LOOP)
+@njit(**_LOOP)
 def _fill(key0, key1, first, out):
     """Fill `out` with the numbers of a stream from `first` on."""
     use_wide_vectors()
@@ -186,13 +187,13 @@ def _fill(key0, key1, first, out):
             out[i] = _in_unit_interval(bits[i])
 
 
-@njit("void(u4, u4, f8[::1])", **_LOOP)
+@njit(**_LOOP)
 def uniforms(key0, key1, out):
-    """Fill `out` with the first numbers of a stream."""
+    """Fill `out`, (n,) float64, with the first numbers of a stream; key0 and key1 are uint32."""
     _fill(key0, key1, np.uint32(0), out)
 
 
-@njit("void(f8[::1], i8, i8, f8[::1], i8[::1])", **_LOOP)
+@njit(**_LOOP)
 def entries_up_to(table, begin, end, u, found):
     """How many of the entries begin to end of an increasing table are <= u, for each of several u."""
     # many searches at once, and no branch that depends on u: LLVM makes vectors of them
@@ -207,25 +208,24 @@ def entries_up_to(table, begin, end, u, found):
         n -= half
 
 
-@njit("void(u4, u4, i8, u4[:, ::1])", **_LOOP)
+@njit(**_LOOP)
 def toy_keys(key0, key1, first, keys):
-    """Words of the keys of the toys first, first + 1, ... of a seed, into (n_toys, 2)."""
+    """Words of the keys of the toys first, first + 1, ... of a seed, whose words are uint32, into (n_toys, 2)."""
     for t in range(len(keys)):
         keys[t, 0], keys[t, 1] = fold_in(key0, key1, first + t)
 
 
-@njit("void(u4[:, ::1], i8, u4[:, ::1])", **_LOOP)
+@njit(**_LOOP)
 def fold_keys(keys, number, folded):
     """`fold_in` of one number on many keys, (n_toys, 2)."""
     for t in range(len(keys)):
         folded[t, 0], folded[t, 1] = fold_in(keys[t, 0], keys[t, 1], number)
 
 
-# each is compiled when it is first wanted: a study takes one of these
 _COUNT_SIGNATURE = "void(u4[:, ::1], f8[::1], i8[::1], f8[:, ::1])"
 
 
-@njit("void(f8[::1], i8[::1], f8[:, ::1])", **_LOOP)
+@njit(**_LOOP)
 def _look_up(tables, whole, counts):
     """Counts of uniform numbers in place, one table after the other, so that it stays in the cache."""
     n_toys, n = counts.shape
@@ -269,7 +269,7 @@ def tally(keys, table, whole, counts):
     for t in range(len(keys)):
         stream0, stream1 = fold_in(keys[t, 0], keys[t, 1], 0)
         for begin in range(0, whole[0], _AT_ONCE):
-            _fill(stream0, stream1, begin, u)
+            _fill(stream0, stream1, np.uint32(begin), u)
             entries_up_to(table, 0, len(table), u, found)
             for i in range(min(_AT_ONCE, whole[0] - begin)):
                 counts[t, found[i]] += 1.0
@@ -294,26 +294,29 @@ def table_counts(function: Any, keys: np.ndarray, tables: np.ndarray, whole: np.
     """
     function.compile(_COUNT_SIGNATURE)
     with ONE_AT_A_TIME:
-        _table_counts(function, keys, tables, whole, counts)
+        _table_counts()(function, keys, tables, whole, counts)
 
 
-@njit(types.void(_COUNT, types.u4[:, ::1], types.f8[::1], types.i8[::1], types.f8[:, ::1]), parallel=True, **_LOOP)
-def _table_counts(function, keys, tables, whole, counts):
-    for block in prange((len(keys) + _AT_ONCE - 1) // _AT_ONCE):
-        begin, end = block * _AT_ONCE, min((block + 1) * _AT_ONCE, len(keys))
-        function(keys[begin:end], tables, whole, counts[begin:end])
+@cache
+def _table_counts() -> Any:
+    @njit(types.void(_COUNT, types.u4[:, ::1], types.f8[::1], types.i8[::1], types.f8[:, ::1]), parallel=True, **_LOOP)
+    def table_counts(function, keys, tables, whole, counts):
+        for block in prange((len(keys) + _AT_ONCE - 1) // _AT_ONCE):
+            begin, end = block * _AT_ONCE, min((block + 1) * _AT_ONCE, len(keys))
+            function(keys[begin:end], tables, whole, counts[begin:end])
+
+    return table_counts
 
 
 _MAP = types.FunctionType(types.void(*normalize_signature(MAP_SIGNATURE)[0]))
-_FILL = types.void(_MAP, types.f8[::1], types.u4, types.u4, types.f8[:, ::1], types.i8, types.i8)
 
 
-@njit(_FILL, **_LOOP)
+@njit(**_LOOP)
 def _fill_stream(function, theta, key0, key1, rows, begin, end):
     # in parts that stay in the first cache
     for first in range(begin, end, _PART):
         last = min(first + _PART, end)
-        _fill(key0, key1, first - begin, rows[0, first:last])
+        _fill(key0, key1, np.uint32(first - begin), rows[0, first:last])
         function(theta, rows, first, last)
 
 
@@ -325,7 +328,7 @@ def map_uniforms(
 
     Parameters
     ----------
-    function : compiled by `kernels.translate.compile_map`, or of the same signature
+    function : compiled by `kernels.translate.compile_map`, or for its signature
     theta : (n_params,) float64
     keys : (n_toys, 2) uint32
         Words of the keys of the toys.
@@ -335,16 +338,22 @@ def map_uniforms(
     rows : (1, n_events) float64
         The result.
     """
+    if not function.signatures:
+        function.compile(MAP_SIGNATURE)
     with ONE_AT_A_TIME:
-        _map_uniforms(function, theta, keys, stream, starts, counts, rows)
+        _map_uniforms()(function, theta, keys, stream, starts, counts, rows)
 
 
-@njit(
-    types.void(_MAP, types.f8[::1], types.u4[:, ::1], types.i8, types.i8[::1], types.i8[::1], types.f8[:, ::1]),
-    parallel=True,
-    **_LOOP,
-)
-def _map_uniforms(function, theta, keys, stream, starts, counts, rows):
-    for t in prange(len(starts)):
-        stream0, stream1 = fold_in(keys[t, 0], keys[t, 1], stream)
-        _fill_stream(function, theta, stream0, stream1, rows, starts[t], starts[t] + counts[t])
+@cache
+def _map_uniforms() -> Any:
+    @njit(
+        types.void(_MAP, types.f8[::1], types.u4[:, ::1], types.i8, types.i8[::1], types.i8[::1], types.f8[:, ::1]),
+        parallel=True,
+        **_LOOP,
+    )
+    def map_uniforms(function, theta, keys, stream, starts, counts, rows):
+        for t in prange(len(starts)):
+            stream0, stream1 = fold_in(keys[t, 0], keys[t, 1], stream)
+            _fill_stream(function, theta, stream0, stream1, rows, starts[t], starts[t] + counts[t])
+
+    return map_uniforms

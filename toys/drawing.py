@@ -253,7 +253,7 @@ def _keys(*, n_toys: int, seed: int, first: int) -> np.ndarray:
     if n_toys < 0 or first < 0 or first + n_toys > 2**32:
         raise ValueError(f"toys must have indices 0 <= k < 2^32, got n_toys = {n_toys} from first = {first} on")
     keys = np.empty((n_toys, 2), np.uint32)
-    randombits.toy_keys(*randombits.key_words(seed), first, keys)
+    randombits.toy_keys(*map(np.uint32, randombits.key_words(seed)), first, keys)
     return keys
 
 

@@ -6,6 +6,7 @@ from scipy import stats
 
 from engine import cpu
 from kernels import randombits, threads
+from kernels.inversion import map_quantiles
 
 WORDS = np.random.default_rng(1).integers(0, 2**32, size=(6, 2)).astype(np.uint32)
 
@@ -94,7 +95,7 @@ def test_loops_over_toys_are_entered_by_one_thread_at_a_time(monkeypatch):
     inside = []
     lock = threads.ONE_AT_A_TIME
     for name in ("_map_uniforms", "_table_counts"):
-        monkeypatch.setattr(randombits, name, lambda *_: inside.append(lock.locked()))
-    randombits.map_uniforms(None, None, None, 0, None, None, None)
+        monkeypatch.setattr(randombits, name, lambda: lambda *_: inside.append(lock.locked()))
+    randombits.map_uniforms(map_quantiles, None, None, 0, None, None, None)
     randombits.table_counts(randombits.tally, None, None, None, None)
     assert inside == [True, True] and not lock.locked() and lock is cpu.ONE_AT_A_TIME
