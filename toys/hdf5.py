@@ -110,62 +110,57 @@ class Column:
 
     def __init__(self, dataset: h5py.Dataset, axis: int) -> None:
         self.dataset, self.axis, self.length = dataset, axis, 0
-        self.rest = np.empty(tuple(n if k != axis else 0 for k, n in enumerate(dataset.shape)), dataset.dtype)
+        others = dataset.shape[:axis] + dataset.shape[axis + 1 :]
+        self.rest = np.empty((0, *others), dataset.dtype)  # entries that do not fill a chunk yet
 
     def append(self, array: np.ndarray) -> None:
-        """Write an array; of its last chunk, what does not fill it stays here."""
-        n, axis = array.shape[self.axis], self.axis
-        begin, self.length = self.length - self.rest.shape[axis], self.length + n
-        if self.length > self.dataset.shape[axis]:
-            self.dataset.resize(self.length, axis)
-        if not array.size:
+        entries = np.moveaxis(array, self.axis, 0)
+        begin, self.length = self.length - len(self.rest), self.length + len(entries)
+        if self.length > self.dataset.shape[self.axis]:
+            self.dataset.resize(self.length, self.axis)
+        if not entries.size:
             return
-        per_chunk = self.dataset.chunks[axis]
-        filled = min(n, per_chunk - self.rest.shape[axis])
-        self.rest = np.concatenate([self.rest, _entries(array, axis, 0, filled)], axis)
-        if self.rest.shape[axis] == per_chunk:
-            whole = n - (n - filled) % per_chunk
+        per_chunk = self.dataset.chunks[self.axis]
+        missing = per_chunk - len(self.rest)
+        self.rest = np.concatenate([self.rest, entries[:missing]])
+        if len(self.rest) == per_chunk:
             self._write(begin, self.rest)
-            self._write(begin + per_chunk, _entries(array, axis, filled, whole))
-            self.rest = _entries(array, axis, whole, n).copy()
+            entries = entries[missing:]
+            n_whole = len(entries) // per_chunk * per_chunk
+            self._write(begin + per_chunk, entries[:n_whole])
+            self.rest = entries[n_whole:].copy()
 
     def close(self) -> None:
-        """Write the rest; no more can be appended."""
-        self._write(self.length - self.rest.shape[self.axis], self.rest)
+        """Write the last chunk; no more can be appended."""
+        self._write(self.length - len(self.rest), self.rest)
 
-    def _write(self, first: int, array: np.ndarray) -> None:
-        """Write chunks that begin with entry `first`; of the last one, what is missing is zero."""
-        if not array.size:
+    def _write(self, first: int, entries: np.ndarray) -> None:
+        """Write chunks that begin with entry `first`; what is missing of the last one is zero."""
+        if not entries.size:
             return
-        axis, chunk, dtype = self.axis, self.dataset.chunks, self.dataset.dtype
-        n_bytes, n = dtype.itemsize * math.prod(chunk), array.shape[axis]
-        # words of 8 bytes, so that the items of every chunk are where numpy wants them
-        pitch = -(-(n_bytes + CHECKSUM_BYTES) // 8) * 8
-        n_chunks = -(-n // chunk[axis])
-        staged = np.zeros((min(n_chunks, max(1, STAGED_BYTES // pitch)), pitch), np.uint8)
-        inner = np.empty(chunk, dtype).strides
-        chunks = np.ndarray((len(staged), *chunk), dtype, staged, strides=(pitch, *inner))
-        for at in range(0, n, len(staged) * chunk[axis]):
-            block = _entries(array, axis, at, min(at + len(staged) * chunk[axis], n))
-            n_whole, n_left = divmod(block.shape[axis], chunk[axis])
-            whole = _entries(block, axis, 0, n_whole * chunk[axis])
-            shape = (*chunk[:axis], n_whole, *chunk[axis:])
-            chunks[:n_whole] = np.moveaxis(whole.reshape(shape), axis, 0)
+        chunk, dtype, per_chunk = self.dataset.chunks, self.dataset.dtype, self.dataset.chunks[self.axis]
+        n_bytes = dtype.itemsize * math.prod(chunk)
+        whole = n_bytes + CHECKSUM_BYTES
+        pitch = -(-whole // 8) * 8  # so that items are where numpy wants them
+        n_staged = min(-(-len(entries) // per_chunk), max(1, STAGED_BYTES // pitch))
+        staged = np.zeros((n_staged, pitch), np.uint8)
+        strides = (pitch, *np.empty(chunk, dtype).strides)
+        chunks = np.ndarray((n_staged, *chunk), dtype, staged, strides=strides)
+        chunks = np.moveaxis(chunks, 1 + self.axis, 1)
+        offset = [0] * len(chunk)
+        for at in range(0, len(entries), n_staged * per_chunk):
+            block = entries[at : at + n_staged * per_chunk]
+            n_whole, n_left = divmod(len(block), per_chunk)
+            chunks[:n_whole] = block[: n_whole * per_chunk].reshape(n_whole, *chunks.shape[1:])
             if n_left:
-                chunks[n_whole] = 0
-                _entries(chunks[n_whole], axis, 0, n_left)[...] = _entries(block, axis, whole.shape[axis], None)
+                chunks[n_whole, :n_left] = block[-n_left:]
+                chunks[n_whole, n_left:] = 0
             staged[:, n_bytes:] = 0
             sums = fletcher32(staged.view(np.uint16), -(-n_bytes // 2)).astype("<u4")
-            staged[:, n_bytes : n_bytes + CHECKSUM_BYTES] = sums.view(np.uint8).reshape(-1, CHECKSUM_BYTES)
-            offset = [0] * len(chunk)
+            staged[:, n_bytes:whole] = sums.view(np.uint8).reshape(n_staged, CHECKSUM_BYTES)
             for k in range(n_whole + bool(n_left)):
-                offset[axis] = first + at + k * chunk[axis]
-                self.dataset.id.write_direct_chunk(tuple(offset), staged[k, : n_bytes + CHECKSUM_BYTES])
-
-
-def _entries(array: np.ndarray, axis: int, first: int, stop: int | None) -> np.ndarray:
-    """Entries `first` to `stop - 1` of an axis."""
-    return array[(*(slice(None),) * axis, slice(first, stop))]
+                offset[self.axis] = first + at + k * per_chunk
+                self.dataset.id.write_direct_chunk(tuple(offset), staged[k, :whole])
 
 
 def stored_dtype(dtype: np.dtype) -> np.dtype:
