@@ -3,8 +3,7 @@
 Memory is written by *writes*: a sum is a write `+=` into a view with stride 0 along the summed axes, a concatenation
 is one write for each piece. Each write pulls the expressions that it needs, and writes over the same range share one
 loop nest. A loop whose mask of places that may differ from zero is thin runs over a table of these places. Writes that
-differ in their numbers only, as those of a model that is itself a loop over samples, become one loop over these
-numbers: to compile each of them would take too long.
+differ in their numbers only become one loop over these numbers.
 """
 
 import itertools
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from kernels.rolling import alike, integer, rolled, worthwhile
 from kernels.statements import BOOLEAN, EXPRESSIONS, constant
 
 _TEXT = EXPRESSIONS | {
@@ -34,15 +34,8 @@ _BOOLEAN = BOOLEAN | {"lt_to", "le_to", "to_bool"}
 _CHEAP = {"add", "sub", "mul", "div", "neg", "abs", "select", "copy", "to_number", "to_bool", "max", "min"} | _BOOLEAN
 # An expression of more operations than this is stored where two loops need it.
 MAX_REPEATED = 24
-# Writes that differ in their numbers only become a loop where this spares so many lines, which take numba 10 ms each to
-# compile: the loop is slower by a fifth, and of few elements by twice, since nothing of it stays in registers.
-MOST_REPEATED = {"few": 400, "many": 200}
-FEW_ELEMENTS = 8
 # A sum of more terms is a write for each of them.
 MOST_TERMS = 24
-# integers that are exact as real numbers, and real numbers
-_NUMBERS = re.compile(r"\bU(\d{1,15})\b|\((-?\d[\d.e+-]*)\)")
-_NAMES = re.compile(r"\bv\d+\b")
 # mode of a write -> (start, how a value is added to what is there)
 _MODES = {
     "set": (0.0, "{1}"),
@@ -110,6 +103,11 @@ class _Write(NamedTuple):
     before: int | None = None  # cumulative: the axis along which the element before is added
     after: bool = False  # only when the writes before it are done
 
+    @property
+    def n_elements(self) -> int:
+        """How many elements are computed."""
+        return int(np.count_nonzero(np.broadcast_to(self.value.mask, self.value.shape)))
+
 
 class _Pool:
     """Constants of several functions in one flat array; equal ones are stored once."""
@@ -151,20 +149,6 @@ def _reads(buffer: _Buffer) -> list[_Value]:
     for write in buffer.writes:
         reads += [write.value, *(write.indirect.indices if write.indirect else ())]
     return reads
-
-
-def _pattern(text: str) -> str:
-    """A text without its numbers, and with its names as they follow each other."""
-    names: dict[str, str] = {}
-    text = _NAMES.sub(lambda found: names.setdefault(found[0], f"v{len(names)}"), text)
-    return _NUMBERS.sub(lambda found: "U" if found[1] else "()", text)
-
-
-def _repeated(write: _Write, text: str, n: int) -> bool:
-    """Whether n writes such as this one are worth a loop."""
-    elements = np.count_nonzero(np.broadcast_to(write.value.mask, write.value.shape))
-    most = MOST_REPEATED["few" if elements < FEW_ELEMENTS else "many"]
-    return (n - 1) * (text.count("\n") + 1) > most
 
 
 def _address(view: np.ndarray) -> int:
@@ -257,10 +241,6 @@ class _Writer:
             for term in (self.terms(arg) if self.uses[arg.buffer] == 1 and arg.buffer not in self.viewed else [arg])
         ]
 
-    def integer(self, n: int) -> str:
-        """The name of an unsigned constant: an index that may be negative would count from the end."""
-        return f"U{n % (1 << 64)}"
-
     def name(self) -> str:
         self.n_names += 1
         return f"v{self.n_names}"
@@ -278,11 +258,11 @@ class _Writer:
     def address(self, value: _Value, extra: Sequence[str] = ()) -> str:
         """An element of a buffer, in terms of the loop indices."""
         start = (_address(value.view) - _address(value.buffer.memory)) // 8 + self.offset(value.buffer)
-        terms = [self.integer(start)] if start else []
+        terms = [integer(start)] if start else []
         for axis, (n, stride) in enumerate(zip(value.shape, value.view.strides, strict=True)):
             if n > 1 and stride:
-                terms.append(f"i{axis}" if stride == 8 else f"{self.integer(stride // 8)} * i{axis}")
-        return f"{value.buffer.place}[{' + '.join([*terms, *extra]) or self.integer(0)}]"
+                terms.append(f"i{axis}" if stride == 8 else f"{integer(stride // 8)} * i{axis}")
+        return f"{value.buffer.place}[{' + '.join([*terms, *extra]) or integer(0)}]"
 
     def source(self, name: str, own_memory: bool = True) -> str:
         """The function's text: `name(c, inputs..., outputs...)`, all arrays flat.
@@ -296,14 +276,14 @@ class _Writer:
             if buffer.place == "w" and any(w.mode == "add" or w.indirect for w in buffer.writes):
                 self.offset(buffer)
         if self.n_scratch and not own_memory:
-            body += [f"for k in range({self.integer(self.n_scratch)}):", "    w[k] = 0.0"]
+            body += [f"for k in range({integer(self.n_scratch)}):", "    w[k] = 0.0"]
         for buffer in self.order:
             output = buffer.place.startswith("y")
             added = output and any(write.mode == "add" for write in buffer.writes)
             thin = own_memory and output and not buffer.writes[0].value.mask.all()
             if buffer.writes and (buffer.start != 0.0 or added or thin):
-                place = f"{buffer.place}[{self.integer(self.offset(buffer))} + k]"
-                body += [f"for k in range({self.integer(buffer.memory.size)}):"]
+                place = f"{buffer.place}[{integer(self.offset(buffer))} + k]"
+                body += [f"for k in range({integer(buffer.memory.size)}):"]
                 body += [f"    {place} = {constant(buffer.start)}"]
         for _, keys in itertools.groupby(sorted(self.rounds, key=lambda k: k[0]), key=lambda k: k[0]):
             body += self.round([(key[1], key[2] is not None, self.rounds[key]) for key in keys])
@@ -319,51 +299,23 @@ class _Writer:
 
     def round(self, nests: Sequence[tuple[tuple, bool, list[_Write]]]) -> list[str]:
         """The loops of a round: (shape, whether its mask is thin, writes) of each nest."""
-        alike: dict[str, list[tuple[_Write, str, list[str]]]] = {}
         nests = [nest for nest in nests if 0 not in nest[0] and any(w.value.mask.any() for w in nest[2])]
-        for shape, thin, writes in nests:
-            for write in writes:
-                text = "\n".join(self.loops(shape, write.value.mask if thin else None, [write]))
-                numbers = [of_integer or of_real for of_integer, of_real in _NUMBERS.findall(text)]
-                alike.setdefault(_pattern(text), []).append((write, text, numbers))
-        groups = [group for group in alike.values() if _repeated(*group[0][:2], len(group))]
-        rolled = {id(write) for group in groups for write, _, _ in group}
+        each = [(shape, thin, write) for shape, thin, writes in nests for write in writes]
+        texts = ["\n".join(self.loops(shape, w.value.mask if thin else None, [w])) for shape, thin, w in each]
+        groups = [
+            [texts[k] for k in group]
+            for group in alike(texts)
+            if worthwhile(texts[group[0]], len(group), each[group[0]][2].n_elements)
+        ]
+        in_groups = {text for group in groups for text in group}
+        left = {id(write) for (_, _, write), text in zip(each, texts, strict=True) if text not in in_groups}
         body: list[str] = []
         for shape, thin, writes in nests:
-            if left := [write for write in writes if id(write) not in rolled]:
-                body += self.loops(shape, left[0].value.mask if thin else None, left)
+            if alone := [write for write in writes if id(write) in left]:
+                body += self.loops(shape, alone[0].value.mask if thin else None, alone)
         for group in groups:
-            body += self.rolled(group[0][1], [numbers for _, _, numbers in group])
+            body += rolled(group, self.name, self.pool.offset)
         return body
-
-    def rolled(self, text: str, numbers: list[list[str]]) -> list[str]:
-        """A loop over texts that differ in these numbers only; `text` is the first."""
-        names: dict[tuple[str, ...], str] = {}
-        heads, table = list[str](), list[list[float]]()
-        columns = iter(zip(*numbers, strict=True))
-
-        def replaced(found: re.Match) -> str:
-            column = next(columns)
-            if len(set(column)) == 1:
-                return found[0]
-            if column not in names:
-                names[column] = self.name()
-                of_integer = found[1] is not None
-                if of_integer and len({int(b) - int(a) for a, b in itertools.pairwise(column)}) == 1:
-                    step = self.integer(int(column[1]) - int(column[0]))
-                    heads.append(f"{names[column]} = {self.integer(int(column[0]))} + {step} * q")
-                else:
-                    place = f"c[TABLE + {self.integer(len(table))}]"
-                    heads.append(f"{names[column]} = {f'np.uint64({place})' if of_integer else place}")
-                    table.append([float(n) for n in column])
-            return names[column]
-
-        body = [*_NUMBERS.sub(replaced, text).split("\n")]
-        if table:
-            start = self.integer(self.pool.offset(np.array(table, dtype=np.float64).T))
-            row = f"{start} + {self.integer(len(table))} * q"
-            heads = [head.replace("TABLE", row) for head in heads]
-        return [f"for q in range({self.integer(len(numbers))}):", *(f"    {line}" for line in [*heads, *body])]
 
     def loops(self, shape: tuple, mask: np.ndarray | None, writes: Sequence[_Write]) -> list[str]:
         """One loop nest that makes some writes."""
@@ -379,12 +331,12 @@ class _Writer:
         nest = _Nest(self, depths)
         if mask is not None and listed:
             table = np.argwhere(mask)[:, listed].astype(np.float64)
-            nest.heads.append(f"for r in range({self.integer(len(table))}):")
+            nest.heads.append(f"for r in range({integer(len(table))}):")
             start = self.pool.offset(table)
             for k, axis in enumerate(listed):
-                place = f"{self.integer(start + k)} + {self.integer(len(listed))} * r"
+                place = f"{integer(start + k)} + {integer(len(listed))} * r"
                 nest.lines[1].append(f"i{axis} = np.uint64(c[{place}])")
-        nest.heads += [f"for i{axis} in range({self.integer(shape[axis])}):" for axis in order]
+        nest.heads += [f"for i{axis} in range({integer(shape[axis])}):" for axis in order]
         for buffer in inline:
             nest.evaluate(buffer)
         for write in writes:
@@ -465,7 +417,7 @@ class _Nest:
         for index, stride, limit in zip(found.indices, found.strides, found.limits, strict=True):
             name, depth = self.get(index)
             deepest = max(deepest, depth)
-            terms.append(f"{self.writer.integer(stride)} * np.uint64(min(max({name}, 0.0), {float(limit)}))")
+            terms.append(f"{integer(stride)} * np.uint64(min(max({name}, 0.0), {float(limit)}))")
             inside += [f"{name} >= 0.0", f"{name} <= {float(limit)}"] if found.drop else []
         return terms, inside, deepest
 
@@ -492,9 +444,7 @@ class _Nest:
             axis, step = write.before, target.view.strides[write.before] // 8
             place = self.writer.address(target)
             if target.shape[axis] > 1:
-                before = self.assign(
-                    f"{place[:-1]} + {self.writer.integer(-step)}] if i{axis} > U0 else 0.0", self.deepest
-                )
+                before = self.assign(f"{place[:-1]} + {integer(-step)}] if i{axis} > U0 else 0.0", self.deepest)
                 name = f"({mode.format(before, name)} if i{axis} > U0 else {name})"
             innermost.append(f"{place} = {name}")
         else:

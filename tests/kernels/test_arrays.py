@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.scipy import special
 
-from kernels import loops
+from kernels import loops, rolling
 from kernels.arrays import _function_source, compile_arrays
 from kernels.expectation import expectation_kernel
 from kernels.graph import UntranslatableError
@@ -310,7 +310,7 @@ def evaluate(model, theta, counts):
 @pytest.mark.parametrize("name", MODELS | IN_A_LOOP)
 def test_poisson_derivatives_equal_jax(name, monkeypatch):
     if name in IN_A_LOOP:
-        monkeypatch.setattr(loops, "MOST_REPEATED", {"few": 0, "many": 0})
+        monkeypatch.setattr(rolling, "MOST_REPEATED", {"few": 0, "many": 0})
         monkeypatch.setattr(loops, "MOST_TERMS", 3)
     make, n_params, n_bins = (MODELS | IN_A_LOOP)[name]
     expected = make(n_params, n_bins)
@@ -342,7 +342,7 @@ def test_the_source_does_not_grow_with_samples(monkeypatch):
         return text.partition("@njit")[2].count("\n")
 
     assert lines(200) < lines(100) + 10
-    monkeypatch.setattr(loops, "MOST_REPEATED", {"few": 10**9, "many": 10**9})
+    monkeypatch.setattr(rolling, "MOST_REPEATED", {"few": 10**9, "many": 10**9})
     assert lines(200) > lines(100) + 900
 
 
