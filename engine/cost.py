@@ -9,7 +9,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,12 @@ class Cost:
     errordef: float = 0.5
     takes_data: bool = True  # False for constraints, which may do without
     regular: bool = False  # whether it is known to have no kinks, and no parameter without effect
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Self:
+        # in the order of iminuit, Python would only count them
+        if arguments and not callable(arguments[0]) and any(map(callable, arguments[1:])):
+            raise TypeError(f"{cls.__name__} takes no data: pass it the model first, and the data to fit_batch")
+        return super().__new__(cls)
 
     def rows(self, data: Any) -> Rows:
         """Data in the form in which a driver reads them; ValueError or TypeError where they have no such form."""
@@ -266,8 +272,8 @@ _MISTAKES = (
 
 
 @contextmanager
-def model_mistakes(model: Callable, where: str, advice: str) -> Iterator[None]:
-    """What goes wrong inside a model is told in one sentence."""
+def model_mistakes(model: Callable, where: str, advice: str, what: str = "the model") -> Iterator[None]:
+    """What goes wrong inside a model, or another function of the user, is told in one sentence."""
     try:
         yield
     except Exception as error:
@@ -277,7 +283,12 @@ def model_mistakes(model: Callable, where: str, advice: str) -> Iterator[None]:
         reason = "it is compiled by numba, or calls what is" if of_numba else str(error).strip().split("\n")[0]
         if "positional argument" in reason:
             advice = "call it with the arguments that it takes"
-        raise TypeError(f"{called(model)} cannot be evaluated for {where} ({reason}): {advice}") from error
+        if "0-d" in reason:
+            advice = (
+                "it is called with one x at a time, so write it elementwise with jax.numpy, without indexing x; if "
+                "there are d observables, pass a list of toys, each a (d, n) array"
+            )
+        raise TypeError(f"{called(model, what)} cannot be evaluated for {where} ({reason}): {advice}") from error
 
 
 def call_model(model: Callable, x: Any, theta: Sequence) -> Any:
@@ -300,6 +311,6 @@ def scalar_result(model: Callable, result: Any, what: str) -> None:
         raise ValueError(f"the {what} that {called(model)} returns for one event must be a number, got shape {shape}")
 
 
-def called(model: Callable) -> str:
+def called(model: Callable, what: str = "the model") -> str:
     named = model.func if isinstance(model, functools.partial) else model
-    return f"the model '{getattr(named, '__name__', type(named).__name__)}'"
+    return f"{what} '{getattr(named, '__name__', type(named).__name__)}'"

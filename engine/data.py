@@ -198,6 +198,7 @@ def ragged_events(data: Any) -> Ragged:
     Parameters
     ----------
     data : Ragged, or (n_toys, n_events) or (n_toys, d, n_events) array, or sequence of (n,) or (d, n) arrays
+        Ragged arrays of awkward are such sequences.
 
     Raises
     ------
@@ -206,6 +207,8 @@ def ragged_events(data: Any) -> Ragged:
     """
     if isinstance(data, Ragged):
         return data
+    if type(data).__module__.partition(".")[0] == "awkward":  # which has __array__, but not for ragged ones
+        data = list(data)
     if isinstance(data, Weighted):
         raise TypeError("weights can be given for unbinned data once: pass Weighted(events, weights)")
     if isinstance(data, np.ndarray) or hasattr(data, "__array__"):

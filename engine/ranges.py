@@ -45,7 +45,10 @@ class NumericalIntegral(Cost):
     def __init__(self, nll: Any, fit_range: Any, n_nodes: int) -> None:
         self.nll = nll
         self.names = nll.names
-        ranges = as_float64(fit_range, "fit_range")
+        try:
+            ranges = as_float64(fit_range, "fit_range")
+        except TypeError:
+            raise TypeError(f"fit_range must be (lower, upper), both finite, got {shown(fit_range)}") from None
         ranges = ranges[None] if ranges.ndim == 1 else ranges
         if ranges.ndim != 2 or ranges.shape[1] != 2 or not len(ranges):
             raise ValueError(f"fit_range must be (lower, upper) or a list of such pairs, got {shown(fit_range)}")

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from engine.cost import model_mistakes
 from engine.data import Ragged, shown
 from kernels import randombits
 from kernels.inversion import NumericalPpf, map_quantiles, numerical_ppf, quantiles
@@ -47,7 +48,9 @@ class Observable(NamedTuple):
         """Events of uniform numbers."""
         if isinstance(self.ppf, NumericalPpf):
             return quantiles(jnp.asarray(table), u)
-        return self.ppf(u, *self.values(names, theta))
+        advice = "write it elementwise with jax.numpy, or let numerical_ppf make one of the density"
+        with model_mistakes(self.ppf, "one p", advice, "the ppf"):
+            return self.ppf(u, *self.values(names, theta))
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def test_a_fit_that_ends_at_a_narrow_peak_is_said_to_need_more_nodes(cost, model
 
 
 @pytest.mark.parametrize(
-    "fit_range", [(4, 1), (1, 1), (0, np.inf), [(1, 3), (2, 4)], 3.0, [(1, 2, 3)], [], "here", (np.nan, 1)]
+    "fit_range", [(4, 1), (1, 1), (0, np.inf), [(1, 3), (2, 4)], 3.0, [(1, 2, 3)], [], "here", (np.nan, 1), (0, None)]
 )
 def test_wrong_ranges(fit_range):
     with pytest.raises((ValueError, TypeError), match="fit_range must"):

@@ -412,6 +412,33 @@ def test_an_observable_that_is_not_there():
         fit(cost, GOOD["plane"])
 
 
+@pytest.mark.parametrize("by_index", [True, False])
+def test_toys_of_several_observables_that_are_taken_for_toys_of_one(by_index):
+    def unpacked(x, mu, sigma):
+        x, y = x
+        return plane(jnp.stack([x, y]), mu, sigma)
+
+    with pytest.raises(TypeError, match=r"if there are d observables, pass a list of toys, each a \(d, n\)"):
+        fit(UnbinnedNLL(plane if by_index else unpacked), GOOD["plane"][0])
+
+
+@pytest.mark.parametrize("cls", [UnbinnedNLL, ExtendedUnbinnedNLL, BinnedNLL, ExtendedBinnedNLL, LeastSquares])
+def test_data_where_iminuit_takes_them(cls):
+    for data in ([np.ones(3)], [np.ones(3), np.ones(4)], [np.ones(3)] * 3):
+        with pytest.raises(TypeError, match=f"^{cls.__name__} takes no data: pass it the model first"):
+            cls(*data, peak)
+
+
+def test_ragged_arrays_of_awkward():
+    awkward = pytest.importorskip("awkward")
+    expected = fit(COSTS["events"], GOOD["events"]).values
+    np.testing.assert_array_equal(fit(COSTS["events"], awkward.Array(GOOD["events"])).values, expected)
+    with pytest.raises(ValueError, match="one toy: pass"):
+        fit(COSTS["events"], awkward.Array(GOOD["events"][0]))
+    with pytest.raises(TypeError, match=r"data\[1\] must hold real numbers"):
+        fit(COSTS["events"], awkward.Array([[0.5, 1.0], [None, 1.0]]))
+
+
 @pytest.mark.parametrize("cls", [BinnedNLL, ExtendedBinnedNLL])
 def test_a_density_instead_of_a_cdf(cls):
     cost = cls(lambda x, mu, sigma: norm.pdf(x, mu, sigma), EDGES)

@@ -351,3 +351,11 @@ def test_more_mistakes_in_a_mixture():
             Component(of_two, uniform.ppf, (0.0, 1.0))
     with pytest.raises(ValueError, match="n_events must lie in"):
         Mixture((), -3, (one,))
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+@pytest.mark.parametrize("ppf", [stats.norm.ppf, lambda p, mu: mu, lambda p, mu, s: mu if p < 0.5 else s])
+def test_a_ppf_that_cannot_be_evaluated(ppf, backend):
+    sampler = ExtendedMixture(("n", "mu", "sigma"), (Component("n", ppf, ("mu", "sigma")),))
+    with pytest.raises(TypeError, match=r"^the ppf '.*' cannot be evaluated for one p \(.*\): (write it|call it)"):
+        sampler.generate([10.0, 1.0, 2.0], n_toys=2, seed=1, backend=backend)
