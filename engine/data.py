@@ -75,6 +75,11 @@ class Ragged:
         k = range(len(self))[index]
         return self.values[..., self.offsets[k] : self.offsets[k + 1]]
 
+    def take(self, toys: Sequence[int]) -> "Ragged":
+        """A copy of some toys."""
+        some = [np.asarray(self[k]) for k in toys]
+        return Ragged(np.concatenate(some, axis=-1), np.cumsum([0, *(events.shape[-1] for events in some)]))
+
     @property
     def not_finite(self) -> np.ndarray:
         """(n_toys,) bool, the toys with a value that is NaN or infinite."""

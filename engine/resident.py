@@ -7,6 +7,7 @@ writes them to a file, gets a copy, which is made then and once.
 Toys of the host are sent as they lie in memory, and padded on the accelerator, where that takes no time.
 """
 
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import cached_property, partial
 from typing import Any
@@ -63,6 +64,13 @@ class Resident(Ragged):
                 for k in range(first, min(first + step, len(n))):
                     values[..., self.offsets[k] : self.offsets[k + 1]] = part[k - first, ..., : n[k]]
         return values
+
+    def take(self, toys: Sequence[int]) -> Ragged:
+        if "values" in vars(self):
+            return super().take(toys)
+        with jax.enable_x64(True):
+            # a gather, since a slice would be compiled for each toy
+            return Resident(_taken(self.padded, np.array(toys)), np.diff(self.offsets)[toys])
 
     @property
     def n_observables(self) -> int:
@@ -151,6 +159,11 @@ def _gathered(there: Array, first: ArrayLike, n: ArrayLike, width: int) -> Array
     first, n = jnp.asarray(first)[:, None], jnp.asarray(n)[:, None]
     index = first + jnp.minimum(jnp.arange(width), jnp.maximum(n - 1, 0))
     return jnp.where(n > 0, there.at[:, index].get(mode="clip"), 0.0).swapaxes(0, 1)
+
+
+@jax.jit
+def _taken(padded: Array, toys: ArrayLike) -> Array:
+    return padded[jnp.asarray(toys)]
 
 
 @jax.jit

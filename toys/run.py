@@ -24,11 +24,10 @@ from toys.fitting import Compiled, Fitter, compile_study
 from toys.joining import Growing
 from toys.options import Options, shard_range
 from toys.packing import pack
-from toys.parts import part_path
 from toys.provenance import DECISIVE, PACKAGES, attributes_of, check_same, versions_of, warn_of_versions
 from toys.study import Study, generate
 from toys.tally import Tally
-from toys.validation import validate_run
+from toys.validation import Refits, validate_run
 from toys.writer import Writer
 
 __all__ = [
@@ -187,7 +186,9 @@ def run(
         n_resumed = stop - first - sum(map(len, ranges))
 
         there = ([(0, base, out)] if base else []) + [part for part in parts if part[0] >= base]
-        n_validated, checked = min(options.validate, options.n_toys), list[Validation]()
+        n_validated = min(options.validate, options.n_toys)
+        # of toys that are not kept, it is checked that they are thrown again as they were: at the end, from the file
+        refits = Refits(study, options.n_toys, n_validated if options.save_toys else 0, chunk)
         growing = None if workers else Growing(out, range(0 if base else first, stop), there, found)
         with Writer(out, attributes, options.save_toys, growing) as writer:
             phase("fit", stop - first)
@@ -196,24 +197,23 @@ def run(
                 with _timed(times, "fit"):
                     workers.fit(out, options, compiled, attributes, ranges, advance)
             else:
-
-                def meanwhile(toys: range) -> None:
-                    part = (toys.start, toys.stop, part_path(out, toys.start, toys.stop))
-                    with _timed(times, "validate"):
-                        validation = validate_run(study, [part], attributes, n_validated)
-                    if validation is not None:
-                        checked.append(validation)
-
-                _fit(study, options, compiled, ranges, writer, advance, times, meanwhile if n_validated else None)
-                with _timed(times, "wait for the disk"):
-                    writer.wait()
-                times["write"] = writer.seconds
+                _fit(study, options, compiled, ranges, writer, advance, times, refits)
 
             if n_validated:
                 phase("validate", n_validated)
+                advance(len(refits.done))
+                while refits.waiting:
+                    with _timed(times, "validate"):
+                        refits.next()
+                    advance(1)
+            if not workers:
+                with _timed(times, "wait for the disk"):
+                    writer.wait()
+                times["write"] = writer.seconds
+            if n_validated:
                 files = ([(0, base, out)] if base else []) + [p for p in storage.complete_parts(out) if p[0] >= base]
                 with _timed(times, "validate"):
-                    report.validation = validate_run(study, files, attributes, n_validated, advance, checked)
+                    report.validation = validate_run(study, files, attributes, n_validated, advance, refits.done)
             phase("join", 1)
             with _timed(times, "join"):
                 summary = report.validation._asdict() if report.validation else None
@@ -241,7 +241,7 @@ def fit_parts(
     Raises as `run` does.
     """
     with Writer(out, attributes, options.save_toys) as writer:
-        _fit(study, options, compiled, ranges, writer, advance, {})
+        _fit(study, options, compiled, ranges, writer, advance, {}, Refits(study, options.n_toys, 0, 0))
 
 
 def _fit(
@@ -252,19 +252,22 @@ def _fit(
     writer: Writer,
     advance: Callable[[int], None],
     times: dict[str, float],
-    meanwhile: Callable[[range], None] | None = None,
+    refits: Refits,
 ) -> None:
-    """`meanwhile` gets the range of a part that is on disk, whenever the next one would have to wait for the disk."""
+    """Toys are refitted whenever the next part would have to wait for the disk."""
     fitter = Fitter(study, options, compiled.backend, compiled.device)
     for toys in ranges:
         with _timed(times, "generate"):
             data = generate(study, len(toys), options.seed, toys.start, compiled.sampled)
         with _timed(times, "fit"):
             result, minos = fitter.fit(data, len(toys), advance)
-        while meanwhile and writer.on_disk and writer.busy:
-            meanwhile(writer.on_disk.popleft())
+        arrays = pack(study.cost, data)
+        refits.keep(toys.start, arrays, result)
+        while refits.waiting and writer.busy:
+            with _timed(times, "validate"):
+                refits.next()
         with _timed(times, "wait for the disk"):
-            writer.put(toys.start, pack(study.cost, data), result, minos)
+            writer.put(toys.start, arrays, result, minos)
 
 
 def _base(

@@ -1,11 +1,13 @@
 """MIGRAD on some toys of a run, spread evenly over it, whether the run keeps its toys or not."""
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from engine.data import Ragged
 from engine.drivers import Settings
 from engine.fit import EDM_GOAL, MAX_STEPS, limit_arrays
 from engine.reference import Validation, validate
@@ -17,7 +19,61 @@ from toys.packing import Arrays, concatenate, unpack
 from toys.redrawing import redraw
 from toys.study import Study
 
-__all__ = ["validate_run"]
+__all__ = ["Refits", "validate_run"]
+
+
+class _Sample(NamedTuple):
+    """Toys of a run, by their numbers, and their fits."""
+
+    toys: np.ndarray
+    arrays: Arrays
+    fits: FitResult
+
+
+class Refits:
+    """Toys that are refitted while a run lasts, whenever there is nothing else to do.
+
+    Parameters
+    ----------
+    study : Study
+    n_toys : int
+        Of the run.
+    n_validated : int
+        Of all its toys.
+    most : int
+        So many toys may wait; those beyond are left out.
+
+    Attributes
+    ----------
+    waiting : deque of toys
+    done : list of Validation
+    """
+
+    def __init__(self, study: Study, n_toys: int, n_validated: int, most: int) -> None:
+        self.study, self.chosen, self.most = study, _chosen(n_toys, n_validated), most
+        self.waiting = deque[_Sample]()
+        self.done: list[Validation] = []
+
+    def keep(self, first: int, arrays: Arrays, fits: FitResult) -> None:
+        """Keep copies of the chosen toys among toys first, first + 1, ..., which were fitted."""
+        for toy in self.chosen[(self.chosen >= first) & (self.chosen < first + len(fits))][: self.room]:
+            k = [int(toy) - first]
+            copies = {
+                name: array.take(k) if isinstance(array, Ragged) else array[k] for name, array in arrays.toys.items()
+            }
+            self.waiting.append(_Sample(np.array([toy]), Arrays(copies, arrays.shared), cast(FitResult, fits[k])))
+
+    @property
+    def room(self) -> int:
+        return self.most - len(self.waiting)
+
+    def next(self) -> None:
+        """Refit one toy."""
+        self.done.append(_refitted(self.study, self.waiting.popleft()))
+
+
+def _chosen(n_toys: int, n_validated: int) -> np.ndarray:
+    return np.unique(np.linspace(0, n_toys - 1, n_validated).astype(np.int64))
 
 
 def validate_run(
@@ -40,7 +96,7 @@ def validate_run(
     n_validated : int
         Of all toys of the run; only those that are in the files are refitted.
     advance : callable
-        Told of each toy.
+        Told of each of the others.
     done : sequence of Validation
         Of toys that were refitted before, and are not refitted again.
 
@@ -53,13 +109,13 @@ def validate_run(
     StorageError
         If a file is damaged, or a toy that was not kept is thrown otherwise.
     """
-    toys = np.unique(np.linspace(0, attributes["n_toys"] - 1, n_validated).astype(np.int64))
+    toys = _chosen(attributes["n_toys"], n_validated)
     toys = toys[(toys >= files[0][0]) & (toys < files[-1][1])]
     parts = list(done)
     toys = np.setdiff1d(toys, np.concatenate([part.toy for part in parts])) if parts else toys
-    advance(sum(len(part.toy) for part in parts))
     chunk = attributes["chunk"]
-    parts += [_validate(study, files, attributes, toys[k : k + chunk], advance) for k in range(0, len(toys), chunk)]
+    for k in range(0, len(toys), chunk):
+        parts.append(_refitted(study, _read(study, files, attributes, toys[k : k + chunk]), advance))
     if not parts:
         return None
     joined = Validation(*map(np.concatenate, zip(*parts, strict=True)))
@@ -67,14 +123,9 @@ def validate_run(
     return Validation(*(array[order] for array in joined))
 
 
-def _validate(
-    study: Study,
-    files: Sequence[tuple[int, int, Path]],
-    attributes: Mapping[str, Any],
-    toys: np.ndarray,
-    advance: Callable[[int], None],
-) -> Validation:
-    names = study.cost.names
+def _read(
+    study: Study, files: Sequence[tuple[int, int, Path]], attributes: Mapping[str, Any], toys: np.ndarray
+) -> _Sample:
     fits, thrown, shared = list[FitResult](), [], dict[str, np.ndarray]()
     for first, stop, path in files:
         inside = toys[(toys >= first) & (toys < stop)]
@@ -91,14 +142,19 @@ def _validate(
             arrays = _thrown_again(study, attributes, inside, cast(np.ndarray, storage.read_checksums(path))[rows])
             thrown.append(arrays.toys)
             shared = arrays.shared
+    return _Sample(toys, Arrays(concatenate(thrown), shared), FitResult.concatenate(fits))
+
+
+def _refitted(study: Study, sample: _Sample, advance: Callable[[int], None] = lambda n: None) -> Validation:
+    names = study.cost.names
     lower, upper = limit_arrays(names, study.limits)
     free = np.array([name not in study.fixed for name in names])
     settings = Settings(lower, upper, free, study.cost.errordef, EDM_GOAL, MAX_STEPS["newton"])
     start = np.array([study.start[name] for name in names], dtype=np.float64)
-    data = study.cost.rows(unpack(Arrays(concatenate(thrown), shared), len(toys)))
-    fitted = FitResult.concatenate(fits)
-    checked = validate(study.cost, data, fitted, np.arange(len(toys)), start, settings, advance)
-    return checked._replace(toy=toys)
+    n_toys = len(sample.toys)
+    data = study.cost.rows(unpack(sample.arrays, n_toys))
+    checked = validate(study.cost, data, sample.fits, np.arange(n_toys), start, settings, advance)
+    return checked._replace(toy=sample.toys)
 
 
 def _thrown_again(study: Study, attributes: Mapping[str, Any], toys: np.ndarray, stored: np.ndarray) -> Arrays:

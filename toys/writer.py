@@ -41,8 +41,6 @@ class Writer:
 
     Attributes
     ----------
-    on_disk : deque of range
-        The toys of the parts that are, in any order, for whoever reads them to take out.
     seconds : float
         How long it wrote.
     """
@@ -51,7 +49,6 @@ class Writer:
         self, path: Path, attributes: Mapping[str, Any], save_toys: bool, growing: Growing | None = None
     ) -> None:
         self.path, self.attributes, self.save_toys, self.growing = path, attributes, save_toys, growing
-        self.on_disk = deque[range]()
         self.seconds = 0.0
         self.pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="writer")
         self.adding = ThreadPoolExecutor(1, thread_name_prefix="adding")
@@ -124,7 +121,6 @@ class Writer:
             # parts are worth more than a final file that can be made of them: it may be what fills the disk
             self._give_up()
             storage.write_part(self.path, *arguments)
-        self.on_disk.append(range(first, first + len(result)))
         return written.pop()
 
     def _add_written(self) -> None:

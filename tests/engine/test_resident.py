@@ -35,6 +35,12 @@ def test_they_are_ragged_for_everybody_else(d, monkeypatch):
     padded, host = drawn(n, d=d)
     toys = Resident(padded, np.array(n))
     assert isinstance(toys, Ragged) and len(toys) == 5 and "values" not in vars(toys)
+    for copied in (toys, host):
+        some = copied.take([3, 1, 0])
+        np.testing.assert_array_equal(some.values, np.concatenate([host[3], host[0]], axis=-1))
+        np.testing.assert_array_equal(some.offsets, [0, 7, 7, 10])
+        assert not np.shares_memory(some.values, host.values)
+    assert "values" not in vars(toys)
     np.testing.assert_array_equal(toys.offsets, host.offsets)
     np.testing.assert_array_equal(toys.values, host.values)
     assert toys.values is toys.values and toys.values.dtype == np.float64

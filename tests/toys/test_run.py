@@ -17,7 +17,7 @@ from engine.data import Ragged
 from engine.fit import fit_batch
 from engine.result import FitResult
 from kernels import expon, norm
-from toys import joining, memory, provenance, storage, writer
+from toys import joining, memory, provenance, storage, validation, writer
 from toys import run as run_module
 from toys.files import StorageError, parts_directory
 from toys.models import peak
@@ -146,17 +146,12 @@ def test_validation_rows(study, whole):
     np.testing.assert_allclose(stored["errors"], result.errors, rtol=0.05)
 
 
-def test_migrad_fits_while_the_disk_is_busy(study, whole, monkeypatch, tmp_path):
+@pytest.mark.parametrize("busy, told", [(True, [5]), (False, [0, 1, 1, 1, 1, 1])])
+def test_migrad_fits_while_the_disk_is_busy(study, whole, monkeypatch, tmp_path, busy, told):
     monkeypatch.setattr(run_module, "LARGEST_CHUNK", 4)  # 22 toys are 6 chunks, with toys 0, 5, 10, 15 and 21 of five
-    put, asked, validate_run = Writer.put, [], run_module.validate_run
-    monkeypatch.setattr(Writer, "busy", True)
-    monkeypatch.setattr(Writer, "put", lambda writer, *part: (put(writer, *part), writer.wait()))
-
-    def watched(study, files, *others):
-        asked.append([file[:2] for file in files])
-        return validate_run(study, files, *others)
-
-    monkeypatch.setattr(run_module, "validate_run", watched)
+    monkeypatch.setattr(Writer, "busy", busy)
+    read, sample = [], validation._read
+    monkeypatch.setattr(validation, "_read", lambda *given: read.append(given[-1].tolist()) or sample(*given))
     steps, events = [], []
     report = run(
         study,
@@ -165,12 +160,11 @@ def test_migrad_fits_while_the_disk_is_busy(study, whole, monkeypatch, tmp_path)
         phase=lambda name, total: (events.append(name), steps.append([])),
         advance=lambda n: steps[-1].append(n),
     )
-    # each part that is on disk, and in the end what is left
-    assert asked[:-1] == [[(0, 4)], [(4, 8)], [(8, 12)], [(12, 16)], [(16, 20)]] and len(asked[-1]) == 6
     np.testing.assert_array_equal(report.validation.toy, [0, 5, 10, 15, 21])
     for name, array in whole[1].validation._asdict().items():
         np.testing.assert_allclose(getattr(report.validation, name), array, atol=1e-9, err_msg=name)
-    assert steps[events.index("validate")] == [4, 1]  # of 5
+    assert steps[events.index("validate")] == told
+    assert read == ([] if busy else [[21]])  # as many wait as there are in a chunk
 
 
 def decay(t, n, tau):
