@@ -58,6 +58,13 @@ class Cost:
             raise TypeError(f"{cls.__name__} takes no data: pass it the model first, and the data to fit_batch")
         return super().__new__(cls)
 
+    def kept(self, what: str) -> dict:
+        """What somebody compiled for this cost: it lives as long as the cost, and is not copied or pickled with it."""
+        return vars(self).setdefault("_kept", {}).setdefault(what, {})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_kept"}
+
     def rows(self, data: Any) -> Rows:
         """Data in the form in which a driver reads them; ValueError or TypeError where they have no such form."""
         raise NotImplementedError
@@ -129,7 +136,7 @@ class Cost:
             If the model cannot be evaluated for one row, or its result has the wrong form.
         """
         form = rows.form
-        programs = self.__dict__.setdefault("_programs", {})
+        programs = self.kept("programs")
         if isinstance(programs.get(form), UntranslatableError):  # a long model takes seconds to be refused
             raise programs[form]
         if form not in programs:

@@ -109,7 +109,7 @@ def together(n_toys: int) -> int:
 
 def compiled(cost: Cost, rows: Rows) -> Callable:
     """The kernel of a cost, compiled once for each form of its data."""
-    kernels = cost.__dict__.setdefault("_kernels", {})
+    kernels = cost.kept("kernels")
     if rows.form not in kernels:
         kernels[rows.form] = cost.kernel(rows)
     return kernels[rows.form]

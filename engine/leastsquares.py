@@ -159,7 +159,7 @@ class LeastSquares(Cost):
 
     def _compiled(self, rows: Rows) -> VectorKernel:
         n_x = len(rows.shared)
-        kernels = self.__dict__.setdefault("_vector_kernels", {})
+        kernels = self.kept("vector kernels")
         if n_x not in kernels:
             kernels[n_x] = expectation_kernel(
                 self.whitened, len(self.names), len(self._whiten), term=_square, n_shared=n_x

@@ -174,7 +174,7 @@ def _integrals(cost: Any, theta: np.ndarray, box: np.ndarray) -> tuple[float, fl
 
 
 def _as_numpy(cost: Cost, what: str, function: Callable, n_params: int, d: int) -> Callable:
-    made = cost.__dict__.setdefault("_as_numpy", {})
+    made = cost.kept("as numpy")
     if (what, d) not in made:
         try:
             made[what, d] = elementwise(function, n_params + d)

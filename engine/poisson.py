@@ -95,7 +95,7 @@ class PoissonNLL(Cost):
         return self._n_bins if self.mask is None else int(self.mask.sum())
 
     def _compiled(self, rows: Rows) -> VectorKernel:
-        kernels = self.__dict__.setdefault("_vector_kernels", {})
+        kernels = self.kept("vector kernels")
         n_columns = len(rows.names)
         if n_columns not in kernels:
             term = saturated if n_columns == 1 else scaled

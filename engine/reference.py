@@ -85,7 +85,7 @@ class IndependentCost:
         self.rows = rows
         self.padded = [_padded(int(np.max(np.diff(leaf.offsets), initial=1))) for leaf in rows.leaves]
         self.shared = shared_columns(rows, self.padded)
-        compiled = cost.__dict__.setdefault("_independent", {})
+        compiled = cost.kept("independent")
         if rows.form not in compiled:
             f = cost.reference(rows)
             both = jax.jit(jax.value_and_grad(f)), jax.jit(functools.partial(_hessian, f))

@@ -75,11 +75,11 @@ def warn_of_irregularities(
 
     Once for a cost and its free parameters, and again where the first data were but a few rows.
     """
-    checked = cost.__dict__.setdefault("_regularity", set())
+    checked = cost.kept("regularity")
     key = (rows.form, free.tobytes(), min(int(rows.offsets[-1]), ROWS))
     if key in checked:
         return
-    checked.add(key)
+    checked[key] = True
     if isinstance(rows, ResidentRows):  # the others need not be copied
         rows = rows.first(max(TOYS, int(np.searchsorted(rows.offsets, POOL))))
     for sentence in (*excess(cost, rows, theta), *irregularities(cost, rows, theta, lower, upper, free)):
@@ -182,7 +182,7 @@ def _terms(leaf: Cost, part: Rows, theta: np.ndarray) -> _Terms | None:
     told = tuple(_told(part.names, column) for column in columns.T)
     columns = _of_whole_events(part.names, columns)
     data = np.concatenate([columns, aux.T, n_events[None]])
-    made = leaf.__dict__.setdefault("_terms_of_rows", {})
+    made = leaf.kept("terms of rows")
     if part.form not in made:
         term, rest = _lifted(leaf, part).functions(part)
         n_params = len(leaf.names)
@@ -266,7 +266,7 @@ def _of_toy(leaf: Cost, part: Rows, theta: np.ndarray, toy: int) -> _Terms:
     (shared,) = shared_columns(part, [n])
     moved = np.concatenate([columns * (1.0 + wiggle), columns * (1.0 - wiggle)])
     data = (moved, *(np.stack([array] * 2) for array in (aux[0], shared)))
-    made = leaf.__dict__.setdefault("_terms_of_toy", {})
+    made = leaf.kept("terms of toy")
     if part.form not in made:
         reference = leaf.reference(part)
         made[part.form] = _compiled(

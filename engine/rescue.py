@@ -169,26 +169,23 @@ def gauss_newton(cost: Cost) -> Cost:
     Of sum_i h(m_i) there remains sum_i h''(m_i) grad m_i grad m_i^T, which is never indefinite where h is convex, as
     the square and -log are. Value and gradient are the same. A cost without a model is returned as it is.
     """
-    kept = vars(cost)
-    if "_gauss_newton" not in kept:
+    made = cost.kept("gauss newton")
+    if not made:
         if isinstance(cost, SumCost):
-            kept["_gauss_newton"] = SumCost(*map(gauss_newton, cost.costs))
+            made[()] = SumCost(*map(gauss_newton, cost.costs))
         elif hasattr(cost, "model"):
-            other = _copied(cost)
-            other.model = linearised(cost.model, len(cost.names), log=getattr(cost, "log", False))
-            kept["_gauss_newton"] = other
+            made[()] = _copied(cost)
+            made[()].model = linearised(cost.model, len(cost.names), log=getattr(cost, "log", False))
         else:
             return cost
-    return kept["_gauss_newton"]
+    return made[()]
 
 
 def _copied(cost: Any, **changed: Any) -> Any:
-    """A cost like another, with nothing in it that depends on the model of the other."""
+    """A cost like another, with nothing in it that belongs to the other."""
     other = copy.copy(cost)
-    for name, value in vars(cost).items():
-        if name.startswith("_") and not isinstance(value, np.ndarray):
-            del vars(other)[name]  # compiled
-        elif getattr(value, "__self__", None) is cost:
+    for name, value in vars(other).items():
+        if getattr(value, "__self__", None) is cost:
             vars(other)[name] = value.__func__.__get__(other)
         elif isinstance(value, Cost) and name not in changed:
             vars(other)[name] = _copied(value, nll=other)  # the integral over a fit range

@@ -40,7 +40,7 @@ def sandwich(problem: Problem, score_covariance: Callable, values: np.ndarray, c
     padded = [-(-int(np.max(np.diff(leaf.offsets), initial=1)) // 64) * 64 for leaf in rows.leaves]
     lanes = max(1, min(VALUES_AT_ONCE // (sum(padded) * len(cost.names)), bucket(len(values), 1)))
     shared = shared_columns(rows, padded)
-    compiled = cost.__dict__.setdefault("_sandwich", {})
+    compiled = cost.kept("sandwich")
     with jax.enable_x64(True):
         if rows.form not in compiled:
             compiled[rows.form] = jax.jit(jax.vmap(score_covariance, in_axes=(0, 0, None)))

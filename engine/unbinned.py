@@ -88,7 +88,7 @@ class _Unbinned(Cost):
 
     def program(self, rows: Rows) -> Program:
         """As of any cost; warns, once, of observables that the model does not use."""
-        known = rows.form in self.__dict__.get("_programs", {})
+        known = rows.form in self.kept("programs")
         program = super().program(rows)
         n = sum(name != WEIGHT for name in rows.names)
         used = {node.args[0] for node in (program.graph.nodes[k] for k in program.live) if node.op == "row"}

@@ -203,7 +203,7 @@ class XlaDriver:
         It lives as long as the cost, and must not hold the driver, whose data take the memory of the device.
         """
         key = (what, self.rows.form, self.tile, self.one_pass, tuple(self.mesh.devices.flat))
-        kept = self.cost.__dict__.setdefault("_xla", {})
+        kept = self.cost.kept("xla")
         if key not in kept:
             kept[key] = make()
         return kept[key]

@@ -189,13 +189,14 @@ def _sorted_events(cost: Any, events: Any, ends: tuple[float, float]) -> tuple[n
 
 def _contents(cost: Any, theta: np.ndarray, toy: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """int_low^high of the density at theta[toy], for arrays (n,); in blocks of one shape, so that one is compiled."""
-    if "_content" not in cost.__dict__:
-        cost.__dict__["_content"] = jax.jit(jax.vmap(_content(cost)))
+    made = cost.kept("content")
+    if not made:
+        made[()] = jax.jit(jax.vmap(_content(cost)))
     result = np.empty(len(toy))
     with jax.enable_x64(True):
         for first in range(0, len(toy), _AT_ONCE):
             some = np.minimum(np.arange(first, first + _AT_ONCE), len(toy) - 1)
-            block = cost.__dict__["_content"](theta[toy[some]], low[some], high[some])
+            block = made[()](theta[toy[some]], low[some], high[some])
             result[first : first + _AT_ONCE] = np.asarray(block)[: len(toy) - first]
     return result
 

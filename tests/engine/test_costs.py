@@ -1,7 +1,9 @@
 """Cost functions: values against closed forms, and one sentence for every model that cannot be fitted."""
 
+import copy
 import functools
 import math
+import pickle
 import re
 import warnings
 
@@ -12,8 +14,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engine import ExtendedBinnedNLL, ExtendedUnbinnedNLL, LeastSquares, PoissonNLL, Status, UnbinnedNLL, fit_batch
+from engine import (
+    ExtendedBinnedNLL,
+    ExtendedUnbinnedNLL,
+    LeastSquares,
+    NormalConstraint,
+    PoissonNLL,
+    Status,
+    UnbinnedNLL,
+    fit_batch,
+)
 from engine.cpu import NumbaDriver
+from engine.reference import IndependentCost
 from engine.xla import XlaDriver
 from kernels import expon, norm
 
@@ -349,3 +361,16 @@ def test_density_that_vanishes_is_a_status():
     with pytest.warns(UserWarning, match="the support of the model moves with 'a'"):
         result = fit_batch(cost, TOYS[:2], {"a": 2.0}, retries=0)
     assert result.status[0] == Status.NONFINITE and not result.valid.any()
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_a_cost_that_was_fitted_is_copied_and_pickled(backend):
+    toys, start = np.random.default_rng(2).normal(3.0, 2.0, (3, 50)), [2.0, 1.0]
+    cost = UnbinnedNLL(norm.pdf) + NormalConstraint("loc", 3.0, 1.0)
+    data = (toys, None)
+    first = fit_batch(cost, data, start, backend=backend)
+    IndependentCost(cost, cost.rows(data))
+    for copied in (copy.deepcopy(cost), pickle.loads(pickle.dumps(cost))):
+        again = fit_batch(copied, data, start, backend=backend)
+        np.testing.assert_array_equal(again.values, first.values)
+        np.testing.assert_array_equal(again.covariance, first.covariance)

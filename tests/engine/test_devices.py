@@ -43,7 +43,7 @@ for batch_size in (8, 64):
 resident.SENT_AT_ONCE, xla.free_memory = 64, lambda devices: 2**30
 same = fit_batch(cost, toys, start, limits={"tau": (0.0, None)}, backend="jax", batch_size=8)
 np.testing.assert_array_equal(same.values, many.values)
-lanes = cost.__dict__["_xla"]
+lanes = cost.kept("xla")
 assert all(len(key[-1]) == 4 for key in lanes), lanes.keys()
 # a single toy, fewer than devices
 single = fit_batch(cost, toys[:1], start[0], limits={"tau": (0.0, None)}, backend="jax", batch_size=8)
