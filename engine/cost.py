@@ -49,6 +49,7 @@ class Cost:
     names: tuple[str, ...]
     adjacent = False  # whether rows lie side by side, see `kernels.edges`
     errordef: float = 0.5
+    may_know: bool = False  # whether `engine.known` looks for what depends on its rows alone
     takes_data: bool = True  # False for constraints, which may do without
     regular: bool = False  # whether it is known to have no kinks, and no parameter without effect
 
@@ -140,25 +141,30 @@ class Cost:
         if isinstance(programs.get(form), UntranslatableError):  # a long model takes seconds to be refused
             raise programs[form]
         if form not in programs:
-            term, rest = self.functions(rows)
             try:
-                program = build_program(
-                    term,
-                    rest,
-                    n_params=len(self.names),
-                    n_columns=rows.n_columns,
-                    n_shared=rows.shared.shape[0],
-                    n_aux=rows.aux.shape[1],
-                )
+                program = self.built(rows)
             except UntranslatableError as reason:
                 programs[form] = reason
                 raise
             except IndexError as error:  # the index of an observable
                 raise ValueError(f"{error}: data of d observables have the shape (d, n) of each toy") from None
             # of two threads the first wins, so that both use one program
-            if programs.setdefault(form, program).graph.holds_float32:
-                warnings.warn(FLOAT32, stacklevel=2)
+            programs.setdefault(form, program)
+        if programs[form].graph.holds_float32 and not vars(self).get("_told"):
+            self._told = True
+            warnings.warn(FLOAT32, stacklevel=2)
         return programs[form]
+
+    def built(self, rows: Rows, *, opaque: bool = False) -> Program:
+        """The translated cost, built anew; see `kernels.program.build_program`."""
+        return build_program(
+            *self.functions(rows),
+            n_params=len(self.names),
+            n_columns=rows.n_columns,
+            n_shared=rows.shared.shape[0],
+            n_aux=rows.aux.shape[1],
+            opaque=opaque,
+        )
 
     def kernel(self, rows: Rows) -> Callable:
         """The numba kernel for data of this form."""

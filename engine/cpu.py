@@ -10,6 +10,7 @@ from engine.ahead import AHEAD
 from engine.cost import Cost
 from engine.data import Rows
 from engine.drivers import Fits, Settings, approaches
+from engine.known import with_known
 from kernels.program import n_outputs
 from kernels.threads import ONE_AT_A_TIME
 from kernels.translate import memory_of
@@ -34,7 +35,8 @@ class NumbaDriver:
     optimizer = None
 
     def __init__(self, cost: Cost, rows: Rows, batch_size: int | None = None) -> None:
-        self.cost, self.rows = cost, rows
+        self.cost, self.rows = cost, with_known(cost, rows)
+        rows = self.rows
         self.batch_size = batch_size
         self.n_params = len(cost.names)
         self.kernel = compiled(cost, rows)

@@ -41,6 +41,7 @@ class NumericalIntegral(Cost):
     """
 
     takes_data = False
+    may_know = True
 
     def __init__(self, nll: Any, fit_range: Any, n_nodes: int) -> None:
         self.nll = nll

@@ -23,6 +23,7 @@ WEIGHT = "weight"  # name of the column of weights
 
 class _Unbinned(Cost):
     extended = False
+    may_know = True
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class _Unbinned(Cost):
         program = super().program(rows)
         n = sum(name != WEIGHT for name in rows.names)
         used = {node.args[0] for node in (program.graph.nodes[k] for k in program.live) if node.op == "row"}
+        known |= any(name.startswith("known") for name in rows.names)
         if not known and n > 1 and (unused := [k for k in range(n) if k not in used]):
             told = ", ".join(f"x[{k}]" for k in unused[:3]) + (", ..." if len(unused) > 3 else "")
             warnings.warn(

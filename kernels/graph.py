@@ -104,6 +104,7 @@ class _Interpreter:
         self.derivatives = derivatives  # whether the result will be differentiated
         self.origin = origin  # of what is interpreted, where this is the derivative of an operation
         self.within: list = []  # the equations that the present one is part of, such as calls
+        self.in_whole = False
 
     def run(self, jaxpr: Any, consts: Sequence, args: Sequence[np.ndarray]) -> list[np.ndarray]:
         env: dict = {}
@@ -114,9 +115,20 @@ class _Interpreter:
         env.update(zip(jaxpr.constvars, map(self.constants, consts), strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
         for eqn in jaxpr.eqns:
+            taken = [read(atom) for atom in eqn.invars]
+            # of what is of the data alone, the whole is taken as it is where a part has no scalar form
+            whole = not self.in_whole and self.graph.takes_opaque(eqn, taken)
+            self.in_whole |= whole
             self.within.append(eqn)
-            outputs = self.equation(eqn, [read(atom) for atom in eqn.invars])
-            self.within.pop()
+            try:
+                outputs = self.equation(eqn, taken)
+            except UntranslatableError:
+                if not whole:
+                    raise
+                outputs = self.graph.add_opaque(eqn, taken)
+            finally:
+                self.within.pop()
+                self.in_whole &= not whole
             env.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 

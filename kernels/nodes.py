@@ -6,6 +6,7 @@ gathers in few nodes, which a loop over rows evaluates once.
 """
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -76,7 +77,7 @@ _FOLD: dict[str, Callable] = {
 COMMUTATIVE = {"add", "mul", "max", "min", "eq", "ne", "and", "or"}
 # A longer graph is given up while it grows; see also `kernels.program.MAX_LENGTH`.
 MAX_NODES = 100_000
-LEAVES = {"const", "theta", "aux", "row", "shared"}
+LEAVES = {"const", "theta", "aux", "row", "shared", "opaque"}
 # Their derivatives are zero, where they have one.
 _FLAT = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "is_finite", "floor", "ceil", "sign"}
 
@@ -89,8 +90,12 @@ class Graph:
         self.holds_float32 = False  # an array constant of the model came in float32
         self.partials: dict[int, Partials] = {}  # of functions that bring their own rule of differentiation
         self.origins: dict[int, tuple] = {}  # the equations of the model that a node comes from
+        # equations of JAX without scalar form, with the nodes of their arguments, which depend on the data alone;
+        # None where they are not taken
+        self.opaque: list[tuple[Any, list[np.ndarray]]] | None = None
         self._numbers: dict[tuple, int] = {}
         self._supports: list[int] = []
+        self._of_data: list[bool] = []
 
     def _intern(self, op: str, args: tuple, depends_on_row: bool) -> int:
         key = (op, *(a.hex() if isinstance(a, float) else (type(a), a) for a in args))
@@ -119,6 +124,36 @@ class Graph:
 
     def on_row(self, number: int) -> bool:
         return self.nodes[number].depends_on_row
+
+    def of_data(self, number: int) -> bool:
+        """Whether a node depends neither on a parameter nor on a measured value of the toy."""
+        for node in self.nodes[len(self._of_data) : number + 1]:
+            of_args = node.op in LEAVES or all(self._of_data[a] for a in node.args)
+            self._of_data.append(of_args and node.op not in ("theta", "aux"))
+        return self._of_data[number]
+
+    def takes_opaque(self, eqn: Any, args: list[np.ndarray]) -> bool:
+        """Whether an equation of JAX is of the data alone, and its outputs may be opaque nodes."""
+        if self.opaque is None or any(v.aval.dtype.kind not in "fiub" for v in eqn.outvars):
+            return False
+        numbers = [int(n) for array in args for n in array.ravel()]
+        return all(map(self.of_data, numbers)) and any(map(self.on_row, numbers))
+
+    def add_opaque(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
+        """The outputs of such an equation."""
+        assert self.opaque is not None
+        self.opaque.append((eqn, args))
+        k, outputs = len(self.opaque) - 1, []
+        for position, variable in enumerate(eqn.outvars):
+            shape = variable.aval.shape
+            each = [self._intern("opaque", (k, position, place), True) for place in range(math.prod(shape))]
+            outputs.append(np.array(each, dtype=np.int64).reshape(shape))
+        return outputs
+
+    def is_condition(self, number: int) -> bool:
+        """Whether an opaque node is true or false."""
+        k, position, _ = self.nodes[number].args
+        return self.opaque is not None and self.opaque[k][0].outvars[position].aval.dtype.kind == "b"
 
     def support(self, number: int) -> int:
         """The parameters by which the derivative of a node may differ from zero, as a set of bits."""

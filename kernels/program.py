@@ -216,6 +216,7 @@ def build_program(
     n_columns: int,
     n_shared: int = 0,
     n_aux: int = 0,
+    opaque: bool = False,
 ) -> Program:
     """The program of a cost.
 
@@ -228,6 +229,9 @@ def build_program(
         integral together with its density) but must not depend on it.
     n_params, n_columns, n_shared, n_aux : int
         Number of parameters, of columns that belong to each toy, of columns shared by all toys, of measured values.
+    opaque : bool
+        Whether operations without scalar form may be taken as they are where they depend on the data alone, see
+        `kernels.known`.
 
     Raises
     ------
@@ -239,6 +243,7 @@ def build_program(
         If `rest` depends on the row.
     """
     graph, n = Graph(), n_outputs(n_params)
+    graph.opaque = [] if opaque else None
     kinds = [("theta", k) for k in range(n_params)]
     kinds += [("row", k) for k in range(n_columns)] + [("shared", k) for k in range(n_shared)]
     kinds += [("aux", k) for k in range(n_aux)]
