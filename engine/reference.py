@@ -89,9 +89,9 @@ class IndependentCost:
         if rows.form not in compiled:
             f = cost.reference(rows)
             both = jax.jit(jax.value_and_grad(f)), jax.jit(functools.partial(_hessian, f))
-            # of two threads the first wins, so that both use one, and none compiles what the other does
+            # of two threads the first wins, so that both use one, and one waits while the other compiles
             compiled.setdefault(rows.form, (*both, threading.Lock()))
-        self.first_order, self.second_order, self.compiling = compiled[rows.form]
+        self.first_order, self.second_order, self.lock = compiled[rows.form]
         self.toy: int | None = None
         self.data: tuple = ()
 
@@ -109,7 +109,7 @@ class IndependentCost:
         return np.asarray(self._of_toy(self.second_order, toy, theta))
 
     def _of_toy(self, f: Callable, toy: int, theta: np.ndarray) -> Any:
-        with jax.enable_x64(True), self.compiling:
+        with jax.enable_x64(True), self.lock:
             if self.toy != toy:
                 leaves = zip(self.rows.leaves, self.padded, strict=True)
                 lanes = [lane_data(leaf, np.array([toy]), n) for leaf, n in leaves]

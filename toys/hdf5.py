@@ -44,7 +44,7 @@ File, Group, Dataset = h5py.File, h5py.Group, h5py.Dataset
 LIBVER = ("v110", "v110")
 # what fits into a core's cache is copied, summed and written fastest
 CHUNK_BYTES = 2**18
-# so many chunks are copied and summed together: HDF5 lets in one thread at a time, and takes them as they are
+# chunks are copied and summed outside of HDF5, which lets in one thread at a time: so many bytes together
 STAGED_BYTES = 2**22
 CHECKSUM_BYTES = 4
 # deflate makes at most so little of zeros
@@ -98,7 +98,7 @@ def _per_chunk(shape: tuple[int, ...], dtype: np.dtype, axis: int) -> int:
 
 
 class Column:
-    """A new dataset that is written along an axis, from its beginning on.
+    """A new dataset that is written along an axis, from its beginning on; until `close`, its last chunk is missing.
 
     Attributes
     ----------
@@ -106,12 +106,13 @@ class Column:
     axis : int
     length : int
         Entries that were appended.
+    rest : (n, ...) array
+        Those that do not fill a chunk yet.
     """
 
     def __init__(self, dataset: h5py.Dataset, axis: int) -> None:
         self.dataset, self.axis, self.length = dataset, axis, 0
-        others = dataset.shape[:axis] + dataset.shape[axis + 1 :]
-        self.rest = np.empty((0, *others), dataset.dtype)  # entries that do not fill a chunk yet
+        self.rest = np.empty((0, *dataset.shape[:axis], *dataset.shape[axis + 1 :]), dataset.dtype)
 
     def append(self, array: np.ndarray) -> None:
         entries = np.moveaxis(array, self.axis, 0)
@@ -131,34 +132,31 @@ class Column:
             self.rest = entries[n_whole:].copy()
 
     def close(self) -> None:
-        """Write the last chunk; no more can be appended."""
-        self._write(self.length - len(self.rest), self.rest)
+        """Write the last chunk, in which what is missing is zero; no more can be appended."""
+        if self.rest.size:
+            last = np.zeros((self.dataset.chunks[self.axis], *self.rest.shape[1:]), self.rest.dtype)
+            last[: len(self.rest)] = self.rest
+            self._write(self.length - len(self.rest), last)
 
     def _write(self, first: int, entries: np.ndarray) -> None:
-        """Write chunks that begin with entry `first`; what is missing of the last one is zero."""
-        if not entries.size:
-            return
+        """Write whole chunks, which begin with entry `first`."""
         chunk, dtype, per_chunk = self.dataset.chunks, self.dataset.dtype, self.dataset.chunks[self.axis]
         n_bytes = dtype.itemsize * math.prod(chunk)
         whole = n_bytes + CHECKSUM_BYTES
         pitch = -(-whole // 8) * 8  # so that items are where numpy wants them
-        n_staged = min(-(-len(entries) // per_chunk), max(1, STAGED_BYTES // pitch))
-        staged = np.zeros((n_staged, pitch), np.uint8)
-        strides = (pitch, *np.empty(chunk, dtype).strides)
-        chunks = np.ndarray((n_staged, *chunk), dtype, staged, strides=strides)
-        chunks = np.moveaxis(chunks, 1 + self.axis, 1)
+        at_once = max(1, STAGED_BYTES // pitch)
         offset = [0] * len(chunk)
-        for at in range(0, len(entries), n_staged * per_chunk):
-            block = entries[at : at + n_staged * per_chunk]
-            n_whole, n_left = divmod(len(block), per_chunk)
-            chunks[:n_whole] = block[: n_whole * per_chunk].reshape(n_whole, *chunks.shape[1:])
-            if n_left:
-                chunks[n_whole, :n_left] = block[-n_left:]
-                chunks[n_whole, n_left:] = 0
-            staged[:, n_bytes:] = 0
+        for at in range(0, len(entries), at_once * per_chunk):
+            block = entries[at : at + at_once * per_chunk]
+            n_chunks = len(block) // per_chunk
+            staged = np.empty((n_chunks, pitch), np.uint8)
+            strides = (pitch, *np.empty(chunk, dtype).strides)
+            chunks = np.moveaxis(np.ndarray((n_chunks, *chunk), dtype, staged, strides=strides), 1 + self.axis, 1)
+            chunks[...] = block.reshape(n_chunks, per_chunk, *block.shape[1:])
+            staged[:, n_bytes:] = 0  # an odd number of bytes is summed with a zero behind it
             sums = fletcher32(staged.view(np.uint16), -(-n_bytes // 2)).astype("<u4")
-            staged[:, n_bytes:whole] = sums.view(np.uint8).reshape(n_staged, CHECKSUM_BYTES)
-            for k in range(n_whole + bool(n_left)):
+            staged[:, n_bytes:whole] = sums.view(np.uint8).reshape(n_chunks, CHECKSUM_BYTES)
+            for k in range(n_chunks):
                 offset[self.axis] = first + at + k * per_chunk
                 self.dataset.id.write_direct_chunk(tuple(offset), staged[k, :whole])
 
@@ -217,7 +215,8 @@ def walk(group: h5py.Group, depth: int = 1) -> Iterator[tuple[str, h5py.Dataset]
     """All datasets in a group and the groups in it, by name; ValueError if it is none, or deeper, as one in itself."""
     if not isinstance(group, h5py.Group) or depth < 0:
         raise ValueError(f"{group.name} is no group of arrays")
-    for name, item in group.items():
+    for name in group:
+        item = group[name]  # of one that is damaged, `items` gives None
         if isinstance(item, h5py.Group):
             yield from ((f"{name}/{inner}", dataset) for inner, dataset in walk(item, depth - 1))
         else:

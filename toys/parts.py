@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -219,10 +218,8 @@ def remove_parts(path: str | Path) -> None:
     parts, temporaries = _list_parts(path)
     directory = parts_directory(path)
     with writing(directory):
-        files = [part for _, _, part in parts] + [temporary for _, temporary in temporaries]
-        # to give 32 MiB back takes the system as long as to write a third of them
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda file: file.unlink(missing_ok=True), files))
+        for file in [part for _, _, part in parts] + [temporary for _, temporary in temporaries]:
+            file.unlink(missing_ok=True)
         if directory.exists():
             directory.rmdir()
 

@@ -512,6 +512,16 @@ def test_a_device_is_opened_while_the_rest_is_imported(monkeypatch, device, open
     assert there == opened
 
 
+@pytest.mark.parametrize("code", [0, 2, 130])
+def test_a_thread_that_hangs_does_not_keep_the_process(code):
+    program = (
+        f"import sys, threading; sys.path.insert(0, {str(SCRIPTS)!r}); from arguments import leave; "
+        f"threading.Thread(target=threading.Event().wait).start(); print('said'); leave({code})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "said\n", "")
+
+
 # --- observed data -----------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -888,3 +889,13 @@ def test_toys_of_another_model(study):
     assert generate(moved, 3, seed=1).values.min() >= 4.0
     with pytest.raises(ValueError, match="truth names 'lam', but the parameters are mu, n, tau"):
         bias.at({"lam": 1.0})
+
+
+def test_threads_take_turns_as_before_when_the_last_of_several_runs_has_ended():
+    before, turns = sys.getswitchinterval(), run_module._QuickTurns()
+    with turns:
+        turns.__enter__()
+        assert sys.getswitchinterval() == pytest.approx(run_module.SWITCH_INTERVAL)
+    assert sys.getswitchinterval() == pytest.approx(run_module.SWITCH_INTERVAL)
+    turns.__exit__()
+    assert sys.getswitchinterval() == pytest.approx(before)

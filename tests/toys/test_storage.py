@@ -925,3 +925,10 @@ def test_chunks_are_those_that_hdf5_writes(path, monkeypatch, shape, axis, dtype
         for k in range(theirs.id.get_num_chunks()):
             offset = theirs.id.get_chunk_info(k).chunk_offset
             assert ours.id.read_direct_chunk(offset) == theirs.id.read_direct_chunk(offset)
+
+
+def test_an_array_that_cannot_be_reached_is_noticed(joined):
+    with h5py.File(joined, "r+") as file:
+        file["toys/weights"] = h5py.SoftLink("/nowhere")
+    with pytest.raises(StorageError, match="is damaged"):
+        storage.load_toys(joined)
