@@ -7,7 +7,7 @@ by JAX itself, while the graph is built.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -89,6 +89,8 @@ _FOLDED_ON_INTEGERS = _NOT_ON_INTEGERS | {"sign", "max", "min", "clamp", "reduce
 _CONTROL = {"while"}  # never carried out, not even on constants
 # A loop of more turns is not written out.
 MAX_TURNS = 256
+# A larger matrix is not factorised in scalars.
+MAX_MATRIX = 6
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
 _CALLS |= {"custom_vjp_call": "call_jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr", "core_call": "call_jaxpr"}
 _OWN_RULE = {"custom_jvp_call", "custom_vjp_call"}
@@ -278,6 +280,19 @@ class _Interpreter:
     def where(self) -> str:
         return _where(*reversed(self.origin or self.within))
 
+    def do_cumsum(self, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
+        return [self.cumulative("add", eqn, a)]
+
+    def do_cumprod(self, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
+        return [self.cumulative("mul", eqn, a)]
+
+    def cumulative(self, op: str, eqn: Any, numbers: np.ndarray) -> np.ndarray:
+        moved = np.moveaxis(numbers, eqn.params["axis"], 0)
+        result = moved[::-1].copy() if eqn.params["reverse"] else moved.copy()
+        for k in range(1, len(result)):
+            result[k] = self.elementwise(lambda a, b: self.graph.apply(op, int(a), int(b)), result[k - 1], result[k])
+        return np.moveaxis(result[::-1] if eqn.params["reverse"] else result, 0, eqn.params["axis"])
+
     def do_integer_pow(self, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
         return [self.elementwise(lambda n: self.graph.power(int(n), eqn.params["y"]), a)]
 
@@ -369,6 +384,52 @@ class _Interpreter:
         shape, dimension = eqn.params["shape"], eqn.params["dimension"]
         index = np.indices(shape)[dimension]
         return [self.constants(index.astype(eqn.params["dtype"]))]
+
+    def do_platform_index(self, eqn: Any) -> list[np.ndarray]:
+        """Which of the branches that follow is for a CPU, or for all platforms without one of their own."""
+        for k, platforms in enumerate(eqn.params["platforms"]):
+            if platforms is None or "cpu" in platforms:
+                return [np.array(self.graph.const(k))]
+        raise UntranslatableError(f"a choice by platforms without a CPU{self.where()}")
+
+    def do_cholesky(self, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
+        """The lower factor, written out; NaN where the matrix is not positive definite."""
+        graph, n = self.graph, self.small(a)
+        factor = np.full((n, n), graph.const(0.0))
+        for j in range(n):
+            for i in range(j, n):
+                rest = self.less_products(int(a[i, j]), zip(factor[i, :j], factor[j, :j], strict=True))
+                factor[i, j] = graph.apply("sqrt", rest) if i == j else graph.apply("div", rest, int(factor[j, j]))
+        return [factor]
+
+    def do_triangular_solve(self, eqn: Any, a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
+        graph, n, params = self.graph, self.small(a), eqn.params
+        if b.ndim != 2:
+            raise UntranslatableError(f"a solution for many matrices{self.where()}")
+        left, lower = params["left_side"], params["lower"] != (params["transpose_a"] == params["left_side"])
+        # a^T where one of the two is asked for: x a = b is a^T x^T = b^T
+        a, b = a.T if params["transpose_a"] == left else a, b if left else b.T
+        x = np.empty(b.shape, dtype=np.int64)
+        for i in range(n) if lower else reversed(range(n)):
+            known = slice(0, i) if lower else slice(i + 1, n)
+            for c in range(b.shape[1]):
+                x[i, c] = self.less_products(int(b[i, c]), zip(a[i, known], x[known, c], strict=True))
+                if not params["unit_diagonal"]:
+                    x[i, c] = graph.apply("div", int(x[i, c]), int(a[i, i]))
+        return [x if left else x.T]
+
+    def small(self, a: np.ndarray) -> int:
+        """The size of a matrix that may be written out."""
+        if a.ndim != 2 or len(a) > MAX_MATRIX:
+            raise UntranslatableError(
+                f"a matrix of shape {a.shape}, more than {MAX_MATRIX} x {MAX_MATRIX}{self.where()}"
+            )
+        return len(a)
+
+    def less_products(self, number: int, pairs: Iterable[tuple]) -> int:
+        for left, right in pairs:
+            number = self.graph.apply("sub", number, self.graph.apply("mul", int(left), int(right)))
+        return number
 
     def do_dot_general(self, eqn: Any, a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
         (contract_a, contract_b), (batch_a, _) = eqn.params["dimension_numbers"]

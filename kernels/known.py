@@ -20,6 +20,7 @@ __all__ = ["Known", "separated"]
 
 AT_ONCE = 2**14  # rows that are computed together
 MOST_COLUMNS = 32
+_QUICK = {"add", "sub", "mul", "neg", "abs", "max", "min"}
 _CONDITIONS = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "is_finite"}
 
 
@@ -78,10 +79,12 @@ def _chosen(graph: Graph, outputs: list[int]) -> list[int]:
         op, args, _ = graph.nodes[number]
         if op == "opaque" and graph.is_condition(number):
             raise UntranslatableError("a condition has no scalar form")
-        if graph.of_data(number) and op not in _CONDITIONS:
+        needed = [] if op == "opaque" else [a for a in args if needs[a]]
+        # of a single one, what is quickly done is done at every step
+        if graph.of_data(number) and op not in _CONDITIONS and not (op in _QUICK and len(needed) == 1):
             chosen.add(number)
         else:
-            stack += [a for a in args if needs[a]]
+            stack += needed
     return sorted(chosen)
 
 
@@ -134,14 +137,19 @@ def _computing(nodes: list[Node], opaque: list, chosen: list[int]) -> Callable[[
 
 def _of_equation(eqn: Any, numbers: list[np.ndarray], values: dict[int, Any], n_rows: int) -> list[Array]:
     """The outputs of an equation of JAX, for each row."""
-    inputs = []
+    inputs, axes = list[Any](), list[int | None]()
     for array, atom in zip(numbers, eqn.invars, strict=True):
-        columns = [jnp.broadcast_to(jnp.asarray(values[int(n)], atom.aval.dtype), (n_rows,)) for n in array.ravel()]
-        stacked = jnp.stack(columns, axis=1) if columns else jnp.zeros((n_rows, 0), atom.aval.dtype)
-        inputs.append(stacked.reshape(n_rows, *array.shape))
+        elements, dtype = [values[int(n)] for n in array.ravel()], atom.aval.dtype
+        if any(isinstance(element, Array) for element in elements):
+            columns = [jnp.broadcast_to(jnp.asarray(element, dtype), (n_rows,)) for element in elements]
+            inputs.append(jnp.stack(columns, axis=1).reshape(n_rows, *array.shape))
+            axes.append(0)
+        else:  # a table is the same for all rows
+            inputs.append(jnp.asarray(np.array(elements, dtype=dtype).reshape(array.shape)))
+            axes.append(None)
 
     def of_row(*row: Array) -> list[Array]:
         outputs = eqn.primitive.bind(*row, **eqn.primitive.get_bind_params(eqn.params))
         return outputs if eqn.primitive.multiple_results else [outputs]
 
-    return jax.vmap(of_row)(*inputs)
+    return jax.vmap(of_row, in_axes=tuple(axes))(*inputs)

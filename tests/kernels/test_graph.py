@@ -9,6 +9,7 @@ import pytest
 import scipy.special
 from jax import lax
 from jax.scipy import special, stats
+from jax.scipy.linalg import solve_triangular
 
 from kernels.graph import _ELEMENTWISE, Graph, UntranslatableError, trace
 from kernels.operations import FUNCTIONS
@@ -19,6 +20,19 @@ from kernels.xla import row_sums, row_sums_untranslated
 
 TABLE = np.array([0.5, -1.25, 2.0, 0.75])
 POINT = np.array([0.7, 1.3])
+
+
+COLUMN = np.array([0.5, -1.0, 1.5])
+TRIANGULAR = [
+    {"trans": trans, "lower": lower, "unit_diagonal": unit}
+    for trans in (0, 1)
+    for lower in (False, True)
+    for unit in (False, True)
+]
+
+
+def square(a, b):
+    return jnp.outer(COLUMN * a, jnp.flip(COLUMN)) + b * jnp.eye(3)
 
 
 @jax.custom_jvp
@@ -119,6 +133,17 @@ CASES = {
     "xlogy": lambda a, b, x, y: special.xlogy(x, a * x + b),
     "norm.logpdf": lambda a, b, x, y: stats.norm.logpdf(x, a, b) + stats.norm.pdf(y, a, b),
     "norm.cdf": lambda a, b, x, y: jnp.log(stats.norm.cdf(x, a, b) + 0.1),
+    "cumsum cumprod": lambda a, b, x, y: (
+        jnp.cumsum(jnp.stack([a, x * b, y])) @ jnp.cumprod(jnp.stack([x, a, b]))
+        + lax.cumsum(jnp.outer(jnp.stack([a, x]), TABLE), axis=1, reverse=True)[1] @ TABLE
+    ),
+    "multivariate_normal": lambda a, b, x, y: stats.multivariate_normal.logpdf(
+        jnp.stack([x, y, x * y]), jnp.stack([a, b, a * b]), jnp.outer(COLUMN * a, COLUMN * a) + b * jnp.eye(3)
+    ),
+    "triangular solutions": lambda a, b, x, y: sum(
+        jnp.sum(COLUMN * solve_triangular(jnp.tril(square(a, b)) if k & 1 else square(a, b), COLUMN * x + y, **options))
+        for k, options in enumerate(TRIANGULAR)
+    ),
     "stop_gradient": lambda a, b, x, y: a * lax.stop_gradient(b) * x,
     "no row": lambda a, b, x, y: jnp.exp(a * b),
     "no parameter": lambda a, b, x, y: jnp.exp(x * y),
@@ -254,7 +279,7 @@ UNTRANSLATABLE = {
     "while": lambda a, b, x, y: lax.while_loop(lambda v: v < x, lambda v: v + 1, 0.5 * a),
     "sort": lambda a, b, x, y: jnp.sort(jnp.stack([a * x, b]))[0],
     "round": lambda a, b, x, y: jnp.round(a * x),
-    "cumsum": lambda a, b, x, y: jnp.cumsum(jnp.stack([a, x]))[1],
+    "a matrix of shape": lambda a, b, x, y: jnp.linalg.cholesky(jnp.eye(7) * a)[0, 0],
     "an index that depends": lambda a, b, x, y: jnp.array(TABLE)[jnp.sum(x > TABLE)] * a,
     "a conversion from float64 to int": lambda a, b, x, y: jnp.array(TABLE)[jnp.floor(x).astype(int)] * a,
     "'rem' on integers": lambda a, b, x, y: jnp.fmod(jnp.sum(x > TABLE), 2) * a,
