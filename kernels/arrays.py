@@ -419,6 +419,32 @@ class _Reader:
         kept = n_batch + n_a + n_b
         return [self.reduce("add", product, range(kept, kept + n_sum)) if n_sum else product]
 
+    def do_conv_general_dilated(self, eqn: Any, a: _Value, b: _Value) -> list[_Value]:
+        """A convolution along one axis: the sum of a product of windows of `a` over (features, places) of `b`."""
+        p, places = eqn.params, eqn.params["dimension_numbers"]
+        if len(a.shape) != 3 or p["batch_group_count"] != 1 or tuple(p["lhs_dilation"]) != (1,):
+            raise UntranslatableError(f"a convolution of this form{self.where()}")
+        (low, high), (step,), (spread,) = p["padding"][0], p["window_strides"], p["rhs_dilation"]
+        n_groups = int(p["feature_group_count"])
+        a = self.moved(a, lambda v: np.transpose(v, places.lhs_spec))
+        b = self.moved(b, lambda v: np.transpose(v, places.rhs_spec))
+        n_batch, n_features, n = a.shape
+        n_out, n_inside, n_places = b.shape
+        length = (n + low + high - spread * (n_places - 1) - 1) // step + 1
+        if low or high:
+            cut = (slice(None), slice(None), slice(max(low, 0), max(low, 0) + n - max(-low, 0) - max(-high, 0)))
+            a = self.moved(a, lambda v: v[:, :, max(-low, 0) : n - max(-high, 0)])
+            a = self.pieces((n_batch, n_features, n + low + high), [cut], [a])
+        ends = [(k * spread, k * spread + (length - 1) * step + 1) for k in range(n_places)]
+        windows = self.stacked([self.moved(a, lambda v, e=e: v[:, :, e[0] : e[1] : step]) for e in ends], 3)
+        left = self.moved(windows, lambda v: v.reshape(n_batch, n_groups, 1, n_inside, length, n_places))
+        right = self.moved(
+            b, lambda v: v.reshape(n_groups, n_out // n_groups, n_inside, n_places)[None, :, :, :, None, :]
+        )
+        whole = self.reduce("add", self.point("mul", left, right), (3, 5))
+        whole = self.moved(whole, lambda v: v.reshape(n_batch, n_out, length))
+        return [self.moved(whole, lambda v: np.transpose(v, np.argsort(places.out_spec)))]
+
     def indirect(
         self, indices: _Value, operand: Any, sizes: Sequence, dims: Sequence, shape: tuple, batch: dict, mode: Any
     ):

@@ -91,6 +91,20 @@ CASES = {
     "matrix products": lambda x, y: (x @ TABLE, y @ TABLE, jnp.dot(y, x), jnp.outer(x, y[0])),
     "batched product": lambda x, y: (jnp.einsum("kbi,bi->kb", STACK, y), jnp.einsum("kbi,bj,i->kij", STACK, y, x)),
     "cumulative": lambda x, y: (jnp.cumsum(y, 0), jnp.cumprod(x), lax.cumsum(y, 1, reverse=True), lax.cummax(y, 1)),
+    "convolve": lambda x, y: (
+        *(jnp.convolve(x, jnp.array([0.2, -0.5, 0.3]) * x[:3], mode=mode) for mode in ("same", "full", "valid")),
+        jax.vmap(lambda row: jnp.convolve(row, x[:4], mode="same"))(y),
+        jax.vmap(lambda row: jnp.convolve(row, row[1:4], mode="full"))(y),
+        lax.conv_general_dilated(
+            jnp.stack([y, 2 * y]) * x,
+            jnp.stack([y[:2, :3], y[2:, 1:4]] * 2),
+            (2,),
+            [(-1, 3)],
+            rhs_dilation=(2,),
+            dimension_numbers=("NCH", "OIH", "HNC"),
+            feature_group_count=2,
+        ),
+    ),
     "take": lambda x, y: (
         x[np.array([3, 0, 5])],
         y[:, np.array([[1, 1], [4, 0]])] * 2,
