@@ -197,6 +197,10 @@ def _finished(problem: Problem, fits: Fits, start: np.ndarray, rescued: np.ndarr
     score_covariance = problem.cost.score_covariance(problem.rows)
     if score_covariance is not None:
         fits.covariance[:] = sandwich(problem, score_covariance, fits.values, fits.covariance)
+        with np.errstate(invalid="ignore"):
+            undefined = (np.diagonal(fits.covariance, axis1=1, axis2=2) < 0.0).any(axis=1)
+        fits.status[undefined & (fits.status == Status.CONVERGED)] = Status.HESSIAN_NOT_POSDEF
+        fits.posdef[undefined], fits.covariance[undefined], rescued[undefined] = False, np.nan, False
     return as_result(problem, fits, rescued)
 
 

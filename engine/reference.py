@@ -138,8 +138,9 @@ def migrad(
     evaluate: IndependentCost | None = None,
     *,
     exact_hessian: bool = False,
+    quick: bool = False,
 ) -> ReferenceFit:
-    """Fit one toy with MIGRAD: exact gradient, strategy 2, tolerance 1e-6.
+    """Fit one toy with MIGRAD: exact gradient, strategy 2, tolerance 1e-6; with `quick` strategy 0, and one attempt.
 
     With `exact_hessian` it starts and ends with the Hessian of `evaluate`; where it cannot, and without, with finite
     differences.
@@ -162,7 +163,7 @@ def migrad(
         name=cost.names,
     )
     minuit.errordef = settings.errordef
-    minuit.strategy = STRATEGY
+    minuit.strategy = 0 if quick else STRATEGY
     minuit.tol = TOLERANCE
     minuit.print_level = 0
     minuit.limits = list(zip(settings.lower, settings.upper, strict=True))
@@ -170,7 +171,7 @@ def migrad(
     # at a limit Minuit's own parameter has no Hessian; and where it is not positive definite, Minuit asks for its
     # diagonal, which iminuit has not: TypeError
     with contextlib.suppress(*[TypeError] * exact_hessian):
-        minuit.migrad()
+        minuit.migrad(iterate=1 if quick else 5)
     if exact_hessian and not minuit.valid:
         return migrad(cost, rows, toy, start, settings, evaluate)
     covariance = minuit.covariance

@@ -114,7 +114,8 @@ def rescue(
         failed = gauss_newton_first(failed, starts[failed])
     if len(failed):
         evaluate = IndependentCost(cost, rows)
-        found = np.array([migrad(cost, rows, k, start[k], settings, evaluate).values for k in failed])
+        # it only has to come near the minimum
+        found = np.array([migrad(cost, rows, k, start[k], settings, evaluate, quick=True).values for k in failed])
         finite = np.isfinite(found).all(axis=1)
         newton(failed[finite], np.clip(found[finite], settings.lower, settings.upper))
     return rescued
