@@ -711,6 +711,7 @@ def test_untranslatable_model():
     assert result.backend == "jax" and result.valid.all()
     np.testing.assert_allclose(result.values[:, 0], toys.mean(axis=1), rtol=1e-9)
     np.testing.assert_allclose(result.errors[:, 0], toys.mean(axis=1) / np.sqrt(40), rtol=1e-5)
+    assert result.problem.driver.lanes == 16  # as few as have 512 events together
     with pytest.raises(
         ValueError, match=r"the model has no numba form \(.*while.*\): rewrite .* or pass backend='jax'$"
     ):

@@ -21,6 +21,7 @@ from engine import (
 )
 from engine.data import counts_of
 from engine.fit import refit
+from engine.sandwich import sandwich
 from kernels import norm
 
 # a fit ends within 3e-7 of an error of its minimum, where the Hessian is another one
@@ -292,3 +293,18 @@ def test_sums_of_weights_whose_scale_is_no_float_are_bad():
     data[1, :, 1] = 5e-324
     _, bad = counts_of(data, 2)
     assert bad.tolist() == [False, True]
+
+
+def test_a_variance_that_rounding_made_negative_is_no_error(monkeypatch):
+    def rounded(*arguments):
+        covariance = sandwich(*arguments)
+        covariance[1, 0, 0] = -1e-12
+        return covariance
+
+    monkeypatch.setattr("engine.fit.sandwich", rounded)
+    rng = np.random.default_rng(6)
+    events = [rng.exponential(2.0, 100) for _ in range(3)]
+    result = fit_batch(UnbinnedNLL(decay), Weighted(events, [np.ones(100)] * 3), {"lam": 1.5})
+    np.testing.assert_array_equal(result.status, [Status.CONVERGED, Status.HESSIAN_NOT_POSDEF, Status.CONVERGED])
+    np.testing.assert_array_equal(result.valid, [True, False, True])
+    np.testing.assert_array_equal(np.isnan(result.errors[:, 0]), [False, True, False])
