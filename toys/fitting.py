@@ -22,7 +22,9 @@ from toys.options import Options
 from toys.packing import Arrays, bytes_per_toy, describe, pack, unpack
 from toys.study import Study, generate, thrown_by
 
-__all__ = ["Compiled", "Fitter", "compile_study", "join_minos"]
+__all__ = ["REFERENCE", "Compiled", "Fitter", "compile_study", "join_minos"]
+
+REFERENCE = "reference"  # the thread that compiles what validates the fits
 
 
 class Compiled(NamedTuple):
@@ -66,7 +68,7 @@ def compile_study(study: Study, options: Options) -> Compiled:
         )
     toys = pack(study.cost, data)
     if options.validate:
-        threading.Thread(target=_compile_reference, args=(study, toys), name="reference").start()
+        threading.Thread(target=_compile_reference, args=(study, toys), name=REFERENCE).start()
     return Compiled(
         # on an accelerator the toys are thrown where they are fitted
         "jax" if result.backend == "jax" else sampled,

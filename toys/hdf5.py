@@ -144,12 +144,13 @@ class Column:
         n_bytes = dtype.itemsize * math.prod(chunk)
         whole = n_bytes + CHECKSUM_BYTES
         pitch = -(-whole // 8) * 8  # so that items are where numpy wants them
-        at_once = max(1, STAGED_BYTES // pitch)
+        at_once = min(len(entries) // per_chunk, max(1, STAGED_BYTES // pitch))
+        memory = np.empty((at_once, pitch), np.uint8)
         offset = [0] * len(chunk)
-        for at in range(0, len(entries), at_once * per_chunk):
+        for at in range(0, len(entries), max(at_once, 1) * per_chunk):
             block = entries[at : at + at_once * per_chunk]
             n_chunks = len(block) // per_chunk
-            staged = np.empty((n_chunks, pitch), np.uint8)
+            staged = memory[:n_chunks]
             strides = (pitch, *np.empty(chunk, dtype).strides)
             chunks = np.moveaxis(np.ndarray((n_chunks, *chunk), dtype, staged, strides=strides), 1 + self.axis, 1)
             chunks[...] = block.reshape(n_chunks, per_chunk, *block.shape[1:])

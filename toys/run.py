@@ -264,7 +264,7 @@ def _fit(
             result, minos = fitter.fit(data, len(toys), advance)
         arrays = pack(study.cost, data)
         refits.keep(toys.start, arrays, result)
-        while refits.waiting and writer.busy:
+        while refits.ready and writer.busy:
             with _timed(times, "validate"):
                 refits.next()
         with _timed(times, "wait for the disk"):

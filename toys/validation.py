@@ -1,7 +1,10 @@
 """MIGRAD on some toys of a run, spread evenly over it, whether the run keeps its toys or not."""
 
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -15,9 +18,11 @@ from engine.result import FitResult
 from toys import storage
 from toys.checksums import checksums
 from toys.files import StorageError
+from toys.fitting import REFERENCE
 from toys.packing import Arrays, concatenate, unpack
 from toys.redrawing import redraw
 from toys.study import Study
+from toys.writer import AT_ONCE
 
 __all__ = ["Refits", "validate_run"]
 
@@ -56,12 +61,19 @@ class Refits:
 
     def keep(self, first: int, arrays: Arrays, fits: FitResult) -> None:
         """Keep copies of the chosen toys among toys first, first + 1, ..., which were fitted."""
+        fits = replace(fits, problem=None)  # which holds the data of all of them
         for toy in self.chosen[(self.chosen >= first) & (self.chosen < first + len(fits))][: self.room]:
             k = [int(toy) - first]
             copies = {
                 name: array.take(k) if isinstance(array, Ragged) else array[k] for name, array in arrays.toys.items()
             }
             self.waiting.append(_Sample(np.array([toy]), Arrays(copies, arrays.shared), cast(FitResult, fits[k])))
+
+    @property
+    def ready(self) -> bool:
+        """Whether a toy waits, not for what is still compiled, and there are more cores than the writers need."""
+        cores = (os.cpu_count() or 1) > AT_ONCE
+        return cores and bool(self.waiting) and not any(thread.name == REFERENCE for thread in threading.enumerate())
 
     @property
     def room(self) -> int:

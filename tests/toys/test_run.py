@@ -151,6 +151,7 @@ def test_validation_rows(study, whole):
 def test_migrad_fits_while_the_disk_is_busy(study, whole, monkeypatch, tmp_path, busy, told):
     monkeypatch.setattr(run_module, "LARGEST_CHUNK", 4)  # 22 toys are 6 chunks, with toys 0, 5, 10, 15 and 21 of five
     monkeypatch.setattr(Writer, "busy", busy)
+    monkeypatch.setattr(validation.Refits, "ready", property(lambda refits: bool(refits.waiting)))
     read, sample = [], validation._read
     monkeypatch.setattr(validation, "_read", lambda *given: read.append(given[-1].tolist()) or sample(*given))
     steps, events = [], []
