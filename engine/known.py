@@ -1,6 +1,5 @@
 """Rows with what depends on the data alone: drivers read it as further columns (see `kernels.known`)."""
 
-import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +8,7 @@ from engine.cost import Cost
 from engine.data import Rows
 from engine.sums import pack
 from kernels.known import Known, separated
+from kernels.nodes import UntranslatableError
 
 __all__ = ["with_known"]
 
@@ -30,14 +30,20 @@ def _of_leaf(cost: Cost, rows: Rows) -> Rows:
 
 
 def _made(cost: Cost, rows: Rows) -> Known | None:
-    # what is wrong with the model is told where it is fitted
-    with contextlib.suppress(Exception):
+    """What computes the columns of rows of this form; the program is kept where `Cost.program` looks for it."""
+    programs = cost.kept("programs")
+    try:
         program, known = separated(cost.built(rows, opaque=True))
-        if known is not None:
-            form = _extended(rows, known, np.zeros((known.n, _data(rows).shape[1]))).form
-            cost.kept("programs")[form] = program
-            return known
-    return None
+    except UntranslatableError as reason:
+        programs.setdefault(rows.form, reason)
+        return None
+    except Exception:  # what is wrong with the model is told where it is fitted
+        return None
+    form = rows.form
+    if known is not None:
+        form = _extended(rows, known, np.zeros((known.n, _data(rows).shape[1]))).form
+    programs.setdefault(form, program)
+    return known
 
 
 def _data(rows: Rows) -> np.ndarray:

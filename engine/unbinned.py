@@ -89,12 +89,13 @@ class _Unbinned(Cost):
 
     def program(self, rows: Rows) -> Program:
         """As of any cost; warns, once, of observables that the model does not use."""
-        known = rows.form in self.kept("programs")
         program = super().program(rows)
-        n = sum(name != WEIGHT for name in rows.names)
+        looked, n = self.kept("observables"), sum(name != WEIGHT for name in rows.names)
+        if n == 1 or rows.form in looked or any(name.startswith("known") for name in rows.names):
+            return program
+        looked[rows.form] = True
         used = {node.args[0] for node in (program.graph.nodes[k] for k in program.live) if node.op == "row"}
-        known |= any(name.startswith("known") for name in rows.names)
-        if not known and n > 1 and (unused := [k for k in range(n) if k not in used]):
+        if unused := [k for k in range(n) if k not in used]:
             told = ", ".join(f"x[{k}]" for k in unused[:3]) + (", ..." if len(unused) > 3 else "")
             warnings.warn(
                 f"{called(self.model)} does not use {told} of {n} observables: the data of each toy have the shape "

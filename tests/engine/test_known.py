@@ -7,6 +7,7 @@ import pytest
 from scipy import interpolate
 
 from engine import ExtendedUnbinnedNLL, NormalConstraint, UnbinnedNLL, Weighted, fit_batch
+from engine.cost import Cost
 from engine.cpu import NumbaDriver
 from engine.xla import XlaDriver
 from kernels import expon, norm, truncexpon
@@ -127,3 +128,13 @@ def test_a_model_with_scalar_form_keeps_its_rows():
     cost = UnbinnedNLL(lambda x, f: f * norm.pdf(x, 3.0, 1.0) + (1.0 - f) * 0.1)
     rows = cost.rows(TOYS)
     assert NumbaDriver(cost, rows).rows is rows
+
+
+@pytest.mark.parametrize("model", [lambda x, mu: norm.pdf(x, mu, 1.0), lambda x, mu: norm.pdf(x, mu, 1.0) * height(x)])
+def test_a_model_is_translated_once(model, monkeypatch):
+    built, build = [], Cost.built
+    monkeypatch.setattr(Cost, "built", lambda cost, rows, **options: built.append(cost) or build(cost, rows, **options))
+    cost = UnbinnedNLL(model)
+    for _ in range(2):
+        NumbaDriver(cost, cost.rows(TOYS))
+    assert built == [cost]
