@@ -590,5 +590,5 @@ def compile_arrays(function: Callable, input_shapes: Sequence[tuple[int, ...]]) 
     text, masks, _ = _function_source(function, input_shapes, "evaluate", pool)
     zero = [not mask.any() for mask in masks]
     signature = f"void({', '.join(['f8[::1]'] * (1 + len(input_shapes) + len(zero)))})"
-    text = text.replace("@njit(**", f"@njit({signature!r}, cache=True, **")
+    text = text.replace("@lowered(**", f"@lowered({signature!r}, cache=True, **")
     return ArrayFunction(import_source(_HEADER + text).evaluate, pool.flat(), zero)

@@ -66,7 +66,7 @@ def term_derivatives(term: Callable) -> Callable:
 
 _KERNEL = """
 
-@njit(forceinline=True, **COMPILE_ROW)
+@lowered(forceinline=True, **COMPILE_ROW)
 def weighted_products(jacobian, weights, hessian, scaled):
     # blocks of two rows and four columns: what is read is used eight times, and the sums fit the registers
     for i in range(ZERO, N_PARAMS, TWO):
@@ -106,7 +106,7 @@ def weighted_products(jacobian, weights, hessian, scaled):
             hessian[below + j] = b
 
 
-@njit(forceinline=True, **COMPILE_ROW)
+@lowered(forceinline=True, **COMPILE_ROW)
 def weighted_sums(jacobian, weights, sums):
     blocks = N_PARAMS // FOUR * FOUR
     for i in range(ZERO, blocks, FOUR):
@@ -126,7 +126,7 @@ def weighted_sums(jacobian, weights, sums):
         sums[i] = total
 
 
-@njit({signature!r}, cache=True, **COMPILE_ROW)
+@lowered({signature!r}, cache=True, **COMPILE_ROW)
 def row_sums(theta, rows, shared, aux, begin, end, order, out):
     constants = shared[0]
 {views}
@@ -140,12 +140,11 @@ def row_sums(theta, rows, shared, aux, begin, end, order, out):
     out[0] = value
     out[1] = absolute
     weighted_sums(jacobian, slope, out[2:{hessian}])
-    if order == FIRST:
-        return
+    hessian = out[{hessian}:{memory}]
     if order == EXPECTED:
         derivatives(constants, mu, {expectations}terms, slope, curvature, w1)
-    hessian = out[{hessian}:{memory}]
-    weighted_products(jacobian, curvature, hessian, scaled)
+    if order > FIRST:
+        weighted_products(jacobian, curvature, hessian, scaled)
 """
 _CURVED = """    if order == SECOND:
         bend(constants, theta, {shared}slope, second, w2)

@@ -293,7 +293,7 @@ class _Writer:
         lines = [f"U{n} = np.uint64({n})" for n in sorted(integers)]
         # parts of arrays that are handed to a function are counted, which takes as long as few bins
         inline = "" if own_memory else "forceinline=True, "
-        lines += ["", "", f"@njit({inline}**COMPILE_ROW)", f"def {name}({', '.join(arguments)}):"]
+        lines += ["", "", f"@lowered({inline}**COMPILE_ROW)", f"def {name}({', '.join(arguments)}):"]
         lines += [f"    w = np.zeros({self.n_scratch})"] if self.n_scratch and own_memory else []
         return "\n".join([*lines, *(f"    {line}" for line in body or ["pass"])]) + "\n"
 

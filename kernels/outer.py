@@ -13,14 +13,14 @@ ONE, TWO, THREE, FOUR = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
 HESSIAN = np.uint64({hessian})
 
 
-@njit(**COMPILE_ROW)
+@lowered(**COMPILE_ROW)
 def add_element(out, i, j, value, twice):
     if i < j:
         i, j = j, i
     out[HESSIAN + i * (i + ONE) // TWO + j] += value + value if twice and i == j else value
 
 
-@njit(**COMPILE_ROW)
+@lowered(**COMPILE_ROW)
 def add_outer(work, n, stride, starts, index, gradient, hessian, out):
     # row k of `work` holds entry k of the vectors in n places, `stride` apart from the next; the weights follow
     use_wide_vectors()
@@ -77,7 +77,7 @@ def _table(name: str, rows: Sequence[tuple], width: int) -> str:
     return f"{name} = np.array({[n for row in rows for n in row]}, dtype=np.uint64).reshape(-1, {width})"
 
 
-def add_outer(name: str, n: str, stride: int) -> str:
-    """The call that adds the products of n rows."""
+def add_outer(name: str, work: str, n: str, stride: int) -> str:
+    """The call that adds the products of n rows, whose entries are in `work`."""
     tables = ", ".join(f"{name}_{key}" for key in ("STARTS", "INDEX", "GRADIENT", "HESSIAN"))
-    return f"add_outer(work, {n}, np.uint64({stride}), {tables}, out)"
+    return f"add_outer({work}, {n}, np.uint64({stride}), {tables}, out)"

@@ -24,7 +24,7 @@ import llvmlite
 import numba
 from llvmlite import binding
 
-from kernels import vectormath, vectorpower, vectortrig
+from kernels import lowering, vectormath, vectorpower, vectortrig
 from kernels.edges import LOWER, UPPER, Edges, split_at_edges
 from kernels.graph import trace
 from kernels.nodes import Graph
@@ -80,11 +80,11 @@ def kernel_source(program: Program, adjacent: bool = False) -> str:
         lines += [f"work = np.zeros({(len(outer.nodes) + BEYOND) * BLOCK})"]
         lines += [f"for start in range(first, np.uint64(end), np.uint64({BLOCK})):"]
         lines += [f"    n = min(np.uint64({BLOCK}), np.uint64(end) - start)", "    for b in range(n):"]
-        lines += [*_indented(["i = start + b", *row], 2), f"    {add_outer('ROWS', 'n', BLOCK)}"]
+        lines += [*_indented(["i = start + b", *row], 2), f"    {add_outer('ROWS', 'work', 'n', BLOCK)}"]
     if outer_rest.vectors:
-        lines += [f"work = np.zeros({len(outer_rest.nodes) + BEYOND})"]
-        lines += [f"work[{k}] = v{node}" for k, node in enumerate(outer_rest.nodes)]
-        lines += [add_outer("REST", "np.uint64(1)", 1)]
+        lines += [f"rest = np.zeros({len(outer_rest.nodes) + BEYOND})"]
+        lines += [f"rest[{k}] = v{node}" for k, node in enumerate(outer_rest.nodes)]
+        lines += [add_outer("REST", "rest", "np.uint64(1)", 1)]
     of_rows = []
     for k, (terms, rest) in enumerate(zip(program.combinations, program.rest, strict=True)):
         parts = [f"s{m}" if c is None else f"v{c} * s{m}" for c, m in terms]
@@ -171,6 +171,7 @@ _HEADER = f"""import math
 import numpy as np
 from numba import njit
 
+from kernels.lowering import lowered
 from kernels.vectormath import COMPILE_HELPER, COMPILE_ROW, use_wide_vectors
 from kernels.vectormath import digamma, erf, erfc, exp, lgamma, log, trigamma
 from kernels.vectorpower import cbrt, expm1, log1p, pow
@@ -189,7 +190,9 @@ def compiled_by() -> list[str]:
 def import_source(source: str) -> types.ModuleType:
     """Import generated source as a module whose file is named by its hash, so that numba caches it on disk."""
     made_by = compiled_by()
-    made_by += [Path(str(m.__file__)).read_text(encoding="utf-8") for m in (vectormath, vectorpower, vectortrig)]
+    made_by += [
+        Path(str(m.__file__)).read_text(encoding="utf-8") for m in (lowering, vectormath, vectorpower, vectortrig)
+    ]
     digest = hashlib.sha256("\0".join([source, *made_by]).encode()).hexdigest()[:24]
     name = f"batchfit_kernel_{digest}"
     with _IMPORTING:
@@ -218,12 +221,12 @@ def _imported(name: str, source: str) -> types.ModuleType:
 
 def compile_kernel(program: Program, adjacent: bool = False):
     """The compiled kernel of `kernel_source`, of type `KERNEL_SIGNATURE`; from the cache on disk where it is there."""
-    return compile_source(kernel_source(program, adjacent))
+    return compile_source(kernel_source(program, adjacent), "lowered")
 
 
-def compile_source(source: str) -> Callable:
+def compile_source(source: str, compiler: str = "njit") -> Callable:
     """The compiled kernel of the source of a function `row_sums`."""
-    decorator = f"@njit({KERNEL_SIGNATURE!r}, cache=True, **COMPILE_ROW)\n"
+    decorator = f"@{compiler}({KERNEL_SIGNATURE!r}, cache=True, **COMPILE_ROW)\n"
     return import_source(_HEADER + source.lstrip().replace(_DEFINITION, decorator + _DEFINITION)).row_sums
 
 
@@ -259,7 +262,7 @@ def compile_map(function: Callable, n_params: int, n_columns: int = 1):
     lines += [f"        {line}" for line in assignments(graph, live, on_row=True)]
     lines += [f"        rows[0, i] = v{result}"]
     # nothing is summed, so nothing is gained where the order of operations is given up
-    decorator = f"@njit({MAP_SIGNATURE!r}, cache=True, nogil=True, **COMPILE_HELPER)\n"
+    decorator = f"@lowered({MAP_SIGNATURE!r}, cache=True, nogil=True, **COMPILE_HELPER)\n"
     return import_source(_HEADER + decorator + "\n".join(lines) + "\n").map_rows
 
 
@@ -298,7 +301,7 @@ def compile_sum(
         if p or not whole:
             lines += [f"ADD{p} = np.array({[(int(place[k]), int(k)) for k in some]}, dtype=np.uint64)"]
             lines += [f"INDEX{p} = np.array({list(map(int, index))}, dtype=np.uint64)"]
-    lines += [f"@njit({KERNEL_SIGNATURE!r}, cache=True, **COMPILE_ROW)"]
+    lines += [f"@lowered({KERNEL_SIGNATURE!r}, cache=True, **COMPILE_ROW)"]
     lines += [_DEFINITION]
     lines += [] if whole else [f"    for k in range({n_kept}):", "        out[k] = 0.0"]
     lines += ["    first = begin"]

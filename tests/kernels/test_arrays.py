@@ -353,7 +353,7 @@ def test_the_source_does_not_grow_with_samples(monkeypatch):
         text, *_ = _function_source(
             lambda t: jax.jvp(lambda t: direct(*t), (t,), (t,)), [(1 + n_samples,)], "f", _Pool()
         )
-        return text.partition("@njit")[2].count("\n")
+        return text.partition("@lowered")[2].count("\n")
 
     assert lines(200) < lines(100) + 10
     monkeypatch.setattr(rolling, "MOST_REPEATED", {"few": 10**9, "many": 10**9})

@@ -149,7 +149,7 @@ def truth():
 def by_python(program):
     """The kernel's source run by Python, with libm's functions."""
     names = vars(math) | {"np": np, "math": math, "use_wide_vectors": lambda: None, "COMPILE_ROW": {}}
-    names |= {"njit": lambda **_: lambda f: f, "erf": math.erf, "digamma": scipy.special.digamma}
+    names |= {"lowered": lambda **_: lambda f: f, "erf": math.erf, "digamma": scipy.special.digamma}
     exec(kernel_source(program), names)
     out = np.empty(len(program.combinations))
     with np.errstate(all="ignore"):
