@@ -18,7 +18,7 @@ from jax import Array
 from jax import errors as jax_errors
 
 from engine.data import Rows, shown
-from kernels.graph import UntranslatableError
+from kernels.nodes import UntranslatableError
 from kernels.program import Program, build_program
 from kernels.translate import compile_kernel
 from kernels.xla import row_sums, row_sums_untranslated
@@ -131,7 +131,7 @@ class Cost:
 
         Raises
         ------
-        kernels.graph.UntranslatableError
+        kernels.nodes.UntranslatableError
             If the model uses an operation that has no scalar form.
         TypeError, ValueError
             If the model cannot be evaluated for one row, or its result has the wrong form.

@@ -26,7 +26,7 @@ class NumbaDriver:
 
     Raises
     ------
-    kernels.graph.UntranslatableError
+    kernels.nodes.UntranslatableError
         If the model has no numba form.
     """
 

@@ -17,7 +17,7 @@ from engine.result import FitResult
 from engine.sums import costs_of, observables_of
 from engine.unbinned import ExtendedUnbinnedNLL, UnbinnedNLL
 from kernels.elementwise import elementwise
-from kernels.graph import UntranslatableError
+from kernels.nodes import UntranslatableError
 from kernels.quadrature import over_box
 
 __all__ = ["check_integral", "excess", "warn_of_coarse_ranges"]

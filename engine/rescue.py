@@ -31,7 +31,7 @@ from engine.reference import IndependentCost, migrad
 from engine.status import Status
 from engine.sums import SumCost
 from engine.xla import XlaDriver
-from kernels.graph import UntranslatableError
+from kernels.nodes import UntranslatableError
 
 __all__ = ["gauss_newton", "new_starts", "rescue"]
 

@@ -6,66 +6,12 @@ For what is evaluated a few thousand times and then forgotten, such as the check
 from collections.abc import Callable
 
 import numpy as np
-from scipy import special
 
-from kernels.graph import Graph, trace
+from kernels.graph import trace
+from kernels.nodes import Graph
+from kernels.operations import OPERATIONS
 
-__all__ = ["NUMPY", "elementwise"]
-
-# operation of the graph -> NumPy function; see `kernels.operations`
-NUMPY: dict[str, Callable] = {
-    "add": np.add,
-    "sub": np.subtract,
-    "mul": np.multiply,
-    "neg": np.negative,
-    "reciprocal": lambda a: np.divide(1.0, a),
-    "abs": np.abs,
-    "sign": np.sign,
-    "exp": np.exp,
-    "exp2": np.exp2,
-    "log": np.log,
-    "log1p": np.log1p,
-    "expm1": np.expm1,
-    "sqrt": np.sqrt,
-    "rsqrt": lambda a: np.divide(1.0, np.sqrt(a)),
-    "cbrt": np.cbrt,
-    "sin": np.sin,
-    "cos": np.cos,
-    "tan": np.tan,
-    "asin": np.arcsin,
-    "acos": np.arccos,
-    "atan": np.arctan,
-    "atan2": np.arctan2,
-    "sinh": np.sinh,
-    "cosh": np.cosh,
-    "tanh": np.tanh,
-    "asinh": np.arcsinh,
-    "acosh": np.arccosh,
-    "atanh": np.arctanh,
-    "erf": special.erf,
-    "erfc": special.erfc,
-    "lgamma": special.gammaln,
-    "digamma": special.digamma,
-    "trigamma": lambda a: special.polygamma(1, a),
-    "floor": np.floor,
-    "ceil": np.ceil,
-    "pow": np.power,
-    "rem": np.fmod,
-    "max": np.maximum,
-    "min": np.minimum,
-    "lt": np.less,
-    "le": np.less_equal,
-    "gt": np.greater,
-    "ge": np.greater_equal,
-    "eq": np.equal,
-    "ne": np.not_equal,
-    "and": np.logical_and,
-    "or": np.logical_or,
-    "not": np.logical_not,
-    "is_finite": np.isfinite,
-    "select": np.where,
-    "same": lambda a: a,
-}
+__all__ = ["elementwise"]
 
 
 def elementwise(function: Callable, n_arguments: int) -> Callable:
@@ -76,7 +22,7 @@ def elementwise(function: Callable, n_arguments: int) -> Callable:
 
     Raises
     ------
-    kernels.graph.UntranslatableError
+    kernels.nodes.UntranslatableError
         If an operation has no scalar form.
     """
     graph = Graph()
@@ -101,7 +47,7 @@ def elementwise(function: Callable, n_arguments: int) -> Callable:
                 elif op == "const":
                     values[step] = args[0]
                 else:
-                    values[step] = NUMPY[op](*(values[a] for a in args))
+                    values[step] = OPERATIONS[op].by_numpy(*(values[a] for a in args))
                 for a in done.get(step, ()):
                     del values[a]  # the arrays of a long function would not fit into the cache
         result = np.asarray(values[output], dtype=np.float64)

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kernels.arrays import _function_source
-from kernels.loops import _Pool
+from kernels.arrays import function_source
+from kernels.buffers import Pool
 from kernels.program import EXPECTED, FIRST, SECOND, n_outputs
-from kernels.translate import _HEADER, KERNEL_SIGNATURE, import_source
+from kernels.translate import KERNEL_SIGNATURE, import_source
 
 __all__ = ["VectorKernel", "expectation_kernel", "expectation_outputs", "saturated", "term_derivatives"]
 
@@ -31,13 +31,10 @@ class VectorKernel(NamedTuple):
         Of type `kernels.translate.KERNEL_SIGNATURE`.
     shared : (1, n) float64
         The model's constants, to be passed to the kernel as the first row of `shared`.
-    linear : bool
-        Whether the second derivatives of the expectation vanish everywhere.
     """
 
     kernel: Callable
     shared: np.ndarray
-    linear: bool
 
 
 def saturated(mu: Array, n: Array) -> Array:
@@ -209,10 +206,10 @@ def expectation_kernel(
         shape = jax.eval_shape(expected, *(jax.ShapeDtypeStruct(a, np.float64) for a in arguments)).shape
     if shape != column:
         raise ValueError(f"expected must return an array of shape ({n_bins},), one value per bin, got {shape}")
-    pool, theta = _Pool(), (n_params,)
-    first, _, n0 = _function_source(expectation, [theta, *[column] * n_shared], "expectation", pool, False)
-    terms, _, n1 = _function_source(term_derivatives(term), [column] * (1 + n_columns), "derivatives", pool, False)
-    second, [bent], n2 = _function_source(bend, [theta, *[column] * (n_shared + 1)], "bend", pool, False)
+    pool, theta = Pool(), (n_params,)
+    first, _, n0 = function_source(expectation, [theta, *[column] * n_shared], "expectation", pool)
+    terms, _, n1 = function_source(term_derivatives(term), [column] * (1 + n_columns), "derivatives", pool)
+    second, [bent], n2 = function_source(bend, [theta, *[column] * (n_shared + 1)], "bend", pool)
     linear, hessian = not bent.any(), 2 + n_params
     memory = n_outputs(n_params)
     lengths = dict.fromkeys(("mu", "terms", "slope", "curvature"), n_bins)
@@ -238,7 +235,7 @@ def expectation_kernel(
         "expectations": "".join(["mu, ", *columns[1:]]),
     }
     text += (_KERNEL if linear else _KERNEL + _CURVED).format(**given)
-    return VectorKernel(import_source(_HEADER + text).row_sums, pool.flat()[None, :], linear)
+    return VectorKernel(import_source(text).row_sums, pool.flat()[None, :])
 
 
 # of the Hessian of an expectation that JAX takes at once: of 201 parameters all together held 30 MB for each toy

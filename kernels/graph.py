@@ -11,69 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex_core
 
-from kernels.derivatives import value_gradient_hessian
-from kernels.nodes import Graph, Partials, UntranslatableError
+from kernels.jaxprs import CALLS, ELEMENTWISE, UNCHANGED, scan_layout, where
+from kernels.nodes import Graph, UntranslatableError
+from kernels.own_rules import OWN_RULE, with_own_rule
 
-__all__ = ["Graph", "UntranslatableError", "interpret", "trace"]
+__all__ = ["interpret", "trace"]
 
-# jaxpr primitive -> operation of the graph, for those that act on each element alone.
-_ELEMENTWISE = {
-    "add": "add",
-    "add_any": "add",
-    "sub": "sub",
-    "mul": "mul",
-    "div": "div",
-    "neg": "neg",
-    "abs": "abs",
-    "sign": "sign",
-    "exp": "exp",
-    "exp2": "exp2",
-    "log": "log",
-    "log1p": "log1p",
-    "expm1": "expm1",
-    "sqrt": "sqrt",
-    "rsqrt": "rsqrt",
-    "cbrt": "cbrt",
-    "sin": "sin",
-    "cos": "cos",
-    "tan": "tan",
-    "asin": "asin",
-    "acos": "acos",
-    "atan": "atan",
-    "atan2": "atan2",
-    "sinh": "sinh",
-    "cosh": "cosh",
-    "tanh": "tanh",
-    "asinh": "asinh",
-    "acosh": "acosh",
-    "atanh": "atanh",
-    "erf": "erf",
-    "erfc": "erfc",
-    "lgamma": "lgamma",
-    "digamma": "digamma",
-    "floor": "floor",
-    "ceil": "ceil",
-    "pow": "pow",
-    "rem": "rem",
-    "max": "max",
-    "min": "min",
-    "lt": "lt",
-    "le": "le",
-    "gt": "gt",
-    "ge": "ge",
-    "eq": "eq",
-    "ne": "ne",
-    "and": "and",
-    "or": "or",
-    "not": "not",
-    "is_finite": "is_finite",
-}
-_ON_ELEMENTS = {"integer_pow", "square", "logistic", "select_n", "clamp", "convert_element_type", "one_minus_square"}
-_UNCHANGED = {"copy", "copy_p", "stop_gradient", "optimization_barrier", "reduce_precision"}
 # Primitives that only move elements: JAX carries them out on arrays of node numbers.
 _MOVEMENT = {"reshape", "broadcast_in_dim", "squeeze", "transpose", "slice", "concatenate", "rev", "expand_dims"}
 _MOVEMENT |= {"stack", "unstack", "split", "pad", "tile"}
@@ -91,11 +37,6 @@ _CONTROL = {"while"}  # never carried out, not even on constants
 MAX_TURNS = 256
 # A larger matrix is not factorised in scalars.
 MAX_MATRIX = 6
-_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
-_CALLS |= {"custom_vjp_call": "call_jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr", "core_call": "call_jaxpr"}
-_OWN_RULE = {"custom_jvp_call", "custom_vjp_call"}
-# A function with a rule of differentiation of its own may have so many arguments.
-MAX_OWN_RULE = 12
 
 
 class _Interpreter:
@@ -150,18 +91,20 @@ class _Interpreter:
         on_integers = name in _FOLDED_ON_INTEGERS and eqn.outvars[0].aval.dtype.kind in "iu"
         if on_integers and (name in _NOT_ON_INTEGERS or all(self.known(a) is not None for a in args)):
             return self.folded(eqn, args)
-        if name in _ELEMENTWISE:
-            op = _ELEMENTWISE[name]
+        if name in ELEMENTWISE:
+            op = ELEMENTWISE[name]
             result = self.elementwise(lambda *a: graph.apply(op, *(int(x) for x in a)), *args)
             for number in result.ravel():
                 graph.origins.setdefault(int(number), self.origin or tuple(self.within))
             return [result]
-        if self.derivatives and (name in _OWN_RULE or name == "stop_gradient"):
-            return self.with_own_rule(eqn, args)
-        if name in _CALLS:
-            inner = params[_CALLS[name]]
+        if self.derivatives and name in OWN_RULE:
+            plain = _Interpreter(graph, origin=self.origin)
+            plain.within = [*self.within]
+            return with_own_rule(plain, eqn, args)
+        if name in CALLS:
+            inner = params[CALLS[name]]
             return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), args)
-        if name in _UNCHANGED:
+        if name in UNCHANGED:
             return args
         if name in _MOVEMENT or name in _INDICES:
             return self.move(eqn, args)
@@ -169,61 +112,6 @@ class _Interpreter:
             return [self.reduce(_REDUCTIONS[name], args[0], params["axes"])]
         method = getattr(self, f"do_{name}", None)
         return self.folded(eqn, args) if method is None else method(eqn, *args)
-
-    def with_own_rule(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
-        """The outputs of a function that must not be differentiated as it stands, with their derivatives by JAX."""
-        plain, graph = _Interpreter(self.graph, origin=self.origin), self.graph
-        plain.within = [*self.within]
-        values = [np.asarray(o) for o in plain.equation(eqn, args)]
-        depends = [k for k, a in enumerate(args) if any(graph.support(int(n)) for n in a.ravel())]
-        if not depends:
-            return values
-        if eqn.primitive.name == "stop_gradient":
-            none = Partials({}, {})
-            keep = lambda n: graph.with_partials(int(n), none) if graph.support(int(n)) else int(n)  # noqa: E731
-            return [self.elementwise(keep, *values)]
-        shape = values[0].shape
-        # along these directions in the space of the arguments the function is differentiated
-        directions: list[tuple[int, tuple | None]]
-        if _acts_on_elements(eqn.params["call_jaxpr"].jaxpr, shape):
-            directions = [(k, None) for k in depends]
-        else:
-            directions = [(k, place) for k in depends for place in np.ndindex(args[k].shape)]
-        if len(directions) > MAX_OWN_RULE:
-            raise UntranslatableError(
-                f"derivatives of a function with a rule of its own by {len(directions)} arguments, more than "
-                f"{MAX_OWN_RULE}{self.where()}"
-            )
-
-        def moved(*shifts_and_inputs: Any) -> Any:
-            inputs = list(shifts_and_inputs[len(directions) :])
-            for (k, place), shift in zip(directions, shifts_and_inputs, strict=False):
-                along = np.ones(args[k].shape)
-                if place is not None:
-                    along = np.zeros(args[k].shape)
-                    along[place] = 1.0
-                inputs[k] = inputs[k] + shift * along
-            outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-            return jnp.concatenate([jnp.ravel(output) for output in outputs])
-
-        structs = [jax.ShapeDtypeStruct((), np.float64)] * len(directions)
-        structs += [jax.ShapeDtypeStruct(a.shape, v.aval.dtype) for a, v in zip(args, eqn.invars, strict=True)]
-        closed = jax.make_jaxpr(value_gradient_hessian(moved, len(directions)))(*structs)
-        zeros = [np.array(graph.const(0.0))] * len(directions)
-        derivatives = plain.run(closed.jaxpr, closed.consts, [*zeros, *args])[1:]
-        results, position = [], 0
-        for value in values:
-            each = []
-            for place, number in zip(np.ndindex(value.shape), value.ravel(), strict=True):
-                arguments = [
-                    int(np.broadcast_to(args[k], shape)[place] if where is None else args[k][where])
-                    for k, where in directions
-                ]
-                partials = Partials.of(graph, arguments, [int(d[position]) for d in derivatives])
-                each.append(graph.with_partials(int(number), partials))
-                position += 1
-            results.append(np.array(each, dtype=np.int64).reshape(value.shape))
-        return results
 
     def folded(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
         """The outputs of an equation that has no scalar form, where all that it takes is constant."""
@@ -278,7 +166,7 @@ class _Interpreter:
         return result
 
     def where(self) -> str:
-        return _where(*reversed(self.origin or self.within))
+        return where(*reversed(self.origin or self.within))
 
     def do_cumsum(self, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
         return [self.cumulative("add", eqn, a)]
@@ -448,48 +336,6 @@ class _Interpreter:
                 total = self.graph.apply("add", total, self.graph.apply("mul", int(n), int(m)))
             result[i, j] = total
         return [result.reshape(shape)]
-
-
-def _acts_on_elements(jaxpr: Any, shape: tuple[int, ...]) -> bool:
-    """Whether each element of the outputs, which have this shape, comes from the same element of the inputs."""
-    for eqn in jaxpr.eqns:
-        name, shapes = eqn.primitive.name, {v.aval.shape for v in (*eqn.invars, *eqn.outvars)}
-        if name in _CALLS:
-            inner = eqn.params[_CALLS[name]]
-            alike = _acts_on_elements(getattr(inner, "jaxpr", inner), shape)
-        else:
-            alike = name in _ELEMENTWISE or name in _UNCHANGED or name in _ON_ELEMENTS
-            alike |= name == "broadcast_in_dim" and not eqn.invars[0].aval.shape
-        if not alike or not shapes <= {(), shape}:
-            return False
-    return {v.aval.shape for v in jaxpr.outvars} == {shape}
-
-
-def _where(*eqns: Any) -> str:
-    """' at file:line' of the user's own code, as far as JAX knows it: of the first equation that has one.
-
-    The inside of a function of JAX has no line of the user; the call that surrounds it has.
-    """
-    try:
-        from jax._src import source_info_util
-
-        places = [source_info_util.summarize(eqn.source_info) for eqn in eqns]
-    except (ImportError, AttributeError, TypeError):  # a private module of JAX: it may move
-        return ""
-    return next((f" at {place}" for place in places if place), "")
-
-
-def scan_layout(eqn: Any) -> tuple[int, int]:
-    """(number of constants, number of carried values) of a scan; JAX has told them in different ways.
-
-    What is scanned over, and what is stacked, has one axis more outside of the body.
-    """
-    body = eqn.params["jaxpr"]
-    longer = lambda outside, inside: len(outside.aval.shape) > len(inside.shape)  # noqa: E731
-    n_scanned = sum(map(longer, eqn.invars, body.in_avals))
-    n_stacked = sum(map(longer, eqn.outvars, body.out_avals))
-    n_carry = len(eqn.outvars) - n_stacked
-    return len(eqn.invars) - n_scanned - n_carry, n_carry
 
 
 def interpret(graph: Graph, closed: Any, numbers: Sequence[int], origin: int) -> list[int]:

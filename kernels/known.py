@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kernels.nodes import LEAVES, Graph, Node, UntranslatableError
-from kernels.operations import FUNCTIONS
+from kernels.nodes import BOOLEAN, LEAVES, Graph, Node, UntranslatableError
+from kernels.operations import OPERATIONS
 from kernels.program import Program
 
 __all__ = ["Known", "separated"]
@@ -21,7 +21,6 @@ __all__ = ["Known", "separated"]
 AT_ONCE = 2**14  # rows that are computed together
 MOST_COLUMNS = 32
 _QUICK = {"add", "sub", "mul", "neg", "abs", "max", "min"}
-_CONDITIONS = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "is_finite"}
 
 
 class Known(NamedTuple):
@@ -81,7 +80,7 @@ def _chosen(graph: Graph, outputs: list[int]) -> list[int]:
             raise UntranslatableError("a condition has no scalar form")
         needed = [] if op == "opaque" else [a for a in args if needs[a]]
         # of a single one, what is quickly done is done at every step
-        if graph.of_data(number) and op not in _CONDITIONS and not (op in _QUICK and len(needed) == 1):
+        if graph.of_data(number) and op not in BOOLEAN and not (op in _QUICK and len(needed) == 1):
             chosen.add(number)
         else:
             stack += needed
@@ -118,7 +117,7 @@ def _computing(nodes: list[Node], opaque: list, chosen: list[int]) -> Callable[[
                     of_opaque[k] = _of_equation(eqn, numbers, values, n_rows)
                 values[number] = of_opaque[k][output].reshape(n_rows, -1)[:, place]
             else:
-                values[number] = FUNCTIONS[op](*(values[a] for a in args))
+                values[number] = OPERATIONS[op].by_jax(*(values[a] for a in args))
         return jnp.stack([jnp.asarray(values[number], jnp.float64) for number in chosen])
 
     def compute(columns: np.ndarray) -> np.ndarray:

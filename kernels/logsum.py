@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array
 
 from kernels.program import GRADIENT
-from kernels.translate import _HEADER, KERNEL_SIGNATURE, import_source, memory_of
+from kernels.translate import KERNEL_SIGNATURE, import_source, memory_of
 
 __all__ = ["compile_log", "log_outputs"]
 
@@ -38,7 +38,7 @@ def compile_log(kernel: Callable) -> Callable:
     """The kernel of aux[0] * log(value), and its derivatives, of a compiled kernel whose value is positive."""
     module = kernel.py_func.__module__  # type: ignore[attr-defined]
     source = _KERNEL.format(module=module, signature=KERNEL_SIGNATURE, gradient=GRADIENT, memory=memory_of(kernel))
-    return import_source(_HEADER + source.lstrip()).row_sums
+    return import_source(source.lstrip()).row_sums
 
 
 def log_outputs(outputs: Array, factor: Array, n_params: int) -> Array:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["COMMUTATIVE", "LEAVES", "Graph", "Node", "Partials", "UntranslatableError", "too_long"]
+__all__ = ["BOOLEAN", "COMMUTATIVE", "LEAVES", "Graph", "Node", "Partials", "UntranslatableError", "too_long"]
 
 
 class UntranslatableError(NotImplementedError):
@@ -75,11 +75,13 @@ _FOLD: dict[str, Callable] = {
     "not": operator.not_,
 }
 COMMUTATIVE = {"add", "mul", "max", "min", "eq", "ne", "and", "or"}
+# Their values are True or False.
+BOOLEAN = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "is_finite"}
 # A longer graph is given up while it grows; see also `kernels.program.MAX_LENGTH`.
 MAX_NODES = 100_000
 LEAVES = {"const", "theta", "aux", "row", "shared", "opaque"}
 # Their derivatives are zero, where they have one.
-_FLAT = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "is_finite", "floor", "ceil", "sign"}
+_FLAT = BOOLEAN | {"floor", "ceil", "sign"}
 
 
 class Graph:

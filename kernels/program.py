@@ -107,7 +107,6 @@ class Program(NamedTuple):
     n_params: int
     n_columns: int
     n_shared: int
-    n_aux: int
     outer: Outer
     outer_rest: Outer
 
@@ -274,7 +273,7 @@ def build_program(
     if any(graph.on_row(output) for output in of_rest):
         raise ValueError("the integral of the model depends on x: it must be a function of the parameters alone")
     sums_of_rest = [rest_outputs.get(k) for k in range(n)]
-    program = Program(graph, cores, combinations, sums_of_rest, n_params, n_columns, n_shared, n_aux, outer, outer_rest)
+    program = Program(graph, cores, combinations, sums_of_rest, n_params, n_columns, n_shared, outer, outer_rest)
     if len(program.live) > MAX_LENGTH:
         raise too_long(MAX_LENGTH)
     return program

@@ -28,7 +28,7 @@ import numpy as np
 from kernels.derivatives import value_gradient_hessian
 from kernels.graph import interpret
 from kernels.nodes import Graph, Partials
-from kernels.operations import FUNCTIONS
+from kernels.operations import OPERATIONS
 
 __all__ = ["Derivatives", "Vector", "differentiate"]
 
@@ -79,7 +79,7 @@ def _rule(op: str, places: tuple[int, ...], n_active: int):
 
     `places` tells which of the arguments stands where: an operation may take one of them twice.
     """
-    function = lambda *distinct: FUNCTIONS[op](*(distinct[place] for place in places))  # noqa: E731
+    function = lambda *distinct: OPERATIONS[op].by_jax(*(distinct[place] for place in places))  # noqa: E731
     scalars = [jax.ShapeDtypeStruct((), np.float64)] * (max(places) + 1)
     with jax.enable_x64(True):
         return jax.make_jaxpr(value_gradient_hessian(function, n_active))(*scalars)

@@ -188,7 +188,11 @@ def compiled_by() -> list[str]:
 
 
 def import_source(source: str) -> types.ModuleType:
-    """Import generated source as a module whose file is named by its hash, so that numba caches it on disk."""
+    """Import generated source, below the imports that all of it shares, as a module.
+
+    Its file is named by its hash, so that numba caches it on disk.
+    """
+    source = _HEADER + source
     made_by = compiled_by()
     made_by += [
         Path(str(m.__file__)).read_text(encoding="utf-8") for m in (lowering, vectormath, vectorpower, vectortrig)
@@ -227,7 +231,7 @@ def compile_kernel(program: Program, adjacent: bool = False):
 def compile_source(source: str, compiler: str = "njit") -> Callable:
     """The compiled kernel of the source of a function `row_sums`."""
     decorator = f"@{compiler}({KERNEL_SIGNATURE!r}, cache=True, **COMPILE_ROW)\n"
-    return import_source(_HEADER + source.lstrip().replace(_DEFINITION, decorator + _DEFINITION)).row_sums
+    return import_source(source.lstrip().replace(_DEFINITION, decorator + _DEFINITION)).row_sums
 
 
 def memory_of(kernel: Callable) -> int:
@@ -263,7 +267,7 @@ def compile_map(function: Callable, n_params: int, n_columns: int = 1):
     lines += [f"        rows[0, i] = v{result}"]
     # nothing is summed, so nothing is gained where the order of operations is given up
     decorator = f"@lowered({MAP_SIGNATURE!r}, cache=True, nogil=True, **COMPILE_HELPER)\n"
-    return import_source(_HEADER + decorator + "\n".join(lines) + "\n").map_rows
+    return import_source(decorator + "\n".join(lines) + "\n").map_rows
 
 
 def compile_sum(
@@ -326,4 +330,4 @@ def compile_sum(
             lines += [f"    for k in range({GRADIENT + len(index)} if order == FIRST else {len(filled[p])}):", add]
         n_shared, n_aux, memory = n_shared + more_shared, n_aux + more_aux, behind
     lines += [f"MEMORY = {memory - n_kept}"]
-    return import_source(_HEADER + "\n".join(lines) + "\n").row_sums
+    return import_source("\n".join(lines) + "\n").row_sums

@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from kernels.derivatives import value_gradient_hessian
 from kernels.nodes import LEAVES, Graph
-from kernels.operations import FUNCTIONS
+from kernels.operations import OPERATIONS
 from kernels.program import GRADIENT, Outer, Program, n_outputs
 from kernels.secondorder import MAX_SINGLE
 
@@ -35,7 +35,7 @@ def evaluate(graph: Graph, numbers: list[int], values: dict[int, Array], on_row:
         if node.op == "const":
             values[number] = node.args[0]
         else:
-            values[number] = FUNCTIONS[node.op](*(values[a] for a in node.args))
+            values[number] = OPERATIONS[node.op].by_jax(*(values[a] for a in node.args))
 
 
 def _over_tiles(tile_sums: Callable, n_rows: int, tile: int, like: Array) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from engine.arguments import known, limit_arrays
 from engine.cost import Cost
 from engine.data import shown
-from kernels.graph import UntranslatableError
+from kernels.nodes import UntranslatableError
 from toys.drawing import draw_toys
 
 __all__ = ["Study", "generate", "thrown_by"]

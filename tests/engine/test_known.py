@@ -11,7 +11,7 @@ from engine.cost import Cost
 from engine.cpu import NumbaDriver
 from engine.xla import XlaDriver
 from kernels import expon, norm, truncexpon
-from kernels.graph import UntranslatableError
+from kernels.nodes import UntranslatableError
 
 EDGES = np.linspace(0.0, 10.0, 21)
 EFFICIENCY = 1.0 - 0.9 * np.exp(-EDGES)

@@ -46,7 +46,7 @@ from kernels import (
     voigt,
     xla,
 )
-from kernels.graph import UntranslatableError
+from kernels.nodes import UntranslatableError
 from kernels.program import GRADIENT, SECOND, build_program
 from kernels.translate import compile_kernel, compile_map, kernel_source
 from kernels.truncated import truncate, trunccauchy, trunccrystalball, trunccrystalball_ex

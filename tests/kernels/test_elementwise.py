@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from kernels import truncexpon, truncnorm
-from kernels.elementwise import NUMPY, elementwise
-from kernels.graph import UntranslatableError
-from kernels.operations import FUNCTIONS
+from kernels.elementwise import elementwise
+from kernels.nodes import UntranslatableError
+from kernels.operations import OPERATIONS
 
 BINARY = {"add", "sub", "mul", "atan2", "pow", "rem", "max", "min", "lt", "le", "gt", "ge", "eq", "ne"}
 LOGICAL = {"and", "or", "not"}
@@ -16,11 +16,7 @@ VALUES = np.array([0.3, 1.7, 2.0, 25.0, -0.4, -3.2, 0.0, np.inf, -np.inf, np.nan
 POSITIVE_ONLY = {"lgamma", "digamma", "trigamma"}
 
 
-def test_every_operation_is_there():
-    assert set(NUMPY) == set(FUNCTIONS)
-
-
-@pytest.mark.parametrize("op", sorted(NUMPY))
+@pytest.mark.parametrize("op", sorted(OPERATIONS))
 def test_operations_equal_those_of_jax(op):
     x = VALUES[:4] if op in POSITIVE_ONLY else VALUES
     x, y = (a.ravel() for a in np.meshgrid(x, x))
@@ -29,9 +25,9 @@ def test_operations_equal_those_of_jax(op):
     else:
         arguments = [x > 0.0, x, y] if op == "select" else [x, y] if op in BINARY else [x]
     with jax.enable_x64(True):
-        expected = np.asarray(FUNCTIONS[op](*map(jnp.asarray, arguments)))
+        expected = np.asarray(OPERATIONS[op].by_jax(*map(jnp.asarray, arguments)))
     with np.errstate(all="ignore"):
-        np.testing.assert_allclose(NUMPY[op](*arguments), expected, rtol=1e-13, atol=1e-15)
+        np.testing.assert_allclose(OPERATIONS[op].by_numpy(*arguments), expected, rtol=1e-13, atol=1e-15)
 
 
 def spectrum(x, ns, nb, mu, sigma, lam):

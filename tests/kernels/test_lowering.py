@@ -12,15 +12,7 @@ import pytest
 from kernels.translate import import_source
 
 SIGNATURE = "void(f8[::1], f8[:, ::1], i8, i8, f8[::1])"
-PROLOGUE = """import math
-
-import numpy as np
-from numba import njit
-
-from kernels.lowering import lowered
-from kernels.vectormath import exp
-
-U3, SIZES = np.uint64(3), np.array([[1, 2], [3, 4]], dtype=np.uint64)
+PROLOGUE = """U3, SIZES = np.uint64(3), np.array([[1, 2], [3, 4]], dtype=np.uint64)
 
 
 @njit(error_model="numpy")

@@ -10,7 +10,7 @@ import scipy.special
 from jax import lax
 
 from kernels import norm, voigt
-from kernels.graph import UntranslatableError
+from kernels.nodes import UntranslatableError
 from kernels.program import SECOND, build_program
 from kernels.secondorder import MAX_SINGLE
 from kernels.translate import compile_kernel, kernel_source
