@@ -17,7 +17,7 @@ from engine.data import Ragged, Weighted
 from engine.fit import fit_batch
 from engine.leastsquares import LeastSquares
 from engine.minos import MinosResult, minos
-from engine.newton import newton
+from engine.optimizers import newton
 from engine.poisson import PoissonNLL
 from engine.profile import Contour, Profile, contour, profile
 from engine.result import Fit, FitResult

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from engine.cholesky import factorise, solve
-from engine.newton import Box, moved, scale_of
+from engine.newton import moved, scale_of
 from engine.newton_numba import ACCEPT, CLOSER, MOST_APPROACH, MOST_PAIRS, NEAR, ROUNDING, SAFE
+from engine.trust_region import Box
 
 __all__ = ["ApproachState", "approach_init", "approach_step", "inverse"]
 

@@ -4,25 +4,23 @@ With "auto" for both, an accelerator that JAX sees is taken where the fits are w
 for and sent the data, and small problems are done on the CPU before that.
 """
 
-import os
 import warnings
-from collections.abc import Callable, Mapping
 
 import jax
+import numba
 import numpy as np
-import optax
 
 from engine.arguments import one_of
 from engine.cost import Cost
 from engine.cpu import NumbaDriver
 from engine.data import Rows
+from engine.optimizers import MAX_STEPS, Transformation, check_optimizer, named
 from engine.xla import XlaDriver
-from kernels.graph import UntranslatableError
+from kernels.nodes import UntranslatableError
 from kernels.program import n_outputs
 
-__all__ = ["MAX_STEPS", "find_devices", "pick_driver", "preferred"]
+__all__ = ["find_devices", "pick_driver", "preferred"]
 
-MAX_STEPS = {"newton": 200, "lbfgs": 200, "adam": 2000}
 # of the numba driver on one core, measured from 2 to 200 parameters: per fit, per row and number that is summed
 FIT_SECONDS, SUM_SECONDS = 2e-6, 0.3e-9
 EVALUATIONS = 4
@@ -36,9 +34,11 @@ ROWS_TOGETHER = 512
 
 
 def cpu_seconds(rows: Rows, n_params: int, n_toys: int) -> float:
-    """About how long the numba driver takes on all cores for `n_toys` toys like these."""
+    """About how long the numba driver takes on its threads for `n_toys` toys like these."""
     n_rows = sum(int(leaf.offsets[-1]) for leaf in rows.leaves) / max(len(rows), 1)
-    return n_toys * (FIT_SECONDS + EVALUATIONS * n_rows * n_outputs(n_params) * SUM_SECONDS) / (os.cpu_count() or 1)
+    one_by_one = n_toys * (FIT_SECONDS + EVALUATIONS * n_rows * n_outputs(n_params) * SUM_SECONDS)
+    # which may be fewer than the cores of a machine that is shared
+    return one_by_one / numba.get_num_threads()
 
 
 def preferred(rows: Rows, n_params: int, n_toys: int) -> str:
@@ -50,7 +50,7 @@ def preferred(rows: Rows, n_params: int, n_toys: int) -> str:
 def pick_driver(
     cost: Cost,
     rows: Rows,
-    optimizer: str | optax.GradientTransformation,
+    optimizer: str | Transformation,
     backend: str,
     device: str,
     max_steps: int | None,
@@ -59,12 +59,7 @@ def pick_driver(
     """The driver for what was asked; what cannot be had is an error that says what to pass or install."""
     one_of("backend", backend, ("auto", "numba", "jax"))
     one_of("device", device, ("auto", "cpu", "gpu", "tpu"))
-    if isinstance(optimizer, str):
-        one_of("optimizer", optimizer, tuple(MAX_STEPS))
-    elif not isinstance(optimizer, optax.GradientTransformation | optax.GradientTransformationExtraArgs):
-        raise TypeError(
-            f"optimizer must be 'newton', 'lbfgs', 'adam' or an optax transformation, got {type(optimizer).__name__}"
-        )
+    check_optimizer(optimizer)
     if backend == "numba" and device in ("gpu", "tpu"):
         raise ValueError(f"backend 'numba' runs on the CPU only: pass backend='jax' for device {device!r}")
     if backend == "numba" and optimizer != "newton":
@@ -91,26 +86,16 @@ def pick_driver(
             ) from None
     if optimizer == "newton":
         return XlaDriver(cost, rows, devices, batch_size=batch_size)
-    named = {"lbfgs": optax.lbfgs, "adam": lambda: optax.adam(0.1)}
+    own = not isinstance(optimizer, str)
     return XlaDriver(
         cost,
         rows,
         devices,
-        optimizer=_named(optimizer, named) if isinstance(optimizer, str) else optimizer,
-        scaled=isinstance(optimizer, str),
-        optimizer_steps=max_steps or MAX_STEPS.get(optimizer if isinstance(optimizer, str) else "adam", 2000),
+        optimizer=optimizer if own else named(optimizer),
+        scaled=not own,
+        optimizer_steps=max_steps or MAX_STEPS["adam" if own else optimizer],
         batch_size=batch_size,
     )
-
-
-_OPTIMIZERS: dict[str, optax.GradientTransformation] = {}
-
-
-def _named(optimizer: str, make: Mapping[str, Callable]) -> optax.GradientTransformation:
-    """The same object for the same name, so that what was compiled for it is found again."""
-    if optimizer not in _OPTIMIZERS:
-        _OPTIMIZERS[optimizer] = make[optimizer]()
-    return _OPTIMIZERS[optimizer]
 
 
 def find_devices(device: str) -> list[jax.Device]:

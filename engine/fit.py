@@ -6,16 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import optax
 
 from engine.arguments import check_start, held, limit_arrays, start_points, whole
 from engine.cost import Cost
 from engine.data import shown
 from engine.determined import mark_undetermined
-from engine.devices import MAX_STEPS, pick_driver
+from engine.devices import pick_driver
 from engine.drivers import Fits, Problem, Settings
 from engine.newton_numba import EDM_GOAL
 from engine.normalisation import warn_of_coarse_ranges
+from engine.optimizers import MAX_STEPS, Transformation
 from engine.regularity import warn_of_irregularities
 from engine.rescue import rescue
 from engine.result import FitResult
@@ -36,7 +36,7 @@ def fit_batch(
     *,
     limits: Mapping[str, tuple] | None = None,
     fixed: Sequence[str] | Mapping[str, Any] | None = None,
-    optimizer: str | optax.GradientTransformation = "newton",
+    optimizer: str | Transformation = "newton",
     backend: str = "auto",
     device: str = "auto",
     tol: float | None = None,
@@ -171,15 +171,23 @@ def problem_of(
     values = np.where(result.valid[:, None], values, np.clip(0.0, lower, upper))
     check_start(cost.names, values, lower, upper, free)
     driver = pick_driver(cost, rows, "newton", backend, device, None, None)
-    some = np.flatnonzero(result.valid)[:1]
-    at = driver.evaluate(some, values[some])[:, VALUE] if len(some) else result.fval[:0]
-    if not np.allclose(at, result.fval[some], rtol=1e-9, atol=1e-3 * cost.errordef):
-        raise ValueError(
-            f"the result is not that of these data: the cost of toy {some[0]} is {at[0]:.10g} at its values, and "
-            f"{result.fval[some][0]:.10g} in the result"
-        )
     settings = Settings(lower, upper, free, cost.errordef, EDM_GOAL, MAX_STEPS["newton"])
-    return Problem(cost, rows, driver, settings, np.arange(len(rows)))
+    problem = Problem(cost, rows, driver, settings, np.arange(len(rows)))
+    check_fits(problem, result, values)
+    return problem
+
+
+def check_fits(problem: Problem, result: FitResult, values: np.ndarray) -> None:
+    """ValueError if the first valid fit is not of the data of the problem: if the cost at its values is another."""
+    some = np.flatnonzero(result.valid)[:1]
+    if not len(some):
+        return
+    [at], [fval] = problem.driver.evaluate(some, values[some])[:, VALUE], result.fval[some]
+    if not np.isclose(at, fval, rtol=1e-9, atol=1e-3 * problem.cost.errordef):
+        raise ValueError(
+            f"the fits are not those of these data with this model: the cost of toy {some[0]} is {at:.10g} at its "
+            f"values, and {fval:.10g} in the fit"
+        )
 
 
 def needed_problem(result: FitResult, what: str) -> Problem:

@@ -51,8 +51,8 @@ class Validation(NamedTuple):
     valid : (n,) bool
         Whether MIGRAD calls its fit valid.
     difference : (n, n_params) float64
-        (this engine - MIGRAD) / error; NaN where there is no error. 0 for fixed parameters, and where this engine has
-        the value on a limit and MIGRAD within 0.05 of its own error from it.
+        (this engine - MIGRAD) / error; NaN where there is no error, or MIGRAD ended above. 0 for fixed parameters, and
+        where this engine has the value on a limit and MIGRAD within 0.05 of its own error from it.
     agrees : (n,) bool
         All differences below 1e-3 and this engine's fval is the cost at its values; or MIGRAD failed, or ended above
         this engine's minimum.
@@ -83,15 +83,18 @@ class IndependentCost:
 
     def __init__(self, cost: Cost, rows: Rows) -> None:
         self.rows = rows
-        self.padded = [_padded(int(np.max(np.diff(leaf.offsets), initial=1))) for leaf in rows.leaves]
-        self.shared = shared_columns(rows, self.padded)
         compiled = cost.kept("independent")
         if rows.form not in compiled:
             f = cost.reference(rows)
             both = jax.jit(jax.value_and_grad(f)), jax.jit(functools.partial(_hessian, f))
             # of two threads the first wins, so that both use one, and one waits while the other compiles
-            compiled.setdefault(rows.form, (*both, threading.Lock()))
-        self.first_order, self.second_order, self.lock = compiled[rows.form]
+            compiled.setdefault(rows.form, (*both, threading.Lock(), []))
+        self.first_order, self.second_order, self.lock, lengths = compiled[rows.form]
+        longest = [int(np.max(np.diff(leaf.offsets), initial=1)) for leaf in rows.leaves]
+        fitting = (known for known in lengths if all(n <= k <= 1.2 * n for n, k in zip(longest, known, strict=True)))
+        self.padded = next(fitting, None) or [_padded(n) for n in longest]
+        lengths += [] if self.padded in lengths else [self.padded]
+        self.shared = shared_columns(rows, self.padded)
         self.toy: int | None = None
         self.data: tuple = ()
 
@@ -228,6 +231,7 @@ def validate(
         spread = np.array([f.errors for f in fits]).reshape(-1, n_params)
         difference = np.where(on_limit & (np.abs(result.values[toys] - values) < 0.05 * spread), 0.0, difference)
         above = fval > ours + 1e-3 * result.errordef
+        difference = np.where(above[:, None], np.nan, difference)  # it is in another minimum
         same_cost = np.abs(result.fval[toys] - ours) < 1e-3 * result.errordef
         agrees = ~valid | (same_cost & (above | (np.abs(difference) < AGREEMENT).all(axis=1)))
     return Validation(

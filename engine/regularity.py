@@ -2,14 +2,11 @@
 
 Errors from the Hessian, pulls and the stopping rule need a cost that is smooth in every parameter. Here what single
 events (bins, points) add to the cost is scanned along each parameter, about one standard deviation of a single event
-to either side of the start, and what looks like a break is magnified: the fourth difference of a smooth function
-fades with the fourth power of its step, that of a kink with the first, that of a jump not at all. Where the cost
-ceases to be finite, a density that vanishes as (distance from the edge)^e moves its support with the parameter, which
-has no finite information, if e < 1; an edge that is the same for all events is the range of the parameter.
+to either side of the start, for what `engine.breaks` tells from a smooth function.
 
 References
 ----------
-Cramer, Mathematical Methods of Statistics (1946), sec. 33.3; Smith, Biometrika 72 (1985) 67, for moving edges.
+Cramer, Mathematical Methods of Statistics (1946), sec. 33.3.
 """
 
 import copy
@@ -22,33 +19,22 @@ import jax
 import numpy as np
 
 from engine.binned import BinnedNLL, ExtendedBinnedNLL
+from engine.breaks import breaks_near, width_of
 from engine.cost import Cost
 from engine.data import Rows, lane_data, shared_columns
 from engine.normalisation import excess
 from engine.ranges import NumericalIntegral
 from engine.resident import ResidentRows
 from kernels.elementwise import elementwise
-from kernels.graph import UntranslatableError
+from kernels.nodes import UntranslatableError
 
 __all__ = ["irregularities", "warn_of_irregularities"]
 
 ROWS = 40  # that are looked at
 POOL = 20000  # rows of the first toys from which they are taken
 TOYS = 20
-CELLS = 48  # of a scan
-FOLLOWED = 4  # windows that are magnified for each row
-HALVINGS = 16
-LAST = 6  # halvings by which a break is told from a smooth function
-REACH = 8.0  # a row is looked at where its term is above its minimum by no more than this
-SLOPE_JUMP = 3e-3  # smallest jump of a slope that counts, in terms per standard deviation
-VALUE_JUMP = 1e-4
-EXPONENT = 0.95  # of the density at an edge that moves, 1 within rounding is that of a density that turns negative
-IDLE = 1e-10  # a term that changes by less does not depend on the parameter
 AWAY = 0.1  # parameters are moved by this, relative to themselves, from a point that may be special
-FINEST, LARGEST = 1e-7, 1e6  # changes of a parameter, in terms of itself, that are tried
-ROUNDING = 1e-12  # of terms, in terms of themselves
 LIFT = 1e-4  # of all events, that each bin has more than it expects
-FOURTH = np.array([1.0, -4.0, 6.0, -4.0, 1.0])
 
 
 class _Terms(NamedTuple):
@@ -118,9 +104,8 @@ def irregularities(
             name, value = leaf.names[k], lambda t, r, k=k, terms=terms: terms.value(k, t, r)
             if not free[i]:
                 continue
-            width, moves = _width(value, terms.n, theta[i], lower[i], upper[i])
-            scan = np.linspace(max(lower[i], theta[i] - width), min(upper[i], theta[i] + width), CELLS + 1)
-            breaks = _breaks(value, terms.n, theta[i], width, scan) if width else []
+            width, moves = width_of(value, terms.n, theta[i], lower[i], upper[i])
+            breaks = breaks_near(value, terms.n, theta[i], width, lower[i], upper[i]) if width else []
             if (
                 moves
                 or breaks
@@ -145,7 +130,7 @@ def _moves_elsewhere(
     by = AWAY * np.sin(1.0 + np.arange(len(theta)))
     moved = np.where(free, np.clip(theta + by * np.where(theta == 0.0, 1.0, np.abs(theta)), lower, upper), theta)
     terms = _terms(leaf, part, moved)
-    return terms is None or _width(lambda t, r: terms.value(k, t, r), terms.n, moved[k], lower[k], upper[k])[1]
+    return terms is None or width_of(lambda t, r: terms.value(k, t, r), terms.n, moved[k], lower[k], upper[k])[1]
 
 
 def _sentence(kind: str, name: str, at: float, row: str, size: float) -> str:
@@ -295,147 +280,3 @@ def _in_chunks(function: Callable, theta: np.ndarray, data: Any, chunk: int) -> 
         return result.reshape(t.shape)
 
     return value
-
-
-# -- scans ---------------------------------------------------------------------------------------------------------
-
-
-def _width(value: Callable, n: int, theta: float, lower: float, upper: float) -> tuple[float, bool]:
-    """The change of a parameter that changes most terms by about 1, and whether any term changes at all.
-
-    Where none does it is the change at which some terms cease to be finite, or 0.
-    """
-    r = np.arange(n)
-    at = value(theta, r)
-    r, at = r[np.isfinite(at)], at[np.isfinite(at)]
-    if not len(r):
-        return 0.0, True
-    first = width = min(abs(theta) or 1.0, 0.5 * (upper - lower))
-    before, typical_before, ceiling, large = width, 0.0, np.inf, np.inf
-    for _ in range(60):
-        if width < FINEST * abs(theta):
-            break  # too little of it to be told from rounding
-        sides = np.clip(np.array([[theta - width], [theta + width]]), lower, upper)
-        ended = sides[0, 0] == lower and sides[1, 0] == upper
-        new = value(sides, r)
-        with np.errstate(invalid="ignore"):
-            change = np.where(np.isfinite(new), np.abs(new - at), -1.0).max(axis=0)
-        if 2 * np.count_nonzero(change >= 0.0) < len(r):
-            ceiling, width = width, 0.3 * width
-            continue
-        # a term that has changed by 1 or jumped counts as 1
-        typical = float(np.mean(np.minimum(change[change >= 0.0], 1.0)))
-        idle = typical < max(IDLE, ROUNDING * width / first)  # rounding, where the parameter cancels
-        if idle:
-            if ended or width > LARGEST * first:
-                return 0.0, False
-            if 4 * np.count_nonzero(~np.isfinite(new)) >= len(r):
-                between = value(np.linspace(sides[0], sides[1], CELLS), r)
-                with np.errstate(invalid="ignore"):
-                    return width, bool(np.any(np.isfinite(between) & (np.abs(between - at) > IDLE)))
-            wider = 10.0 * width
-        elif 0.5 < typical < 0.8 or (typical < 0.5 and ended):
-            return width, True
-        elif width > before and typical < 1.1 * typical_before:
-            return before, True  # more of it does no more
-        elif typical > 0.8:
-            wider, large = 0.5 * width, width
-        else:
-            wider = width * min(0.65 / typical, 10.0)
-        if wider >= min(large, ceiling):
-            return (large, True) if large < ceiling else (width, not idle)
-        before, typical_before, width = width, typical, wider
-    return 0.0, True
-
-
-def _breaks(
-    value: Callable, n: int, theta: float, width: float, scan: np.ndarray
-) -> list[tuple[str, float, int, float]]:
-    """(kind, where, row, size) of the break of each kind that is next to theta."""
-    f = value(scan[:, None], np.arange(n)[None])
-    finite = np.isfinite(f)
-    lowest = np.min(np.where(finite, f, np.inf), axis=0)
-    near = finite & (f < lowest + REACH)
-    found = [("support", *each) for each in _edges(value, scan, finite, lowest, width)]
-    found += _bends(value, scan, np.where(near, f, np.nan), width)
-    nearest: dict[str, tuple[str, float, int, float]] = {}
-    for each in sorted(found, key=lambda each: abs(each[1] - theta)):
-        nearest.setdefault(each[0], each)
-    return list(nearest.values())
-
-
-def _edges(
-    value: Callable, scan: np.ndarray, finite: np.ndarray, lowest: np.ndarray, width: float
-) -> list[tuple[float, int, float]]:
-    """(where, row, +1 if the term is finite above) of edges of the support that differ between rows."""
-    cell, row = np.nonzero(finite[1:] != finite[:-1])
-    if not len(row):
-        return []
-    above = finite[cell + 1, row]
-    inside, outside = scan[cell + above], scan[cell + ~above]
-    for _ in range(34):
-        middle = 0.5 * (inside + outside)
-        ok = np.isfinite(value(middle, row))
-        inside, outside = np.where(ok, middle, inside), np.where(ok, outside, middle)
-    into = np.where(above, width, -width)
-    close, far = value(inside + 1e-7 * into, row), value(inside + 1e-5 * into, row)
-    with np.errstate(invalid="ignore"):
-        exponent = (close - far) / np.log(1e2)
-        ends = (far < lowest[row] + 2.0 * REACH) & (exponent < EXPONENT)
-    ends &= value(outside, row) != -np.inf  # an overflow
-    if not ends.any() or np.ptp(inside[ends]) < 1e-6 * width:
-        return []
-    return list(zip(inside[ends].tolist(), row[ends].tolist(), np.sign(into[ends]).tolist(), strict=True))
-
-
-def _bends(value: Callable, scan: np.ndarray, f: np.ndarray, width: float) -> list[tuple[str, float, int, float]]:
-    """("jump" or "kink", where, row, size); the size of a kink is a change of slope."""
-    step = scan[1] - scan[0]
-    with np.errstate(invalid="ignore"):
-        fourth = np.abs(_fourth(f))
-    fourth = np.where(np.isfinite(fourth), fourth, 0.0)
-    around = np.pad(fourth, ((1, 1), (0, 0)))
-    fourth = np.where(fourth >= np.maximum(around[:-2], around[2:]), fourth, 0.0)  # a break stands out
-    window = np.argsort(fourth, axis=0)[-FOLLOWED:]
-    row = np.broadcast_to(np.arange(f.shape[1]), window.shape)
-    size = np.take_along_axis(fourth, window, axis=0)
-    bent = size > SLOPE_JUMP * step / width
-    window, row = window[bent], row[bent]
-    first, points, sizes = scan[window], f[window + np.arange(5)[:, None], row], [size[bent]]
-    highest = np.nanmin(np.where(np.isfinite(f), f, np.inf), axis=0) + 4.0 * REACH
-    for _ in range(HALVINGS):
-        if not len(row):
-            return []
-        nine = np.empty((9, len(row)))
-        nine[::2] = points
-        nine[1::2] = value(first + step * (np.arange(4)[:, None] + 0.5), row)
-        nine[~(nine < highest[row])] = np.nan
-        with np.errstate(invalid="ignore"):
-            fourth = np.abs(_fourth(nine))
-        fourth = np.where(np.isfinite(fourth), fourth, 0.0)
-        best, step = np.argmax(fourth, axis=0), 0.5 * step
-        size = fourth[best, np.arange(len(row))]
-        first, points = first + best * step, nine[best + np.arange(5)[:, None], np.arange(len(row))]
-        sizes.append(size)
-        bent = size > 0.5 * SLOPE_JUMP * step / width
-        row, first, points, sizes = row[bent], first[bent], points[:, bent], [each[bent] for each in sizes]
-    # over these halvings the fourth difference of a kink falls by 2^-6, that of a smooth function by 2^-24
-    size, faded = sizes[-1], sizes[-1] / sizes[-1 - LAST]
-    clear = size > ROUNDING * np.max(np.abs(points), axis=0)
-    jump = clear & (faded > 0.5) & (size > VALUE_JUMP)
-    kink = clear & (faded > 0.25 * 0.5**LAST) & (faded < 16.0 * 0.5**LAST) & (size > SLOPE_JUMP * step / width)
-    at = first + 2.0 * step
-    # the fourth difference of a jump is 3 of it, that of a slope that jumps 1 to 2 of its change within a step
-    return [
-        *(("jump", at[i], int(row[i]), size[i] / 3.0) for i in np.flatnonzero(jump)),
-        *(("kink", at[i], int(row[i]), _slopes(points[:, i], step)) for i in np.flatnonzero(kink)),
-    ]
-
-
-def _fourth(f: np.ndarray) -> np.ndarray:
-    """Differences of five points that follow each other."""
-    return sum(c * f[k : len(f) - 4 + k] for k, c in enumerate(FOURTH))
-
-
-def _slopes(points: np.ndarray, step: float) -> float:
-    return float(abs((points[4] - points[3]) - (points[1] - points[0])) / step)

@@ -27,7 +27,7 @@ class Status(enum.IntEnum):
 _SENTENCES = {
     Status.CONVERGED: "The iteration met the convergence criterion.",
     Status.MAX_STEPS: "The step limit was reached before the convergence criterion was met.",
-    Status.NONFINITE: "The cost or a derivative is not finite at the start, and no start nearby was of use.",
+    Status.NONFINITE: "The cost or a derivative is not finite at the start, and no other that was tried was of use.",
     Status.HESSIAN_NOT_POSDEF: (
         "A saddle or a flat direction: the Hessian is not positive definite, the covariance undefined."
     ),

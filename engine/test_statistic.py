@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.arguments import held, held_names, known, limit_arrays, one_of, per_toy, start_points
 from engine.cost import Cost
-from engine.fit import fit_batch, refit
+from engine.fit import check_fits, fit_batch, refit
 from engine.result import FitResult
 
 __all__ = ["TEST_STATISTICS", "TestStatistic", "checked_poi", "lower_bounded", "test_statistic"]
@@ -112,7 +112,7 @@ def test_statistic(
     ------
     TypeError, ValueError
         If an argument has the wrong form, the parameter of interest is unknown or fixed, a tested value is outside
-        of its limits, or the free fits are not those of these toys.
+        of its limits, or the free fits are not those of these toys, as the cost of the first valid one tells.
 
     References
     ----------
@@ -143,6 +143,9 @@ def test_statistic(
             f"free must hold the fits of these {n_toys} toys with the parameters {', '.join(cost.names)}, "
             f"got {len(free)} fits with {', '.join(free.names)}"
         )
+    elif free.valid.any() and (free.free != is_free).any():
+        told = ", ".join(name for name, moved in zip(free.names, free.free, strict=True) if not moved) or "nothing"
+        raise ValueError(f"free must hold the fits with the same parameters held: it held {told}, got fixed={fixed!r}")
 
     near = np.where(free.valid[:, None], _moved(free, i, tested), points)
     near = np.clip(near, lower, upper)
@@ -150,6 +153,7 @@ def test_statistic(
     conditional = fit_batch(cost, data, near, fixed={**constants, poi: tested}, **options)
     problem = conditional.problem
     assert problem is not None  # of a fit that was just made
+    check_fits(problem, free, free.values)
     unsettled = np.flatnonzero(~conditional.valid & free.valid)
     if len(unsettled):
         from_start = points[unsettled]

@@ -2,55 +2,34 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 from jax.sharding import Mesh
 
 from engine.approach import ApproachState, approach_init, approach_step, inverse
 from engine.arguments import one_of
-from engine.cost import Cost, summed_in_one_pass
+from engine.cost import Cost
 from engine.data import Rows, lane_data, shared_columns
+from engine.device_memory import TEMPORARIES, free_memory, pad, plan, temporaries
 from engine.drivers import Fits, Settings, approaches
 from engine.lanes import Lanes, bucket
-from engine.newton import Box, NewtonState, covariance_of, newton_init, newton_step, unpack
+from engine.newton import NewtonState, covariance_of, newton_init, newton_step, unpack
 from engine.newton_numba import MOST_APPROACH, RUNNING
+from engine.optimizers import FirstOrderState, Transformation, first_order_init, first_order_step
 from engine.resident import sent
 from engine.status import Status
+from engine.trust_region import Box
 from kernels.derivatives import packed_index
-from kernels.nodes import UntranslatableError
 from kernels.program import EXPECTED, FIRST, n_outputs
-from kernels.xla import n_intermediates
 
 __all__ = ["XlaDriver"]
 
 # So few rows (of all lanes together) take less time than the compilation for another number of lanes.
 FEW_ROWS = {"cpu": 2**17, "accelerator": 2**22}
-TILE = 512  # rows per pass on a CPU, where temporaries should stay in the cache
-CPU_VALUES = 16384  # lanes times rows of a pass on a CPU
-CPU_MATRICES = 2**19  # lanes times elements of a Hessian on a CPU: more are no faster, and keep a single toy waiting
-DEVICE_BYTES = 4 * 2**30  # data of a batch, and temporaries of a pass, on an accelerator
-TEMPORARIES = 16  # arrays of (lanes, rows of a pass) that a pass holds at least; the spectrum of the README holds 9
-# Of the numbers of a row that are needed twice, XLA for a GPU keeps one in three to five.
-KEPT = 3
-HESSIANS = 12  # arrays of (lanes, n_params, n_params) that a step holds
-JACOBIANS = 3  # arrays of (lanes, rows, n_params) that an evaluation holds where it takes all rows at once
-FIRST_ORDER_GOAL = 1e-2  # scaled gradient at which a first-order optimiser hands over to Newton
-
-
-class FirstOrderState(NamedTuple):
-    """A fit by an optax transformation that sees value and gradient only."""
-
-    theta: Array
-    optimizer: Any
-    scale: Array
-    unit: Array
-    running: Array
-    nfev: Array
 
 
 class XlaDriver:
@@ -86,7 +65,7 @@ class XlaDriver:
         rows: Rows,
         devices: Sequence[jax.Device],
         *,
-        optimizer: optax.GradientTransformation | None = None,
+        optimizer: Transformation | None = None,
         scaled: bool = False,
         optimizer_steps: int = 0,
         batch_size: int | None = None,
@@ -314,34 +293,12 @@ class XlaDriver:
         return theta, nfev
 
     def _first_order_lanes(self) -> Lanes:
-        optimizer, n_params = optax.with_extra_args_support(self.optimizer), self.n_params
-
-        def init(start: Array) -> FirstOrderState:
-            theta, scale, unit = jnp.split(start, 3)
-            return FirstOrderState(
-                theta, optimizer.init(theta / unit), scale, unit, jnp.asarray(True), jnp.zeros((), dtype=jnp.int32)
-            )
+        optimizer = self.optimizer
+        init = lambda start: first_order_init(start, optimizer)  # noqa: E731
 
         def step(state: FirstOrderState, at: Callable, rules: tuple) -> FirstOrderState:
             box, max_steps = rules
-            # a lane that has ended sees a flat cost, so that its line search does not hold the others
-            outputs = jnp.where(state.running, at(state.theta), 0.0)
-            slope = jnp.where(box.free, outputs[2 : 2 + n_params], 0.0)
-            outward = ((state.theta <= box.lower) & (slope > 0)) | ((state.theta >= box.upper) & (slope < 0))
-            reached = jnp.linalg.norm(jnp.where(outward, 0.0, slope * state.scale)) < FIRST_ORDER_GOAL
-            updates, inner = optimizer.update(
-                slope * state.unit,
-                state.optimizer,
-                state.theta / state.unit,
-                value=outputs[0],
-                grad=slope * state.unit,
-                value_fn=lambda u: jnp.where(state.running, at(jnp.clip(u * state.unit, box.lower, box.upper))[0], 0.0),
-            )
-            moved = jnp.clip(state.theta + jnp.where(box.free, updates * state.unit, 0.0), box.lower, box.upper)
-            going = state.running & ~reached & jnp.all(jnp.isfinite(moved)) & (state.nfev < max_steps)
-            new = FirstOrderState(moved, inner, state.scale, state.unit, going, state.nfev + 1)
-            kept = jax.tree.map(lambda new, old: jnp.where(going, new, old), new, state)
-            return kept._replace(running=going, nfev=jnp.where(state.running, state.nfev + 1, state.nfev))
+            return first_order_step(state, at, box, optimizer=optimizer, max_steps=max_steps)
 
         return Lanes(self._sums(1), init, step, lambda s: s.running, self.mesh, self.fewest)
 
@@ -353,90 +310,9 @@ class XlaDriver:
         return tuple(lane_data(leaf, toys, n) for leaf, n in zip(leaves, self.padded, strict=True))
 
 
-def free_memory(devices: Sequence[jax.Device]) -> int | None:
-    """Bytes that are free on each of some accelerators; None where they do not tell, as CPUs do not."""
-    told = [device.memory_stats() or {} for device in devices if device.platform != "cpu"]
-    if not told or not all("bytes_limit" in stats for stats in told):
-        return None
-    return min(stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in told)
-
-
 def has_pallas(device: jax.Device) -> bool:
     """Whether `kernels.pallas` compiles for a device."""
     return device.platform != "cpu" and "NVIDIA" in device.device_kind
-
-
-def temporaries(cost: Cost, rows: Rows, one_pass: bool = False) -> int:
-    """How many arrays of (lanes, rows of a pass) a pass may hold on an accelerator."""
-    most = 1
-    for leaf, leaf_rows in zip(cost.leaves, rows.leaves, strict=True):
-        try:
-            program = leaf.program(leaf_rows)
-        except UntranslatableError:  # every derivative of every row
-            most = max(most, TEMPORARIES, n_outputs(len(leaf.names)))
-            continue
-        if not (one_pass and summed_in_one_pass(program)):
-            most = max(most, TEMPORARIES, n_intermediates(program) // KEPT)
-    return most
-
-
-def plan(
-    platform: str,
-    n_rows: int,
-    n_columns: int,
-    n_devices: int,
-    batch_size: int | None,
-    memory: int | None = None,
-    *,
-    n_params: int = 1,
-    temporaries: int = TEMPORARIES,
-    at_once: int = 0,
-) -> tuple[int, int, int]:
-    """(rows per pass, rows with padding, lanes) for toys of up to `n_rows` rows.
-
-    `at_once` is the size of the Jacobians of a toy that are not taken in passes.
-
-    Rows are padded to one of eight sizes between powers of two, so that chunks of toys whose largest toys differ a
-    little share a compiled program. Data, Hessians and temporaries take up to a quarter each of an accelerator's free
-    memory.
-
-    Raises
-    ------
-    ValueError
-        If a toy, or as many as `batch_size` says, take more than half of that memory; with the number that would not.
-    """
-    padded = pad(n_rows, TILE)
-    bytes_each = 8 * max(n_columns, 1) * padded
-    most = np.iinfo(np.int64).max if memory is None else memory // 2 // bytes_each * n_devices
-    if most < (wanted := n_devices if batch_size is None else batch_size):
-        raise ValueError(
-            f"{wanted} toys of {n_rows} rows need {wanted * bytes_each / 1e9:.3g} GB, and half of the memory of the "
-            f"{platform} is {n_devices * memory / 2e9:.3g} GB: "  # type: ignore[operator]
-            + (f"pass a batch_size of at most {most}" if most else "fit them on the CPU")
-        )
-    if platform == "cpu":
-        tile = min(TILE, padded)
-        lanes = min(CPU_VALUES // tile, CPU_MATRICES // n_params**2, DEVICE_BYTES // max(8 * JACOBIANS * at_once, 1))
-        lanes = max(lanes, 1)
-    else:
-        budget = DEVICE_BYTES if memory is None else min(DEVICE_BYTES, memory // 4)
-        tile = padded
-        most_of_a_toy = max(bytes_each, 8 * HESSIANS * n_params**2, 8 * JACOBIANS * at_once)
-        lanes = min(max(budget // most_of_a_toy, 1), 16384)
-        while tile % 2 == 0 and tile > TILE and 8 * temporaries * tile * lanes > budget:
-            tile //= 2
-        # where a pass is at its shortest, fewer toys
-        lanes = max(min(lanes, budget // (8 * temporaries * tile)), 1)
-    power_of_two = bucket(lanes + 1, 1) // 2
-    return tile, padded, bucket(batch_size, n_devices) if batch_size is not None else power_of_two * n_devices
-
-
-def pad(n_rows: int, tile: int) -> int:
-    """`n_rows`, rounded up: a power of two or the tile, then multiples of it, coarser for more rows."""
-    if n_rows <= tile:
-        return min(bucket(n_rows, 16), tile)
-    granule = -(-bucket(n_rows, 1) // (16 * tile)) * tile
-    return -(-n_rows // granule) * granule
 
 
 def _diagonal(i: int, n_params: int) -> int:

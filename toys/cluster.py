@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kernels.threads import cores
 from toys.command import find_study, use_compilation_cache
 from toys.files import parts_directory, writing
 from toys.fitting import Compiled, compile_study
@@ -264,11 +265,6 @@ def _n_local(address: str) -> int:
     raise InputError(f"a cluster is local:4, for 4 processes here, or tcp://scheduler:8786, got {address!r}")
 
 
-def _cores() -> int:
-    """Cores that this process may use, as far as the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _processes(n: int, device: str) -> Any:
     """A scheduler here, and worker processes that share the cores, or have a GPU each."""
     from distributed import Nanny, Scheduler, Security, SpecCluster
@@ -278,7 +274,7 @@ def _processes(n: int, device: str) -> Any:
         raise InputError(
             f"local:{n} asks for more workers than there are GPUs: pass local:{len(gpus)}, or --device cpu"
         )
-    threads = str(max(1, _cores() // n))
+    threads = str(max(1, cores() // n))
     try:
         # whoever can connect to a scheduler can run code: other users of this machine must not
         security = Security.temporary()

@@ -13,9 +13,9 @@ from jax.typing import ArrayLike
 
 from engine.cost import Cost
 from engine.data import shown
+from engine.device_memory import free_memory
 from engine.lanes import bucket
 from engine.resident import Resident
-from engine.xla import free_memory
 from kernels import randombits
 from toys.forms import Events, Form, Points, Row, Together, form_of
 

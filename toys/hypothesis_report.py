@@ -192,7 +192,8 @@ def _failed(finding: Finding) -> float:
         return finding.failed / n if n else 0.0
     if isinstance(finding, GoodnessOfFit):
         return sum(finding.failed.values()) / finding.n_toys
-    failed, n = sum(point.failed for point in finding.points), sum(point.n_toys for point in finding.points)
+    failed = sum(point.failed for point in finding.points)
+    n = sum(point.n_toys + getattr(point, "n_background", 0) for point in finding.points)
     return failed / n if n else 0.0
 
 

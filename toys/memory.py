@@ -1,11 +1,11 @@
 """Memory: planned from what the machine has before a chunk is allocated, and noticed where it ends all the same."""
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import jax
 
+from engine.device_memory import free_memory
 from toys.writer import AT_ONCE
 
 __all__ = ["check", "free_bytes", "is_used_up"]
@@ -42,7 +42,7 @@ def check(chunk: int, bytes_per_toy: int, platform: str) -> None:
     free = free_bytes()
     if free is not None and COPIES * chunk * bytes_per_toy > free:
         _refuse(chunk, COPIES * bytes_per_toy, free, "memory")
-    device = _device_bytes(jax.devices(platform)) if platform != "cpu" else None
+    device = free_memory(jax.devices(platform)) if platform != "cpu" else None
     if device is not None and bytes_per_toy > device:
         _refuse(1, bytes_per_toy, device, f"memory of the {platform}")
 
@@ -79,12 +79,6 @@ def _cgroup(limit: str, used: str, statistics: str, reclaimable: str) -> int | N
         return allowed - int((CGROUP / used).read_text()) + int(cache.get(reclaimable, 0))
     except (OSError, ValueError):  # no such group, or "max": no limit
         return None
-
-
-def _device_bytes(devices: Iterable[jax.Device]) -> int | None:
-    stats = [device.memory_stats() or {} for device in devices]
-    free = [s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats if "bytes_limit" in s]
-    return min(free) if free else None
 
 
 def is_used_up(error: BaseException) -> bool:

@@ -69,9 +69,9 @@ def merge(out: str | Path, shards: Sequence[str | Path], *, overwrite: bool = Fa
     if os.path.realpath(out) in map(os.path.realpath, shards):
         raise StorageError(f"{out} is one of the files to be merged: name another output")
     check_output(out, overwrite=True)
-    if out.exists() and not overwrite:
-        raise StorageError(f"{out} exists: pass --overwrite to replace it, or name another output")
     with lock(out):
+        if out.exists() and not overwrite:  # no other merge can write it now
+            raise StorageError(f"{out} exists: pass --overwrite to replace it, or name another output")
         found = sorted((_read(Path(path)) for path in shards), key=lambda shard: (shard.first, shard.stop))
         _check_same(found)
         _check_cover(found)

@@ -1,6 +1,5 @@
 """MIGRAD on some toys of a run, spread evenly over it, whether the run keeps its toys or not."""
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from engine.drivers import Settings
 from engine.fit import EDM_GOAL, MAX_STEPS, limit_arrays
 from engine.reference import Validation, validate
 from engine.result import FitResult
+from kernels.threads import cores
 from toys import storage
 from toys.checksums import checksums
 from toys.files import StorageError
@@ -72,8 +72,8 @@ class Refits:
     @property
     def ready(self) -> bool:
         """Whether a toy waits, not for what is still compiled, and there are more cores than the writers need."""
-        cores = (os.cpu_count() or 1) > AT_ONCE
-        return cores and bool(self.waiting) and not any(thread.name == REFERENCE for thread in threading.enumerate())
+        compiling = any(thread.name == REFERENCE for thread in threading.enumerate())
+        return cores() > AT_ONCE and bool(self.waiting) and not compiling
 
     @property
     def room(self) -> int:

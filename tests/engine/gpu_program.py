@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from engine import ExtendedBinnedNLL, ExtendedUnbinnedNLL, NormalConstraint, PoissonNLL, resident, xla
 from engine.lanes import STEPS_PER_CALL
-from engine.newton import Box
+from engine.trust_region import Box
 from kernels import truncexpon, truncnorm
 from toys import drawing
 from toys.models import peak

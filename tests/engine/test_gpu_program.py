@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import xla
+from engine import device_memory
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("BATCHFIT_GPU_PROGRAM") or importlib.util.find_spec("jax_cuda13_plugin") is None,
@@ -53,8 +53,8 @@ def test_a_step_takes_few_kernels(facts, name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_temporaries_stay_in_the_budget(facts, name):
-    assert facts[name]["argument bytes"] <= xla.DEVICE_BYTES
-    assert facts[name]["temporary bytes"] <= xla.DEVICE_BYTES
+    assert facts[name]["argument bytes"] <= device_memory.DEVICE_BYTES
+    assert facts[name]["temporary bytes"] <= device_memory.DEVICE_BYTES
 
 
 def test_one_pass_holds_nothing_of_a_row(facts):

@@ -111,7 +111,7 @@ def test_integers_and_constants_are_shared():
     for order in ("FIRST", "SECOND", "EXPECTED"):
         assert getattr(newton_numba, order) == getattr(program, order)
     # the JAX form imports the constants; a copy with its own number would drift
-    modules = [importlib.import_module(f"engine.{name}") for name in ("newton", "cholesky")]
+    modules = [importlib.import_module(f"engine.{name}") for name in ("newton", "trust_region", "cholesky")]
     names = [name for name, value in vars(newton_numba).items() if name.isupper() and isinstance(value, int | float)]
     pairs = [(name, module) for name in names for module in modules if name in vars(module)]
     assert len(pairs) >= 11  # some are of loops alone

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from engine import UnbinnedNLL, fit_batch
-from engine.devices import preferred
+from engine.devices import cpu_seconds, preferred
 from kernels import expon
 
 COST = UnbinnedNLL(lambda x, tau: expon.pdf(x, 0.0, tau))
@@ -23,7 +23,7 @@ def gpu(monkeypatch):
         return [SimpleNamespace(platform="gpu", memory_stats=dict)] if platform in (None, "gpu") else devices(platform)
 
     monkeypatch.setattr(jax, "devices", seen)
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("numba.get_num_threads", lambda: 16)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,15 @@ def gpu(monkeypatch):
 def test_large_problems_prefer_the_accelerator(gpu, n_events, n_params, n_toys, expected):
     rows = COST.rows(np.ones((2, n_events)))
     assert preferred(rows, n_params, n_toys) == expected
+
+
+def test_the_cpu_is_as_fast_as_the_threads_that_it_may_use(monkeypatch):
+    rows, seconds = COST.rows(np.ones((2, 15_500))), []
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    for n_threads in (1, 2, 16):
+        monkeypatch.setattr("numba.get_num_threads", lambda n=n_threads: n)
+        seconds.append(cpu_seconds(rows, 5, 10_000))
+    np.testing.assert_allclose(seconds, seconds[0] / np.array([1, 2, 16]), rtol=1e-12)
 
 
 def test_without_an_accelerator_it_is_the_cpu():

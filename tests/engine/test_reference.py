@@ -122,6 +122,8 @@ def test_a_lower_minimum_of_ours_is_an_agreement(toys):
     start = np.array([30.0, 0.3, 2.2])
     checked = validate(COST, COST.rows(toys), free, np.arange(4), start, task)
     assert np.all(checked.fval > free.fval[:4] + 1e-3) and checked.agrees.all()
+    # which is not a difference between two fits of one minimum
+    assert checked.valid.any() and not checked.compared.any() and np.isnan(checked.worst)
 
 
 def test_a_toy_that_failed_here_is_a_disagreement(toys):

@@ -69,12 +69,22 @@ def test_free_fits_are_shared_and_corrected_where_the_limits_differ():
         statistic_of(COUNT, N[:2], "mu", 6.0, free=q.free, **options)
 
 
+def test_free_fits_of_other_toys_or_of_other_parameters_are_refused():
+    rng, options = np.random.default_rng(3), {"start": {"a": 0.0, "b": 0.0}, "backend": "numba"}
+    one, other = ((X, rng.normal(1.0 + 2.0 * X, 0.5, (20, len(X))), 0.5) for _ in range(2))
+    made = statistic_of(LINE, one, "b", 2.0, test_stat="t", **options)
+    with pytest.raises(ValueError, match="fits are not those of these data with this model: the cost of toy 0 is"):
+        statistic_of(LINE, other, "b", 2.0, test_stat="t", free=made.free, **options)
+    with pytest.raises(ValueError, match=r"it held nothing, got fixed=\['a'\]"):
+        statistic_of(LINE, one, "b", 2.0, test_stat="t", fixed=["a"], free=made.free, **options)
+
+
 def test_a_free_fit_in_a_worse_minimum_is_done_again():
     options = {"start": {"mu": 1.0}, "backend": "numba", "test_stat": "t"}
     good = statistic_of(COUNT, N, "mu", 3.0, **options)
     fval, values = np.array(good.free.fval), np.array(good.free.values)
-    fval[::2] += 50.0
-    values[::2] += 20.0
+    fval[1::2] += 50.0
+    values[1::2] += 20.0
     again = statistic_of(COUNT, N, "mu", 3.0, free=replace(good.free, fval=fval, values=values), **options)
     np.testing.assert_allclose(again.value, good.value, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(again.poi_hat, N[:, 0] - B, atol=1e-6)

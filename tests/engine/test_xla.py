@@ -140,56 +140,6 @@ def test_a_kernel_that_is_not_there_is_refused():
         xla.XlaDriver(cost, rows, jax.devices("cpu"), kernel="pallas")
 
 
-def test_a_batch_follows_the_memory_of_the_device():
-    # 16384 lanes of 15 500 events take 2 GB, and the temporaries of a pass are cut to the budget
-    tile, padded, lanes = xla.plan("gpu", 15_500, 1, 1, None, memory=139 * 2**30)
-    assert (padded, lanes) == (16_384, 16_384) and 8 * xla.TEMPORARIES * tile * lanes <= 4 * 2**30
-    small = xla.plan("gpu", 15_500, 1, 1, None, memory=2**30)
-    assert 8 * small[1] * small[2] <= 2**28
-    assert xla.plan("gpu", 15_500, 1, 4, None, memory=2**30)[2] == 4 * small[2]
-    assert xla.plan("gpu", 15_500, 1, 1, 100, memory=2**30)[2] == 128
-    # a model with many intermediate results has shorter passes, and then fewer lanes
-    tile, padded, lanes = xla.plan("gpu", 1000, 1, 1, None, memory=139 * 2**30, temporaries=90)
-    assert tile == 512 and 8 * 90 * tile * lanes <= 4 * 2**30 < 2 * 8 * 90 * tile * lanes
-    # the Hessians of 201 parameters take more than the data
-    lanes = xla.plan("gpu", 100, 1, 1, None, memory=139 * 2**30, n_params=201)[2]
-    assert 8 * xla.HESSIANS * 201**2 * lanes <= 4 * 2**30
-    # and so do the Jacobians of 20 000 bins
-    lanes = xla.plan("gpu", 20_000, 1, 1, None, memory=74 * 2**30, n_params=10, at_once=200_000)[2]
-    assert 8 * xla.JACOBIANS * 200_000 * lanes <= 4 * 2**30
-    assert xla.plan("cpu", 10_000, 1, 1, None, at_once=20_000_000)[2] == 8 < xla.plan("cpu", 10_000, 1, 1, None)[2]
-    # few toys of many parameters at once: a single one waits for all lanes
-    assert [xla.plan("cpu", 180, 1, 1, None, n_params=n)[2] for n in (5, 51, 264, 2000)] == [64, 64, 4, 1]
-    with pytest.raises(
-        ValueError, match=r"10000 toys of 15500 rows need 1.31 GB, .* pass a batch_size of at most 4096"
-    ):
-        xla.plan("gpu", 15_500, 1, 1, 10_000, memory=2**30)
-    with pytest.raises(ValueError, match="fit them on the CPU"):
-        xla.plan("gpu", 10**9, 1, 1, None, memory=2**30)
-
-
-def test_no_row_is_lost_in_tiles():
-    # a tile may be any half, quarter, ... of the rows of the longest toy, and those of a sum have other lengths
-    tile, padded, _ = xla.plan("gpu", 10_140, 1, 1, None, memory=139 * 2**30, temporaries=32)
-    assert (tile, padded) == (640, 10_240)
-    for tile in (512, 640, 1152, 8192):
-        for n in (*range(1, 3000, 7), 9083, 15_500, 123_457):
-            rows = xla.pad(n, tile)
-            assert n <= rows and (rows <= tile or rows % tile == 0) and (rows < 1.2 * n + tile)
-
-
-def test_free_memory_is_that_of_the_fullest_device():
-    class Device:
-        platform = "gpu"
-
-        def __init__(self, **stats):
-            self.memory_stats = lambda: stats or None
-
-    assert xla.free_memory([Device(bytes_limit=100, bytes_in_use=30), Device(bytes_limit=90)]) == 70
-    assert xla.free_memory([Device(bytes_limit=100), Device()]) is None
-    assert xla.free_memory(jax.devices("cpu")) is None
-
-
 def test_the_one_pass_kernel_takes_the_costs_of_a_sum_that_it_can(monkeypatch):
     asked = []
 

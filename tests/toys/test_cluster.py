@@ -222,12 +222,6 @@ def test_one_worker_for_each_gpu(study, monkeypatch):
     assert cluster._gpus() == []
 
 
-def test_cores_where_the_system_does_not_tell_which(monkeypatch):
-    """As macOS."""
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert cluster._cores() == os.cpu_count()
-
-
 class Failing:
     """A client whose tasks fail as Dask says it."""
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import urllib.parse
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,13 +23,14 @@ from toys.counts import PoissonCounts
 from toys.files import StorageError
 from toys.goodness_of_fit import GoodnessOfFit
 from toys.hypotest import HypothesisTest, tail
-from toys.hypothesis_report import hypothesis_report
+from toys.hypothesis_report import _failed, hypothesis_report
 from toys.models import STUDIES, peak
 from toys.report import Report, Section, check_directory, plate, render, write_report, write_tables
 from toys.sample import Curves, Sample
 from toys.scan import Point, point_of
 from toys.simultaneous import Simultaneous
 from toys.study_report import COVERAGE_TOLD, coverage_report, made_by, pull_report, thrown_sentences
+from toys.upper_limit import Point as LimitPoint
 
 EVIL = "<script>alert(1)</script> & \"quoted\" 'name'"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -136,6 +138,12 @@ def test_hypotheses_that_are_one_and_toys_that_all_failed():
     found = hypothesis_report(peak(), [test, goodness], "the data", {})
     assert [plate.stem for section in found.sections for plate in section.plates] == ["statistic_0"]
     assert found.warnings == ["Goodness of fit: 100.0 % of the toys failed and are left out."]
+
+
+def test_failures_of_a_limit_are_a_share_of_all_its_toys():
+    numbers = dict.fromkeys(("value", "p", "error", "CLb", "shared"), 0.5) | {"expected": np.full(5, 0.5)}
+    point = LimitPoint(**numbers, n_toys=2000, n_background=8000, ties=0, failed=100)
+    assert _failed(SimpleNamespace(points=[point, point])) == 0.01
 
 
 def test_names_are_text():

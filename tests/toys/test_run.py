@@ -618,6 +618,8 @@ def test_limits_of_memory(tmp_path, monkeypatch):
 class Device:
     """An accelerator, of which the memory alone is known."""
 
+    platform = "gpu"
+
     def memory_stats(self):
         return {"bytes_limit": 3000, "bytes_in_use": 1000}
 
