@@ -18,6 +18,7 @@ import numpy as np
 from jax.extend import core as jex_core
 
 from kernels.buffers import MODES, Pool, Value, collapsed, dense
+from kernels.complexes import real_program
 from kernels.gathers import Gathers
 from kernels.jaxprs import CALLS, ELEMENTWISE, UNCHANGED, scan_layout, where
 from kernels.loops import Writer
@@ -354,7 +355,7 @@ def function_source(
         If an operation has no form here; the message names it and the line of the model.
     """
     with jax.enable_x64(True):
-        closed = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(s, np.float64) for s in input_shapes))
+        closed = real_program(function, *(jax.ShapeDtypeStruct(s, np.float64) for s in input_shapes))
         reader = _Reader()
         inputs = [reader.buffer(shape, f"x{k}") for k, shape in enumerate(input_shapes)]
         values = [Value(b, b.memory, dense(b.memory.ndim)) for b in inputs]

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.extend import core as jex_core
 
+from kernels.complexes import real_program
 from kernels.jaxprs import CALLS, ELEMENTWISE, UNCHANGED, scan_layout, where
 from kernels.nodes import Graph, UntranslatableError
 from kernels.own_rules import OWN_RULE, with_own_rule
@@ -372,7 +373,7 @@ def trace(
     """
     with jax.enable_x64(True):
         scalar = jax.ShapeDtypeStruct((), np.float64)
-        closed = jax.make_jaxpr(function)(*[scalar] * len(kinds))
+        closed = real_program(function, *[scalar] * len(kinds))
         arguments = [np.array(graph.argument(kind, position)) for kind, position in kinds]
         outputs = _Interpreter(graph, derivatives).run(closed.jaxpr, closed.consts, arguments)
     return [int(output) for output in outputs]

@@ -1,10 +1,11 @@
 """What there is to know of JAX's programs in order to read them, whatever they are made into."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from kernels.operations import OPERATIONS
 
-__all__ = ["CALLS", "ELEMENTWISE", "ON_ELEMENTS", "UNCHANGED", "scan_layout", "where"]
+__all__ = ["CALLS", "ELEMENTWISE", "ON_ELEMENTS", "UNCHANGED", "at_the_line_of", "scan_layout", "where"]
 
 # Primitive -> operation, for those that act on each element alone; an operation that JAX does not know is never met.
 ELEMENTWISE = {op: op for op in OPERATIONS} | {"add_any": "add", "div": "div"}
@@ -28,6 +29,16 @@ def where(*eqns: Any) -> str:
     except (ImportError, AttributeError, TypeError):  # a private module of JAX: it may move
         return ""
     return next((f" at {place}" for place in places if place), "")
+
+
+def at_the_line_of(eqn: Any) -> AbstractContextManager:
+    """What is traced within this comes from the user's line of the equation, as far as JAX knows it."""
+    try:
+        from jax._src import source_info_util
+
+        return source_info_util.user_context(eqn.source_info.traceback)
+    except (ImportError, AttributeError, TypeError):
+        return nullcontext()
 
 
 def scan_layout(eqn: Any) -> tuple[int, int]:
