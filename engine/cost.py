@@ -304,6 +304,21 @@ def model_mistakes(model: Callable, where: str, advice: str, what: str = "the mo
         raise TypeError(f"{called(model, what)} cannot be evaluated for {where} ({reason}): {advice}") from error
 
 
+@contextmanager
+def differentiated() -> Iterator[None]:
+    """What JAX cannot differentiate or compile is told in one sentence."""
+    try:
+        yield
+    except (NotImplementedError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        if isinstance(error, TypeError) and "No constant handler" not in reason and "PRNGKey" not in reason:
+            raise
+        raise TypeError(
+            f"JAX cannot differentiate or compile the model ({reason}): write it with other functions of jax.numpy, or "
+            "hold the parameter by which there is no derivative out of the model"
+        ) from error
+
+
 def call_model(model: Callable, x: Any, theta: Sequence) -> Any:
     """The model at one row."""
     advice = (

@@ -12,6 +12,7 @@ __all__ = [
     "Weighted",
     "as_float64",
     "counts_of",
+    "first_fault",
     "lane_data",
     "not_finite",
     "ragged_events",
@@ -272,6 +273,22 @@ def as_float64(array: Any, name: str) -> np.ndarray:
         return given.astype(np.float64, copy=False)
     except (TypeError, ValueError, np.ma.MaskError):
         raise TypeError(f"{name} must hold real numbers, got {_kind(array)}") from None
+
+
+def first_fault(rows: "Rows") -> str:
+    """What is wrong with the first toy that cannot be fitted, as far as its numbers tell."""
+    toy = int(np.flatnonzero(rows.bad)[0])
+    for leaf in rows.leaves:
+        if not leaf.bad[toy]:
+            continue
+        begin, end = leaf.offsets[toy], leaf.offsets[toy + 1]
+        numbers = {name: column[begin:end] for name, column in zip(leaf.names, leaf.columns, strict=False)}
+        numbers["the measured values"] = leaf.aux[toy]
+        for wrong in (lambda a: ~np.isfinite(a), lambda a: a < 0.0, lambda a: a == 0.0):
+            for name, values in numbers.items():
+                for k in np.flatnonzero(wrong(values))[:1]:
+                    return f"toy {toy} has {values[k]:g} in {name}, row {k}"
+    return f"the data of toy {toy} are not finite, or negative where they must not be"
 
 
 def shown(value: Any) -> str:

@@ -1,5 +1,6 @@
 """`fit_batch`: fit all toys at once."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from engine.arguments import check_start, held, limit_arrays, start_points, whole
-from engine.cost import Cost
-from engine.data import shown
+from engine.cost import Cost, differentiated
+from engine.data import first_fault, shown
 from engine.determined import mark_undetermined
 from engine.devices import pick_driver
 from engine.drivers import Fits, Problem, Settings
@@ -109,14 +110,17 @@ def fit_batch(
 
     if len(rows):
         cost.check(start_values[0])
-    driver = pick_driver(cost, rows, optimizer, backend, device, max_steps, batch_size)
-    if len(rows):
-        warn_of_irregularities(cost, rows, start_values[0], lower, upper, free)
+    with differentiated():
+        driver = pick_driver(cost, rows, optimizer, backend, device, max_steps, batch_size)
+        if len(rows):
+            warn_of_irregularities(cost, rows, start_values[0], lower, upper, free)
     newton_steps = max_steps if max_steps is not None and optimizer == "newton" else MAX_STEPS["newton"]
     settings = Settings(lower, upper, free, cost.errordef, EDM_GOAL if tol is None else tol, newton_steps)
 
     good = np.flatnonzero(~rows.bad)
-    with progress_bar(progress, len(rows)) as report:
+    if len(rows) and not len(good):
+        warnings.warn(f"no toy can be fitted: {first_fault(rows)}", stacklevel=2)
+    with differentiated(), progress_bar(progress, len(rows)) as report:
         fits = driver.fit(good, start_values[good], settings, report)
     if len(good) < len(rows):
         fits = fits.among(len(rows), good)

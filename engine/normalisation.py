@@ -84,6 +84,11 @@ def excess(cost: Cost, rows: Rows, theta: np.ndarray) -> list[str]:
         own = theta[[cost.names.index(name) for name in part.names]]
         integrals = [_integrals(part, own, window[None]) for window in windows]
         value, error, expected = sum(i[0] for i in integrals), sum(i[1] for i in integrals), integrals[0][2]
+        if not np.isfinite(value):
+            sentences.append(
+                f"the density of {called(part.model)} is not finite or negative somewhere in "
+                f"{_told(windows[[0, -1], [0, 1]][None])}, where there are events, at {_at(cost, theta)}"
+            )
         if value - expected > max(TOLERATED * abs(expected), 10.0 * error):
             sentences.append(_mismatch(part, value, expected, windows[[0, -1], [0, 1]][None]))
     return sentences

@@ -86,6 +86,8 @@ class PoissonNLL(Cost):
             got = type(result).__name__ if shape is None else shape
             advice = ": make it one with jnp.stack" if isinstance(result, list | tuple) else ""
             raise ValueError(f"{called(self.model)} must return an array of shape (n_bins,), got {got}{advice}")
+        if result.dtype.kind not in "fiub":
+            raise TypeError(f"the events that {called(self.model)} returns must be real numbers, got {result.dtype}")
         captured = [np.asarray(array) for array in traced.consts]
         if any(array.dtype == np.float32 and not np.all(array == np.round(array)) for array in captured):
             warnings.warn(FLOAT32, stacklevel=5)

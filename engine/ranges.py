@@ -133,17 +133,32 @@ class NumericalIntegral(Cost):
         if self.__dict__.setdefault("_checked", False):
             return
         self._checked = True
-        nodes = [self.nodes(n) for n in (self.n_nodes, 2 * self.n_nodes)]
-        with jax.enable_x64(True):  # compiled, since one by one the operations take ten times as long
-            terms = np.asarray(jax.jit(functools.partial(_terms, self))(theta, np.concatenate(nodes, axis=1)))
-        once, twice = (float(part.sum()) for part in np.split(terms, [nodes[0].shape[1]]))
+        once, twice = self._integrals(theta, self.n_nodes, 2 * self.n_nodes)
         error = abs(once - twice) / abs(twice) if twice else np.inf
         if error > TOLERATED:
             warnings.warn(
                 f"the integral of the density over the fit range is good to {error:.1g} only at the start, where "
-                f"it is {twice:.6g}: pass a larger n_nodes than {self.n_nodes}",
+                f"it is {twice:.6g}: {self._enough(theta, twice)}",
                 stacklevel=3,
             )
+
+    def _integrals(self, theta: np.ndarray, *numbers: int) -> list[float]:
+        """The integral by some numbers of nodes; compiled, since one by one the operations take ten times as long."""
+        nodes = [self.nodes(n) for n in numbers]
+        with jax.enable_x64(True):
+            terms = np.asarray(jax.jit(functools.partial(_terms, self))(theta, np.concatenate(nodes, axis=1)))
+        ends = np.cumsum([of_one.shape[1] for of_one in nodes])
+        return [float(part.sum()) for part in np.split(terms, ends[:-1])]
+
+    def _enough(self, theta: np.ndarray, last: float) -> str:
+        """What to pass, if twice the nodes gave `last`."""
+        for n in (self.n_nodes * 2**k for k in range(1, 8)):
+            [twice] = self._integrals(theta, 2 * n)
+            if abs(twice - last) <= TOLERATED * abs(twice):
+                # twice as many, since the density may be narrower at the minima
+                return f"pass n_nodes={2 * n} instead of {self.n_nodes}"
+            last = twice
+        return "it has a kink or a pole: let two windows meet there, or take another observable, such as log x"
 
 
 def number_of_events(events: Rows) -> np.ndarray:

@@ -92,6 +92,8 @@ def find_study(model: str) -> tuple[Study, str]:
         raise InputError(f"{path} cannot be loaded as a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses and pickle look for it
+    if (beside := str(path.absolute().parent)) not in sys.path:  # modules of the user's own, as Python finds them
+        sys.path.append(beside)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's own code: whatever it raises is the user's to see

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from engine.data import first_fault
 from engine.devices import preferred
 from engine.fit import fit_batch
 from engine.minos import MinosResult
 from engine.normalisation import check_integral
 from engine.reference import IndependentCost
 from engine.result import FitResult
-from engine.status import Status
 from toys.drawing import uses_key
 from toys.memory import is_used_up
 from toys.options import Options
@@ -57,15 +57,16 @@ def compile_study(study: Study, options: Options) -> Compiled:
             "the sampler does not use its key, so that all toys are the same: draw with jax.random and this key, not "
             "with numpy.random"
         )
+    rows = study.cost.rows(data)
+    if rows.bad[0]:
+        raise ValueError(
+            "the sampler throws what the cost cannot take, such as NaN, negative counts or an error of zero: "
+            f"{first_fault(rows)}; correct the sampler"
+        )
     device = options.device
     if device == options.backend == "auto" and options.optimizer == "newton":
-        device = preferred(study.cost.rows(data), len(study.cost.names), options.n_toys)
+        device = preferred(rows, len(study.cost.names), options.n_toys)
     result, _ = Fitter(study, options, options.backend, device).fit(data, 1)
-    if result.status[0] == Status.BAD_DATA:
-        raise ValueError(
-            "the sampler throws what the cost cannot take, such as NaN, negative counts or an error of zero: toy 0 "
-            "is one of these; correct the sampler"
-        )
     toys = pack(study.cost, data)
     if options.validate:
         threading.Thread(target=_compile_reference, args=(study, toys), name=REFERENCE).start()

@@ -113,7 +113,10 @@ def known_truth(result: FitResult, truth: Mapping[str, Any]) -> np.ndarray:
     theta_true = np.full(result.values.shape, np.nan)
     named = [name for name in result.names if name in truth]
     if not named:
-        raise ValueError(f"truth must name parameters of the fit, which are {', '.join(result.names)}")
+        raise ValueError(
+            f"truth must name parameters of the fit, which are {', '.join(result.names)}: where the toys come from "
+            "another model, give its sampler a component of that name with the truth 0"
+        )
     for name in named:
         values = np.asarray(truth[name], dtype=np.float64)
         if values.shape not in [(), (len(result),)] or not np.isfinite(values).all():

@@ -12,7 +12,7 @@ import pytest
 from iminuit import Minuit
 from scipy import special, stats
 
-from engine import ExtendedUnbinnedNLL, Ragged, Status, UnbinnedNLL, fit_batch
+from engine import ExtendedUnbinnedNLL, LeastSquares, PoissonNLL, Ragged, Status, UnbinnedNLL, fit_batch
 from engine.drivers import Settings
 from engine.reference import validate
 from kernels import expon, norm
@@ -303,8 +303,29 @@ def test_no_toys():
 
 def test_all_toys_bad():
     for backend in BACKENDS:
-        result = fit([[np.nan], [np.inf]], backend=backend)
+        with pytest.warns(UserWarning, match="no toy can be fitted: toy 0 has nan in x0, row 1"):
+            result = fit([[1.0, np.nan], [np.inf]], backend=backend)
         np.testing.assert_array_equal(result.status, Status.BAD_DATA)
+
+
+@pytest.mark.parametrize(
+    "cost, data, told",
+    [
+        (PoissonNLL(lambda a: a * jnp.ones(2)), [[1.0, -2.0]], "toy 0 has -2 in n, row 1"),
+        (LeastSquares(lambda x, a: a * x), ([1.0, 2.0], [[1.0, 2.0]], [[1.0, 0.0]]), "toy 0 has 0 in yerror, row 1"),
+    ],
+)
+def test_what_is_wrong_with_toys_that_are_all_bad_is_told(cost, data, told):
+    with pytest.warns(UserWarning, match=told):
+        fit_batch(cost, data, {"a": 1.0})
+
+
+def test_what_jax_cannot_differentiate_is_told():
+    model = lambda x, k: x ** (k - 1) * jnp.exp(-x) / jax.scipy.special.gammainc(k, 20.0)  # noqa: E731
+    with pytest.raises(TypeError, match=r"JAX cannot differentiate or compile the model \(Differentiation rule for"):
+        fit_batch(UnbinnedNLL(model), np.ones((1, 3)), {"k": 1.5}, backend="jax")
+    with pytest.raises(TypeError, match="must be real numbers, got complex128"):
+        fit_batch(PoissonNLL(lambda a: a * np.array([1.0 + 1j, 2.0])), [[3.0, 4.0]], {"a": 1.0})
 
 
 # --- start, fixed, limits -----------------------------------------------------------------------------------

@@ -123,11 +123,17 @@ def test_narrow_peak_is_said_to_need_more_nodes():
     sigma = 0.002
     toys = [np.concatenate([rng.normal(5, sigma, 100), rng.uniform(0, 10, 400)])]
     start = {"f": 0.2, "sigma": sigma}
-    with pytest.warns(UserWarning, match="larger n_nodes than 256"):
+    with pytest.warns(UserWarning, match="pass n_nodes=8192 instead of 256"):
         fit_batch(UnbinnedNLL(peak, fit_range=(0, 10)), toys, start)
-    fine = fit_batch(UnbinnedNLL(peak, fit_range=(0, 10), n_nodes=2**14), toys, start)
+    fine = fit_batch(UnbinnedNLL(peak, fit_range=(0, 10), n_nodes=8192), toys, start)
     plain = fit_batch(UnbinnedNLL(peak), toys, start)
     np.testing.assert_allclose(fine.values, plain.values, rtol=1e-8)
+
+
+def test_a_pole_needs_another_observable():
+    toys, power = [np.random.default_rng(2).random(50) ** 20], lambda x, a: (x + 1e-12) ** a
+    with pytest.warns(UserWarning, match="let two windows meet there, or take another observable, such as log x"):
+        fit_batch(UnbinnedNLL(power, fit_range=(0, 1)), toys, {"a": -0.95}, retries=0)
 
 
 def peak_count(x, n, f, sigma):

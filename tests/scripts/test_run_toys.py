@@ -314,6 +314,16 @@ def test_broken_studies(tmp_path, source, told):
     assert [file.name for file in tmp_path.iterdir() if file.name != "__pycache__"] == ["my_study.py"]
 
 
+def test_a_study_may_import_what_lies_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "helper_of_my_study.py").write_text(MY_STUDY)
+    (folder / "my_study.py").write_text("from helper_of_my_study import study\n")
+    code, _, err = call(run_toys.main, "--model", str(folder / "my_study.py"), "--n", "5", "--device", "cpu")
+    assert code == 0, err
+
+
 def test_models_that_are_no_files_or_may_not_be_read(monkeypatch):
     Path("folder.py").mkdir()
     os.mkfifo("pipe.py")
