@@ -14,7 +14,7 @@ from pathlib import Path
 import numba
 
 from engine import newton_numba
-from kernels.translate import KERNEL_SIGNATURE, cache_directory, compiled_by
+from kernels.translate import cache_directory, compiled_by
 
 __all__ = ["AHEAD", "Ahead"]
 
@@ -58,7 +58,7 @@ AHEAD = Ahead()
 
 
 def _marker() -> Path:
-    """A file that tells that this version of the fit was compiled; numba goes by the time of its source, too."""
+    """A file that tells that this version of the fit was compiled; numba goes by the time of a source, too."""
     source = Path(str(newton_numba.__file__))
-    told = "\0".join([str(source), str(source.stat().st_mtime_ns), KERNEL_SIGNATURE, *compiled_by()])
+    told = "\0".join([str(source), str(source.stat().st_mtime_ns), newton_numba.fingerprint(), *compiled_by()])
     return cache_directory() / f"fit_{hashlib.sha256(told.encode()).hexdigest()[:24]}"

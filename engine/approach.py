@@ -6,7 +6,7 @@ is too near for that to be seen, and what is still to be gained; where one does 
 goes on. Who is put onto a limit stays there until then. The Hessian at the start counts as no evaluation: toys with the
 same start share it.
 
-`engine.newton_numba._approach` is the same in loops, so that both drivers come to the same of several minima.
+`engine.numba_bfgs` is the same in loops, so that both drivers come to the same of several minima.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from engine.cholesky import factorise, solve
 from engine.newton import moved, scale_of
-from engine.newton_numba import ACCEPT, CLOSER, MOST_APPROACH, MOST_PAIRS, NEAR, ROUNDING, SAFE
+from engine.rules import ACCEPT, CLOSER, MOST_APPROACH, MOST_PAIRS, NEAR, ROUNDING, SAFE
 from engine.trust_region import Box
 
 __all__ = ["ApproachState", "approach_init", "approach_step", "inverse"]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.linalg import solve_triangular
 
-from engine.newton_numba import PIVOT
+from engine.rules import PIVOT
 
 __all__ = ["UNROLLED", "factorise", "solve", "solve_lower"]
 

@@ -11,6 +11,7 @@ from engine.cost import Cost
 from engine.data import Rows
 from engine.drivers import Fits, Settings, approaches
 from engine.known import with_known
+from engine.rules import MOST_APPROACH
 from kernels.program import n_outputs
 from kernels.threads import ONE_AT_A_TIME
 from kernels.translate import memory_of
@@ -71,7 +72,7 @@ class NumbaDriver:
                 if approached:
                     newton_numba.approach_toys()(*of_part, begin, *box, values, approach)
                     begin = values
-                max_steps = settings.max_steps - (newton_numba.MOST_APPROACH if approached else 0)
+                max_steps = settings.max_steps - (MOST_APPROACH if approached else 0)
                 results = (values, fits.covariance[part], raw, fits.at_limit[part])
                 newton_numba.fit_toys()(*of_part, begin, *box, max_steps, *results)
             fits.fval[part], fits.edm[part] = raw[:, 0], raw[:, 1]

@@ -27,7 +27,7 @@ import numpy as np
 
 from engine.cpu import NumbaDriver
 from engine.drivers import Settings
-from engine.newton_numba import PIVOT, ROUNDING
+from engine.rules import PIVOT, ROUNDING
 from engine.status import Status
 from engine.xla import XlaDriver
 from kernels.derivatives import unpacked_hessian

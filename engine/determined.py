@@ -8,7 +8,7 @@ the last step still holds the slope there, and judged by its smallest eigenvalue
 import numpy as np
 
 from engine.drivers import Fits, Problem
-from engine.newton_numba import ROUNDING
+from engine.rules import ROUNDING
 from engine.status import Status
 from kernels.derivatives import unpacked_hessian
 from kernels.program import ABSOLUTE, GRADIENT

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.newton_numba import MOST_APPROACH, WIDE
+from engine.rules import MOST_APPROACH, WIDE
 from engine.status import Status
 
 if TYPE_CHECKING:

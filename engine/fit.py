@@ -14,12 +14,12 @@ from engine.data import first_fault, shown
 from engine.determined import mark_undetermined
 from engine.devices import pick_driver
 from engine.drivers import Fits, Problem, Settings
-from engine.newton_numba import EDM_GOAL
 from engine.normalisation import warn_of_coarse_ranges
 from engine.optimizers import MAX_STEPS, Transformation
 from engine.regularity import warn_of_irregularities
 from engine.rescue import rescue
 from engine.result import FitResult
+from engine.rules import EDM_GOAL
 from engine.sandwich import sandwich
 from engine.status import Status
 from kernels.program import VALUE

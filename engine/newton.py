@@ -24,7 +24,7 @@ import numpy as np
 from jax import Array
 
 from engine.cholesky import factorise, solve
-from engine.newton_numba import (
+from engine.rules import (
     ACCEPT,
     AT_REST,
     CHI_SQUARE,

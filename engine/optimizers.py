@@ -12,7 +12,7 @@ from optax import GradientTransformation as Transformation
 
 from engine.arguments import one_of
 from engine.newton import NewtonState, newton_init, newton_step
-from engine.newton_numba import EDM_GOAL, RUNNING
+from engine.rules import EDM_GOAL, RUNNING
 from engine.trust_region import Box, Evaluation, outward
 
 __all__ = [

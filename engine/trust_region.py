@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from engine.cholesky import factorise, solve, solve_lower
-from engine.newton_numba import (
+from engine.rules import (
     CLOSE,
     ENOUGH,
     FIRST_RADIUS,
@@ -94,7 +94,7 @@ class _Quadratic(NamedTuple):
         return step, jnp.where(moving, (step < self.below) | (step > self.above), self.free & inward), good
 
     def within_box(self, moving: Array, shift: Array | float) -> tuple[Array, Array, Array]:
-        """`engine.newton_numba._within_box`: (step, whether the first block is definite, whether it was found)."""
+        """`engine.numba_step._within_box`: (step, whether the first block is definite, whether it was found)."""
         n = len(moving)
         step, wrong, definite = self.minimise(moving, jnp.zeros(n), shift)
 

@@ -18,9 +18,9 @@ from engine.device_memory import TEMPORARIES, free_memory, pad, plan, temporarie
 from engine.drivers import Fits, Settings, approaches
 from engine.lanes import Lanes, bucket
 from engine.newton import NewtonState, covariance_of, newton_init, newton_step, unpack
-from engine.newton_numba import MOST_APPROACH, RUNNING
 from engine.optimizers import FirstOrderState, Transformation, first_order_init, first_order_step
 from engine.resident import sent
+from engine.rules import MOST_APPROACH, RUNNING
 from engine.status import Status
 from engine.trust_region import Box
 from kernels.derivatives import packed_index

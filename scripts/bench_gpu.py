@@ -86,7 +86,7 @@ class Bench:
         from engine.arguments import limit_arrays
         from engine.drivers import Settings
         from engine.fit import MAX_STEPS
-        from engine.newton_numba import EDM_GOAL
+        from engine.rules import EDM_GOAL
 
         case = self.cases.make(name, self.seed, n_toys or self.n_toys(name))
         rows = case.cost.rows(case.data)

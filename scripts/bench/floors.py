@@ -20,7 +20,7 @@ from bench.rates import Rates
 
 from engine.cost import Cost
 from engine.data import Rows
-from engine.newton_numba import WIDE
+from engine.rules import WIDE
 from engine.templates import TemplateNLL
 from kernels.edges import split_at_edges
 from kernels.nodes import LEAVES

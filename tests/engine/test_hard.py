@@ -136,7 +136,8 @@ def test_negative_densities_beside_the_start():
         return -np.sum(np.log(0.5 * (1 + slope * x)))
 
     inside = np.maximum(edge[:, 0] + 1e-6, -5.0)
-    result = fit_batch(cost, toys, inside[:, None], backend="numba")
+    with pytest.warns(UserWarning, match=r"is not finite or negative somewhere in .* at slope = "):
+        result = fit_batch(cost, toys, inside[:, None], backend="numba")
     # where all events are positive there is no minimum: the likelihood grows with the slope
     assert np.all(result.status[:20] != Status.CONVERGED) and not result.valid[:20].any()
     assert result.valid[20:].all() and not result.rescued[20:].any()

@@ -189,6 +189,7 @@ def test_lower_minimum_is_fitted_again(monkeypatch):
     assert result.values[2, 0] > 0.9  # the given result is left alone
 
 
+@pytest.mark.filterwarnings("ignore:no toy can be fitted")
 def test_failed_toys_have_no_interval():
     counts = np.array([[3.0], [np.nan], [5.0]])
     found = fit_batch(COUNTING, counts, {"mu": 3.0}, limits=POSITIVE).minos()
