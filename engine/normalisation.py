@@ -84,9 +84,9 @@ def excess(cost: Cost, rows: Rows, theta: np.ndarray) -> list[str]:
         own = theta[[cost.names.index(name) for name in part.names]]
         integrals = [_integrals(part, own, window[None]) for window in windows]
         value, error, expected = sum(i[0] for i in integrals), sum(i[1] for i in integrals), integrals[0][2]
-        if not np.isfinite(value):
+        if value == -np.inf:
             sentences.append(
-                f"the density of {called(part.model)} is not finite or negative somewhere in "
+                f"the density of {called(part.model)} is negative somewhere in "
                 f"{_told(windows[[0, -1], [0, 1]][None])}, where there are events, at {_at(cost, theta)}"
             )
         if value - expected > max(TOLERATED * abs(expected), 10.0 * error):
@@ -159,7 +159,10 @@ def _is_checked(cost: Cost) -> TypeGuard[UnbinnedNLL | ExtendedUnbinnedNLL]:
 
 
 def _integrals(cost: Any, theta: np.ndarray, box: np.ndarray) -> tuple[float, float, float]:
-    """Integral of the density over a box and its error, NaN where it is no density; what the model says it is."""
+    """Integral of the density over a box and its error, and what the model says it is.
+
+    The integral is NaN where the density is not finite somewhere, or -inf where it is negative.
+    """
     n_params, names = len(cost.names), [f"x{k}" for k in range(len(box))]
     row = lambda args: dict(zip(names, args[n_params:], strict=True))  # noqa: E731
     density = _as_numpy(cost, "density", lambda *args: cost.density(args[:n_params], row(args)), n_params, len(box))
@@ -167,9 +170,12 @@ def _integrals(cost: Any, theta: np.ndarray, box: np.ndarray) -> tuple[float, fl
     def integrand(x: np.ndarray) -> np.ndarray:
         value = density(*theta, *x)
         value = np.exp(value) if cost.log else value
+        negative.append(bool(np.any(value < 0.0)))
         return np.where(value >= 0.0, value, np.nan)
 
+    negative = list[bool]()
     value, error = over_box(integrand, box)
+    value = -np.inf if any(negative) else value
     if not cost.extended:
         return value, error, 1.0
     whole = _as_numpy(cost, "integral", lambda *args: cost.rest(args[:n_params], row(args), ()), n_params, len(box))

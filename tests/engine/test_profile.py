@@ -67,6 +67,7 @@ def test_grids_and_bounds(fits):
     np.testing.assert_allclose(by_jax.fval, read.fval[:4], rtol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:no toy can be fitted")
 def test_failed_toys_have_no_profile():
     bad = COUNTS[:3].copy()
     bad[1] = np.nan

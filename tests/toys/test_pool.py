@@ -177,6 +177,7 @@ def test_mistakes(options, sentence):
         made(**options)
 
 
+@pytest.mark.filterwarnings("ignore:no toy can be fitted")
 def test_mistakes_in_questions():
     pool = made(Study(COST, STUDY.sampler, TRUTH, limits={"mu": (0.0, 20.0)}, data=DATA))
     with pytest.raises(ValueError, match=r"mu = 30 is outside of its limits \(0, 20\)"):

@@ -135,6 +135,7 @@ def test_everything_is_excluded():
     assert np.isnan(empty.limit) and "Every value is excluded" in empty.sentence
 
 
+@pytest.mark.filterwarnings("ignore:no toy can be fitted")
 def test_all_toys_without_signal_fail():
     study = replace(count(4), sampler=lambda key, theta: jnp.where(theta > 0, 4.0, jnp.nan))
     with pytest.raises(ValueError, match="the fits of all 20 toys without signal failed, which leaves no CLs at mu = "):
