@@ -138,6 +138,14 @@ class HypothesisTest:
         return float(-ndtri(self.pvalue))
 
     @property
+    def told_significance(self) -> str:
+        """Z as text; its lower limit where none of the toys is as extreme, which only bounds p."""
+        if self.calctype != "toybased" or self.pvalue != 0.0 or self.null is None:
+            return f"= {self.significance:.4g}"
+        most = 1.0 - 0.05 ** (1.0 / self.null.n)  # of p, at 95 % CL
+        return f"> {-ndtri(most):.3g} at 95 % CL, as none of {self.null.n} toys is as extreme"
+
+    @property
     def ties(self) -> int:
         """Toys whose statistic equals the observed one to 1e-6: they count as at least as extreme."""
         return sum(part.ties for part in (self.null, self.alternative) if part)
@@ -158,7 +166,7 @@ class HypothesisTest:
                 line += f" +- {getattr(self, name + '_error'):.2g}"
             lines.append(line + (f", asymptotic {getattr(beside, name):.5g}" if beside else ""))
         if self.test_stat == "q0":
-            lines.append(f"Z      = {self.significance:.4g}")
+            lines.append(f"Z      {self.told_significance}")
         if np.isfinite(self.expected).all():
             lines.append("expected " + ", ".join(f"{x:.4g} ({n:+d})" for n, x in zip(BAND, self.expected, strict=True)))
         return "\n".join([*lines, self.sentence])

@@ -96,7 +96,7 @@ def _of_test(test: HypothesisTest) -> Section:
     heading, rows = ["", "toys" if of_toys else "asymptotic"], [[name, f"{getattr(test, name):.5g}"] for name in names]
     band = [[heading[1] if of_toys else "formulae", *(f"{value:.4g}" for value in test.expected)]]
     if test.test_stat == "q0":
-        rows.append(["Z", f"{test.significance:.4g}"])
+        rows.append(["Z", test.told_significance.removeprefix("= ")])
     if of_toys:
         heading += ["error", "asymptotic"]
         for row, name in zip(rows, names, strict=False):

@@ -97,6 +97,14 @@ def test_discovery_equals_pyhf():
     assert test.significance == pytest.approx(norm.isf(float(p)), abs=1e-6)
 
 
+def test_a_discovery_that_no_toy_reaches_has_a_lower_limit_of_its_significance():
+    study = two_bins((120.0, 130.0))
+    test = hypotest(study, 0.0, poi="mu", test_stat="q0", n_toys=100, backend="numba")
+    assert test.pvalue == 0.0 and test.significance == np.inf
+    # of 100 toys none is as extreme with a probability of 5 % where p is 0.0295
+    assert f"Z      > {norm.isf(0.029513):.3g} at 95 % CL, as none of 100 toys is as extreme" in str(test)
+
+
 def test_toys_equal_those_of_pyhf():
     test = hypotest(two_bins(), 1.0, poi="mu", n_toys=20_000, backend="numba")
     n = 300
