@@ -85,7 +85,7 @@ def level(cl: float | None, n_params: int = 1) -> float:
         If it is none of these.
     """
     cl = 1.0 if cl is None else cl
-    if isinstance(cl, bool) or not isinstance(cl, float | int | np.number) or not 0 < cl <= MOST_SIGMAS:
+    if isinstance(cl, bool) or not isinstance(cl, float | int | np.floating | np.integer) or not 0 < cl <= MOST_SIGMAS:
         raise ValueError(
             f"cl must be a probability between 0 and 1, or a number of standard deviations from 1 to {MOST_SIGMAS}, "
             f"got {shown(cl)}"

@@ -269,7 +269,7 @@ def fit_toys() -> Callable:
 
     It is called with (together, kernel, memory, rows, shared, aux, offsets, toys, start, lower_limit, upper_limit,
     free, errordef, edm_goal, max_steps) and the arrays (values, covariance, fit, at_limit) for the results. A turn of
-    a thread takes `together` toys, in the same memory; `memory` is that of `kernels.translate.traits_of`. `toys` are
+    a thread takes `together` toys, in the same memory; `memory` is `kernels.translate.memory_of` it. `toys` are
     the numbers of the toys to fit; `start` and the results have a row for each; `fit` holds
     (fval, edm, status, nfev, posdef, inflation), as `engine.drivers.Fits` has them.
     """

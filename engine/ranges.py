@@ -154,7 +154,7 @@ class NumericalIntegral(Cost):
         """What to pass, if twice the nodes gave `last`."""
         for n in (self.n_nodes * 2**k for k in range(1, 8)):
             [twice] = self._integrals(theta, 2 * n)
-            if abs(twice - last) <= TOLERATED * abs(twice):
+            if twice and abs(twice - last) <= TOLERATED * abs(twice):
                 # twice as many, since the density may be narrower at the minima
                 return f"pass n_nodes={2 * n} instead of {self.n_nodes}"
             last = twice

@@ -17,8 +17,8 @@ from kernels.nodes import UntranslatableError
 
 __all__ = ["real_program"]
 
-# Primitives that move elements, whatever they are, of the first argument
-_MOVES = {"broadcast_in_dim", "reshape", "transpose", "slice", "squeeze", "expand_dims", "rev", "reduce_sum", "copy",
+# Primitives that do the same to both parts of their first argument
+_OF_PARTS = {"broadcast_in_dim", "reshape", "transpose", "slice", "squeeze", "expand_dims", "rev", "reduce_sum", "copy",
           "copy_p", "stop_gradient", "gather", "dynamic_slice", "cumsum", "split", "unstack"}  # fmt: skip
 
 
@@ -51,8 +51,13 @@ def _is_complex(closed: Any) -> bool:
     variables = [*jaxpr.constvars, *jaxpr.invars, *(v for eqn in jaxpr.eqns for v in (*eqn.invars, *eqn.outvars))]
     if any(_kind(v) == "c" for v in variables):
         return True
-    inner = (p for eqn in jaxpr.eqns for p in jax.tree.leaves(eqn.params, is_leaf=lambda p: hasattr(p, "eqns")))
-    return any(_is_complex(p) for p in inner if hasattr(p, "eqns") or hasattr(p, "jaxpr"))
+    return any(map(_is_complex_inside, jaxpr.eqns))
+
+
+def _is_complex_inside(eqn: Any) -> bool:
+    """Whether what an equation calls has one."""
+    is_program = lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")  # noqa: E731
+    return any(_is_complex(p) for p in jax.tree.leaves(eqn.params, is_leaf=is_program) if is_program(p))
 
 
 def _kind(variable: Any) -> str:
@@ -83,7 +88,7 @@ def _equation(eqn: Any, args: list[Any]) -> list[Any]:
     if name in CALLS:
         inner = params[CALLS[name]]
         return _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), *args)
-    if name in _MOVES:
+    if name in _OF_PARTS:
         parts = [None if a is None else eqn.primitive.bind(a, *args[1:], **params) for a in args[0]]
         if not eqn.primitive.multiple_results:
             return [_Pair(*parts)]
@@ -95,11 +100,6 @@ def _equation(eqn: Any, args: list[Any]) -> list[Any]:
     # a part may come from a constant alone, which JAX has not broadcast
     whole = lambda a: a if a is None or jnp.shape(a) == shape else jnp.broadcast_to(a, shape)  # noqa: E731
     return [_Pair(*map(whole, result)) if isinstance(result, _Pair) else whole(result)]
-
-
-def _is_complex_inside(eqn: Any) -> bool:
-    inner = jax.tree.leaves(eqn.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr"))
-    return any(_is_complex(p) for p in inner if hasattr(p, "eqns") or hasattr(p, "jaxpr"))
 
 
 def _zero(eqn: Any) -> Any:
@@ -196,7 +196,7 @@ def _chosen(eqn: Any, which: Any, *cases: _Pair) -> _Pair:
 def _converted(eqn: Any, a: Any) -> Any:
     if not isinstance(a, _Pair):
         return _Pair(jnp.asarray(a, np.float64), None)
-    return a if _kind(eqn.outvars[0]) == "c" else _real(eqn, a)
+    return a if _kind(eqn.outvars[0]) == "c" else _real(eqn, a).astype(eqn.params["new_dtype"])
 
 
 def _dot(eqn: Any, a: _Pair, b: _Pair) -> _Pair:

@@ -8,6 +8,7 @@ numba can compile the same text with the same results (`tests/kernels/test_lower
 
 import ast
 import builtins
+import functools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -51,16 +52,16 @@ def lowered(*signature: str, **options: Any) -> Callable:
     def decorate(function: Any) -> Any:
         code = function.__code__
         names = code.co_varnames[: code.co_argcount]
-        definition = _definition(code.co_filename, function.__name__)
-        memory = [line for line in definition.body if _is_memory(line, function.__globals__)]
-        definition.body = [line for line in definition.body if line not in memory]
+        lines = _definitions(code.co_filename)[function.__name__].body
+        memory = [line for line in lines if _is_memory(line, function.__globals__)]
+        lines = [line for line in lines if line not in memory]
         given = ", ".join([*names, *(line.targets[0].id for line in memory)])  # type: ignore[attr-defined]
 
         def define(*argument_types: Any) -> tuple[Any, Callable]:
             def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
                 values = map(_known, arguments, signature.args)
                 variables = dict(zip(given.split(", "), values, strict=True))
-                _Lowering(context, builder, function.__globals__, variables).run(definition.body)
+                _Lowering(context, builder, function.__globals__, variables).run(lines)
                 return context.get_dummy_value()
 
             return types.void(*argument_types), codegen
@@ -76,9 +77,10 @@ def lowered(*signature: str, **options: Any) -> Callable:
     return decorate
 
 
-def _definition(file: str, name: str) -> ast.FunctionDef:
+@functools.lru_cache(maxsize=1)  # all functions of a file are compiled one after the other
+def _definitions(file: str) -> dict[str, ast.FunctionDef]:
     parsed = ast.parse(Path(file).read_text(encoding="utf-8"))
-    return next(node for node in parsed.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    return {node.name: node for node in parsed.body if isinstance(node, ast.FunctionDef)}
 
 
 def _is_memory(line: ast.stmt, namespace: dict) -> bool:
