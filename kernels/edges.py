@@ -41,11 +41,11 @@ def split_at_edges(program: Program) -> Edges:
     rows = [number for number in program.live if graph.on_row(number)]
     side: dict[int, int | None] = {}  # the only edge on which a node depends
     for number in rows:
-        op, args, _ = graph.nodes[number]
+        op, args = graph.nodes[number][:2]
         found = {args[0]} if op == "shared" else {side[a] for a in args if a in side} if op not in LEAVES else {None}
         side[number] = next(iter(found)) if len(found) == 1 and found <= {LOWER, UPPER} else None
     of_rows = [number for number in rows if side[number] is None]
-    needed = {a for number in of_rows if graph.nodes[number].op not in LEAVES for a in graph.nodes[number].args}
+    needed = {a for number in of_rows for a in graph.arguments(number)}
     read, stored, known = dict[int, tuple[int, int]](), dict[int, int](), dict[int, int]()
     for number in rows:
         at = side[number]
@@ -59,7 +59,7 @@ def split_at_edges(program: Program) -> Edges:
 def _at_lower(graph: Graph, number: int, known: dict[int, int]) -> int:
     """The node that has at the lower edge the value of this one at the upper edge."""
     for n in graph.live([number]):
-        op, args, on_row = graph.nodes[n]
+        op, args, on_row = graph.nodes[n][:3]
         if n not in known and on_row:
             on_lower = graph.argument("shared", LOWER)
             known[n] = on_lower if op == "shared" else graph.like(n, [known.get(a, a) for a in args])

@@ -41,7 +41,7 @@ def elementwise(function: Callable, n_arguments: int) -> Callable:
         values: dict[int, np.ndarray] = {}
         with np.errstate(all="ignore"):
             for step in steps:
-                op, args, _ = graph.nodes[step]
+                op, args = graph.nodes[step][:2]
                 if op == "row":
                     values[step] = arrays[args[0]]
                 elif op == "const":

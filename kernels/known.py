@@ -13,8 +13,8 @@ import numpy as np
 from jax import Array
 
 from kernels.nodes import BOOLEAN, LEAVES, Graph, Node, UntranslatableError
-from kernels.operations import OPERATIONS
 from kernels.program import Program
+from kernels.xla import value_of
 
 __all__ = ["Known", "separated"]
 
@@ -59,14 +59,14 @@ def separated(program: Program) -> tuple[Program, Known | None]:
         graph.nodes[number] = Node(kind, (n + k,), True)
     n += len(chosen)
     program = program._replace(n_columns=n) if program.n_columns else program._replace(n_shared=n)
-    return program, Known(len(chosen), _computing(before, opaque, chosen))
+    return program, Known(len(chosen), _computing(before, graph.tables, opaque, chosen))
 
 
 def _chosen(graph: Graph, outputs: list[int]) -> list[int]:
     """The nodes that become columns: those of the data alone that others ask for, where they need an opaque one."""
     live, needs = graph.live(outputs), dict[int, bool]()
     for number in live:
-        op, args, _ = graph.nodes[number]
+        op, args = graph.nodes[number][:2]
         needs[number] = op == "opaque" or (op not in LEAVES and any(needs[a] for a in args))
     stack = [n for n in outputs if needs[n]]
     chosen, seen = set[int](), set[int]()
@@ -75,25 +75,28 @@ def _chosen(graph: Graph, outputs: list[int]) -> list[int]:
         if number in seen:
             continue
         seen.add(number)
-        op, args, _ = graph.nodes[number]
+        op, args = graph.nodes[number][:2]
         if op == "opaque" and graph.is_condition(number):
             raise UntranslatableError("a condition has no scalar form")
         needed = [] if op == "opaque" else [a for a in args if needs[a]]
         # of a single one, what is quickly done is done at every step
-        if graph.of_data(number) and op not in BOOLEAN and not (op in _QUICK and len(needed) == 1):
+        of_data = graph.of_data(number) and graph.nodes[number].table is None
+        if of_data and op not in BOOLEAN and not (op in _QUICK and len(needed) == 1):
             chosen.add(number)
         else:
             stack += needed
     return sorted(chosen)
 
 
-def _computing(nodes: list[Node], opaque: list, chosen: list[int]) -> Callable[[np.ndarray], np.ndarray]:
+def _computing(
+    nodes: list[Node], tables: list[np.ndarray], opaque: list, chosen: list[int]
+) -> Callable[[np.ndarray], np.ndarray]:
     needed, stack = set[int](), [*chosen]
     while stack:
         number = stack.pop()
         if number not in needed:
             needed.add(number)
-            op, args, _ = nodes[number]
+            op, args = nodes[number][:2]
             if op == "opaque":
                 stack += [int(n) for array in opaque[args[0]][1] for n in array.ravel()]
             elif op not in LEAVES:
@@ -105,10 +108,8 @@ def _computing(nodes: list[Node], opaque: list, chosen: list[int]) -> Callable[[
         of_opaque: dict[int, list[Array]] = {}
         n_rows = columns.shape[1]
         for number in sorted(needed):
-            op, args, _ = nodes[number]
-            if op == "const":
-                values[number] = args[0]
-            elif op in ("row", "shared"):
+            op, args = nodes[number][:2]
+            if op in ("row", "shared"):
                 values[number] = columns[args[0]]
             elif op == "opaque":
                 k, output, place = args
@@ -117,7 +118,7 @@ def _computing(nodes: list[Node], opaque: list, chosen: list[int]) -> Callable[[
                     of_opaque[k] = _of_equation(eqn, numbers, values, n_rows)
                 values[number] = of_opaque[k][output].reshape(n_rows, -1)[:, place]
             else:
-                values[number] = OPERATIONS[op].by_jax(*(values[a] for a in args))
+                values[number] = value_of(nodes[number], values, tables)
         return jnp.stack([jnp.asarray(values[number], jnp.float64) for number in chosen])
 
     def compute(columns: np.ndarray) -> np.ndarray:

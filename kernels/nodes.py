@@ -8,7 +8,7 @@ gathers in few nodes, which a loop over rows evaluates once.
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,9 +27,16 @@ def too_long(limit: int) -> UntranslatableError:
 
 
 class Node(NamedTuple):
+    """An operation on nodes, or a leaf.
+
+    `table` tells the table on whose entry the node depends: it is evaluated once for each of them, up to the "total" of
+    them all (see `kernels.tables`).
+    """
+
     op: str
     args: tuple
     depends_on_row: bool
+    table: int | None = None
 
 
 class Partials(NamedTuple):
@@ -78,8 +85,8 @@ COMMUTATIVE = {"add", "mul", "max", "min", "eq", "ne", "and", "or"}
 # Their values are True or False.
 BOOLEAN = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "is_finite"}
 # A longer graph is given up while it grows; see also `kernels.program.MAX_LENGTH`.
-MAX_NODES = 100_000
-LEAVES = {"const", "theta", "aux", "row", "shared", "opaque"}
+MAX_NODES = 250_000
+LEAVES = {"const", "theta", "aux", "row", "shared", "opaque", "table"}
 # Their derivatives are zero, where they have one.
 _FLAT = BOOLEAN | {"floor", "ceil", "sign"}
 
@@ -95,6 +102,7 @@ class Graph:
         # equations of JAX without scalar form, with the nodes of their arguments, which depend on the data alone;
         # None where they are not taken
         self.opaque: list[tuple[Any, list[np.ndarray]]] | None = None
+        self.tables: list[np.ndarray] = []  # (n_columns, n_entries) each
         self._numbers: dict[tuple, int] = {}
         self._supports: list[int] = []
         self._of_data: list[bool] = []
@@ -104,9 +112,40 @@ class Graph:
         if key not in self._numbers:
             if len(self.nodes) >= MAX_NODES:
                 raise too_long(MAX_NODES)
+            table = None if op in LEAVES or op == "total" else self.table_of(args)
             self._numbers[key] = len(self.nodes)
-            self.nodes.append(Node(op, args, depends_on_row))
+            self.nodes.append(Node(op, args, depends_on_row, args[0] if op == "table" else table))
         return self._numbers[key]
+
+    def table_of(self, numbers: Iterable[int]) -> int | None:
+        """The table on whose entry one of the nodes depends; they never depend on two."""
+        return next((self.nodes[n].table for n in numbers if self.nodes[n].table is not None), None)
+
+    def n_entries(self, table: int | None) -> int:
+        """How often a node is evaluated that depends on the entry of a table, or on none."""
+        return 1 if table is None else self.tables[table].shape[1]
+
+    def column(self, table: int, position: int) -> int:
+        """A column of a table, which is a number for each of its entries."""
+        return self._intern("table", (table, position), False)
+
+    def total_over(self, total: int) -> int:
+        """The table over which a total is taken."""
+        table = self.nodes[self.nodes[total].args[0]].table
+        assert table is not None
+        return table
+
+    def total(self, table: int, number: int) -> int:
+        """The sum of a node over all entries of a table."""
+        op, args, on_row, depends_on = self.nodes[number]
+        if depends_on is None:
+            return self.apply("mul", self.const(float(self.n_entries(table))), number)
+        if op == "neg":
+            return self.apply("neg", self.total(table, args[0]))
+        for inside, outside in [args, args[::-1]] if op == "mul" else []:
+            if self.nodes[outside].table is None:
+                return self.apply("mul", outside, self.total(table, inside))
+        return self._intern("total", (number,), on_row)
 
     def argument(self, kind: str, position: int) -> int:
         """An input: a parameter ("theta"), a toy's measured value ("aux") or a column of the row."""
@@ -118,6 +157,11 @@ class Graph:
         if isinstance(value, int | np.integer):
             return self._intern("const", (int(value),), False)
         return self._intern("const", (float(value),), False)
+
+    def arguments(self, number: int) -> tuple[int, ...]:
+        """The nodes on which an operation acts; a leaf has none."""
+        node = self.nodes[number]
+        return () if node.op in LEAVES else node.args
 
     def value(self, number: int) -> Any:
         """The value of a constant node, None for any other."""
@@ -322,7 +366,5 @@ class Graph:
             if number in seen:
                 continue
             seen.add(number)
-            node = self.nodes[number]
-            if node.op not in LEAVES:
-                stack.extend(node.args)
+            stack.extend(self.arguments(number))
         return sorted(seen)

@@ -35,6 +35,8 @@ def _obstacle(program: Program) -> str:
             f"a fit of {program.n_params} parameters, whose Hessian is summed as products of vectors, has no one-pass "
             "kernel"
         )
+    if any(program.graph.nodes[number].op == "total" for number in program.live):
+        return "a long sum within the model, which is summed over a table, has no one-pass kernel"
     missing = {program.graph.nodes[number].op for number in program.live if program.graph.on_row(number)} & _MISSING
     return f"the one-pass kernel has no form of {', '.join(sorted(missing))} of a row" if missing else ""
 

@@ -27,6 +27,7 @@ from kernels.derivatives import packed_index
 from kernels.graph import trace
 from kernels.nodes import LEAVES, Graph, too_long
 from kernels.secondorder import Derivatives, Vector, differentiate
+from kernels.tables import Tables
 
 __all__ = [
     "ABSOLUTE",
@@ -246,10 +247,12 @@ def build_program(
     kinds = [("theta", k) for k in range(n_params)]
     kinds += [("row", k) for k in range(n_columns)] + [("shared", k) for k in range(n_shared)]
     kinds += [("aux", k) for k in range(n_aux)]
+    tables = Tables(graph)
 
     def outputs_of(function: Callable) -> tuple[dict[int, int], Outer]:
         """The outputs of a function that are not zero, and what is to be added to them."""
         [value] = trace(lambda *scalars: [function(*scalars)], kinds, graph, derivatives=True)
+        value = tables.rewritten(value)
         singles, outer = _assorted(differentiate(graph, value), n_params)
         outputs = {VALUE: value, ABSOLUTE: graph.apply("abs", value), **singles}
         return {k: output for k, output in outputs.items() if graph.value(output) != 0.0}, outer

@@ -169,9 +169,16 @@ class _Differentiation:
 
     def forwards(self, output: int) -> None:
         """Gradient and Hessian of a node and of all below it."""
-        for number in self.graph.live([output]):
-            if number not in self.hessians:
-                self.forward(number)
+        needed, stack = set[int](), [output]
+        while stack:
+            number = stack.pop()
+            if number not in needed and number not in self.hessians:
+                needed.add(number)
+                # a function that brings its derivatives along may not hold its arguments any more
+                stack += self.graph.partials[number].first if number in self.graph.partials else ()
+                stack += self.graph.arguments(number)
+        for number in sorted(needed):
+            self.forward(number)
 
     def forward(self, number: int) -> None:
         graph, node = self.graph, self.graph.nodes[number]
@@ -186,6 +193,11 @@ class _Differentiation:
                 for key in dict.fromkeys([*known[cases[0]], *known[cases[1]]]):
                     chosen = graph.apply("select", condition, *(known[case].get(key, self.zero) for case in cases))
                     self.add(result, key, chosen)
+        elif node.op == "total":
+            [term], table = node.args, graph.nodes[node.args[0]].table
+            for result, known in ((gradient, self.gradients), (hessian, self.hessians)):
+                for key, weight in known[term].items():
+                    self.add(result, key, graph.total(table, weight))
         else:
             partials = self.partials(number)
             for arg, first in partials.first.items():

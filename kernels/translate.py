@@ -16,7 +16,7 @@ import tempfile
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,11 @@ import numba
 from llvmlite import binding
 
 from kernels import lowering, vectormath, vectorpower, vectortrig
-from kernels.edges import LOWER, UPPER, Edges, split_at_edges
 from kernels.graph import trace
+from kernels.kernel_source import DEFINITION, kernel_source
 from kernels.nodes import Graph
-from kernels.outer import BEYOND, BLOCK, add_outer, outer_source, tables
 from kernels.program import EXPECTED, FIRST, GRADIENT, SECOND, Program, n_outputs
-from kernels.statements import assignments, is_boolean
+from kernels.statements import assignments
 
 __all__ = [
     "KERNEL_SIGNATURE",
@@ -41,7 +40,6 @@ __all__ = [
     "compile_source",
     "compile_sum",
     "compiled_by",
-    "kernel_source",
     "memory_of",
 ]
 
@@ -51,90 +49,9 @@ KERNEL_SIGNATURE = "void(f8[::1], f8[:, ::1], f8[:, ::1], f8[::1], i8, i8, i8, f
 # map(theta, rows, begin, end): column 0 of the rows begin to end, in place
 MAP_SIGNATURE = "void(f8[::1], f8[:, ::1], i8, i8)"
 
-EDGES = 136  # of a block of rows, with those that fill up the last vector
 MOST_WRITTEN_OUT = 8  # parameters that are copied one by one, which is faster to run and slower to compile
 
 _IMPORTING = threading.Lock()
-_DEFINITION = "def row_sums(theta, rows, shared, aux, begin, end, order, out):"
-
-
-def kernel_source(program: Program, adjacent: bool = False) -> str:
-    """The numba source of a program, whose last function is `row_sums(theta, ..., out)`, see `KERNEL_SIGNATURE`.
-
-    `adjacent` says that its rows lie side by side, see `kernels.edges`.
-    """
-    graph, cores, outer, outer_rest = program.graph, program.cores, program.outer, program.outer_rest
-    live = program.live
-    lines = ["use_wide_vectors()", *assignments(graph, live, on_row=False)]
-    lines += [f"s{m} = 0.0" for m in range(len(cores))]
-    row = [*assignments(graph, live, on_row=True), *(f"s{m} += v{core}" for m, core in enumerate(cores))]
-    # unsigned, or numba would look for negative indices at every row
-    lines += [f"for k in range({len(program.rest)}):", "    out[k] = 0.0", "first = np.uint64(begin)"]
-    edges = split_at_edges(program) if adjacent and not outer.vectors else None
-    if edges is not None and edges.stored:
-        lines += _by_edges(program, edges)
-    elif not outer.vectors:
-        lines += ["for i in range(first, np.uint64(end)):", *_indented(row)]
-    else:
-        row += [f"work[{k * BLOCK} + b] = v{node}" for k, node in enumerate(outer.nodes)]
-        lines += [f"work = np.zeros({(len(outer.nodes) + BEYOND) * BLOCK})"]
-        lines += [f"for start in range(first, np.uint64(end), np.uint64({BLOCK})):"]
-        lines += [f"    n = min(np.uint64({BLOCK}), np.uint64(end) - start)", "    for b in range(n):"]
-        lines += [*_indented(["i = start + b", *row], 2), f"    {add_outer('ROWS', 'work', 'n', BLOCK)}"]
-    if outer_rest.vectors:
-        lines += [f"rest = np.zeros({len(outer_rest.nodes) + BEYOND})"]
-        lines += [f"rest[{k}] = v{node}" for k, node in enumerate(outer_rest.nodes)]
-        lines += [add_outer("REST", "rest", "np.uint64(1)", 1)]
-    of_rows = []
-    for k, (terms, rest) in enumerate(zip(program.combinations, program.rest, strict=True)):
-        parts = [f"s{m}" if c is None else f"v{c} * s{m}" for c, m in terms]
-        of_rows += [f"out[{k}] += {' + '.join(parts)}"] if parts else []
-        lines += [] if rest is None else [f"out[{k}] += v{rest}"]
-    # without rows nothing is added, though a coefficient may be infinite
-    lines += ["if begin < end:", *_indented(of_rows)] if of_rows else []
-    head = []
-    if outer.vectors or outer_rest.vectors:
-        head = [outer_source(program.n_params), *tables(outer, "ROWS"), *tables(outer_rest, "REST"), "", ""]
-    return "\n".join([*head, _DEFINITION, *_indented(lines)]) + "\n"
-
-
-def _by_edges(program: Program, edges: Edges) -> list[str]:
-    """The loop over the rows, block by block: first over the edges of a block, then over its rows."""
-    graph = program.graph
-    at_edge = {graph.argument("shared", LOWER): f"work[{len(edges.stored) * EDGES} + b]"}
-    of_edge = [
-        *assignments(graph, edges.numbers, True, at_edge),
-        *(f"work[{k * EDGES} + b] = v{number}" for k, number in enumerate(edges.stored)),
-    ]
-    at_row = {
-        number: f"work[{k * EDGES + side} + b]{' != 0.0' if is_boolean(graph, number) else ''}"
-        for number, (k, side) in edges.read.items()
-    }
-    of_row = [
-        "i = start + b",
-        *assignments(graph, edges.rest, True, at_row),
-        *(f"s{m} += v{core}" for m, core in enumerate(program.cores)),
-    ]
-    begin = f"work[{len(edges.stored) * EDGES}"
-    # as many as fill vectors of 8: what is left of a loop is as slow as a vector for each of its turns
-    return [
-        f"work = np.empty({(len(edges.stored) + 1) * EDGES})",
-        f"for start in range(first, np.uint64(end), np.uint64({EDGES - 8})):",
-        f"    n = min(np.uint64({EDGES - 8}), np.uint64(end) - start)",
-        "    whole = (n // np.uint64(8) + np.uint64(1)) * np.uint64(8)",
-        "    for b in range(n):",
-        f"        {begin} + b] = shared[{LOWER}, start - first + b]",
-        "    for b in range(n, whole):",
-        f"        {begin} + b] = shared[{UPPER}, start - first + n - np.uint64(1)]",
-        "    for b in range(whole):",
-        *_indented(of_edge, 2),
-        "    for b in range(n):",
-        *_indented(of_row, 2),
-    ]
-
-
-def _indented(lines: Iterable[str], depth: int = 1) -> list[str]:
-    return ["    " * depth + line for line in lines]
 
 
 def cache_directory() -> Path:
@@ -231,7 +148,7 @@ def compile_kernel(program: Program, adjacent: bool = False):
 def compile_source(source: str, compiler: str = "njit") -> Callable:
     """The compiled kernel of the source of a function `row_sums`."""
     decorator = f"@{compiler}({KERNEL_SIGNATURE!r}, cache=True, **COMPILE_ROW)\n"
-    return import_source(source.lstrip().replace(_DEFINITION, decorator + _DEFINITION)).row_sums
+    return import_source(source.lstrip().replace(DEFINITION, decorator + DEFINITION)).row_sums
 
 
 def memory_of(kernel: Callable) -> int:
@@ -260,10 +177,10 @@ def compile_map(function: Callable, n_params: int, n_columns: int = 1):
     [result] = trace(lambda *scalars: [function(*scalars)], arguments, graph)
     live = graph.live([result])
     lines = ["def map_rows(theta, rows, begin, end):", "    use_wide_vectors()"]
-    lines += [f"    {line}" for line in assignments(graph, live, on_row=False)]
+    lines += [f"    {line}" for line in assignments(graph, [n for n in live if not graph.on_row(n)])]
     # an index that may be negative counts from the end, and LLVM would not vectorise the store
     lines += ["    for i in range(np.uint64(begin), np.uint64(end)):"]
-    lines += [f"        {line}" for line in assignments(graph, live, on_row=True)]
+    lines += [f"        {line}" for line in assignments(graph, [n for n in live if graph.on_row(n)])]
     lines += [f"        rows[0, i] = v{result}"]
     # nothing is summed, so nothing is gained where the order of operations is given up
     decorator = f"@lowered({MAP_SIGNATURE!r}, cache=True, nogil=True, **COMPILE_HELPER)\n"
@@ -306,7 +223,7 @@ def compile_sum(
             lines += [f"ADD{p} = np.array({[(int(place[k]), int(k)) for k in some]}, dtype=np.uint64)"]
             lines += [f"INDEX{p} = np.array({list(map(int, index))}, dtype=np.uint64)"]
     lines += [f"@lowered({KERNEL_SIGNATURE!r}, cache=True, **COMPILE_ROW)"]
-    lines += [_DEFINITION]
+    lines += [DEFINITION]
     lines += [] if whole else [f"    for k in range({n_kept}):", "        out[k] = 0.0"]
     lines += ["    first = begin"]
     n_shared, n_aux, memory = 0, n, n_kept

@@ -15,15 +15,27 @@ import numpy as np
 from jax import Array, lax
 
 from kernels.derivatives import value_gradient_hessian
-from kernels.nodes import LEAVES, Graph
+from kernels.nodes import Graph, Node
 from kernels.operations import OPERATIONS
 from kernels.program import GRADIENT, Outer, Program, n_outputs
 from kernels.secondorder import MAX_SINGLE
 
-__all__ = ["Sums", "evaluate", "n_intermediates", "row_sums", "row_sums_untranslated"]
+__all__ = ["Sums", "evaluate", "n_intermediates", "row_sums", "row_sums_untranslated", "value_of"]
 
 # Columns of the Hessian of a model without scalar form that are taken at once.
 COLUMNS = 8
+
+
+def value_of(node: Node, values: dict[int, Any], tables: list[np.ndarray]) -> Any:
+    """The value of an operation or of a constant; what depends on a table has an axis for its entries, in front."""
+    if node.op == "const":
+        return node.args[0]
+    if node.op == "table":
+        return tables[node.args[0]][node.args[1]][:, None]
+    if node.op == "total":
+        totals = jnp.sum(values[node.args[0]], axis=0)
+        return totals if node.depends_on_row else totals[0]
+    return OPERATIONS[node.op].by_jax(*(values[a] for a in node.args))
 
 
 def evaluate(graph: Graph, numbers: list[int], values: dict[int, Array], on_row: bool) -> None:
@@ -32,10 +44,7 @@ def evaluate(graph: Graph, numbers: list[int], values: dict[int, Array], on_row:
         node = graph.nodes[number]
         if node.depends_on_row != on_row or number in values:
             continue
-        if node.op == "const":
-            values[number] = node.args[0]
-        else:
-            values[number] = OPERATIONS[node.op].by_jax(*(values[a] for a in node.args))
+        values[number] = value_of(node, values, graph.tables)
 
 
 def _over_tiles(tile_sums: Callable, n_rows: int, tile: int, like: Array) -> Any:
@@ -189,11 +198,11 @@ class Sums:
 
 def n_intermediates(program: Program) -> int:
     """How many numbers of a row are needed more than once, of which XLA keeps a part in memory."""
-    graph, live = program.graph, program.live
-    on_row = [graph.nodes[number] for number in live if graph.on_row(number)]
+    graph = program.graph
+    on_row = [number for number in program.live if graph.on_row(number)]
     uses = Counter(program.cores)
-    uses.update(a for node in on_row if node.op not in LEAVES for a in node.args)
-    return sum(graph.on_row(number) and uses[number] > 1 for number in live)
+    uses.update(a for number in on_row for a in graph.arguments(number))
+    return sum(graph.n_entries(graph.nodes[number].table) for number in on_row if uses[number] > 1)
 
 
 def row_sums_untranslated(

@@ -30,7 +30,7 @@ __all__ = ["Fitted", "Floor", "count_cost", "count_program", "count_source", "fl
 
 LEAST_EVALUATIONS = 2  # one step, and the proof that no other is needed
 _L2_BYTES = 2**20
-_ADDITIONS = {"add", "sub", "neg"}
+_ADDITIONS = {"add", "sub", "neg", "total"}
 _CHOICES = {"abs", "sign", "max", "min", "select", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "is_finite"}
 _CHOICES |= {"floor", "ceil", "same"}
 _INSTRUCTIONS = {
@@ -151,13 +151,14 @@ def count_program(program: Program, adjacent: bool = False) -> tuple[Counter, Co
     """Operations of a program for each row, and once for each evaluation; of `adjacent` rows one edge counts."""
     each, once = Counter[str](), Counter[str]()
     rows = [number for number in program.live if program.graph.on_row(number)]
-    if adjacent and not program.outer.vectors:
+    if adjacent and not program.outer.vectors and not program.graph.tables:
         edges = split_at_edges(program)
         rows = edges.numbers + [number for number in edges.rest if number not in edges.read]
     for numbers, count in ((rows, each), (set(program.live).difference(rows), once)):
-        for node in (program.graph.nodes[number] for number in numbers):
+        for number, node in ((number, program.graph.nodes[number]) for number in numbers):
             if node.op not in LEAVES and node.depends_on_row == (count is each):
-                count[_kind(node.op)] += 1
+                at = node.args[0] if node.op == "total" else number
+                count[_kind(node.op)] += program.graph.n_entries(program.graph.nodes[at].table)
     each["add"] += len(program.cores)
     terms = [c is not None for combination in program.combinations for c, _ in combination]
     once["multiply"] += sum(terms)

@@ -46,9 +46,10 @@ from kernels import (
     voigt,
     xla,
 )
+from kernels.kernel_source import kernel_source
 from kernels.nodes import UntranslatableError
 from kernels.program import GRADIENT, SECOND, build_program
-from kernels.translate import compile_kernel, compile_map, kernel_source
+from kernels.translate import compile_kernel, compile_map
 from kernels.truncated import truncate, trunccauchy, trunccrystalball, trunccrystalball_ex
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -12,10 +12,11 @@ from jax.scipy import special, stats
 from jax.scipy.linalg import solve_triangular
 
 from kernels.graph import trace
+from kernels.kernel_source import kernel_source
 from kernels.nodes import Graph, UntranslatableError
 from kernels.operations import OPERATIONS
 from kernels.program import SECOND, build_program
-from kernels.translate import compile_kernel, kernel_source
+from kernels.translate import compile_kernel
 from kernels.xla import row_sums, row_sums_untranslated
 
 TABLE = np.array([0.5, -1.25, 2.0, 0.75])

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels.kernel_source import kernel_source
 from kernels.program import ABSOLUTE, GRADIENT, SECOND, VALUE, build_program
-from kernels.translate import cache_directory, compile_kernel, compile_map, kernel_source
+from kernels.translate import cache_directory, compile_kernel, compile_map
 from kernels.xla import row_sums, row_sums_untranslated
 
 
