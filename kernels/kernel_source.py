@@ -6,7 +6,9 @@ What is summed over a table is summed for a block of rows as well, entry by entr
 run along the rows here, too.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from kernels.edges import LOWER, UPPER, Edges, split_at_edges
 from kernels.nodes import Graph
@@ -47,67 +49,70 @@ def kernel_source(program: Program, adjacent: bool = False) -> str:
         lines += [] if rest is None else [f"out[{k}] += v{rest}"]
     # without rows nothing is added, though a coefficient may be infinite
     lines += ["if begin < end:", *_indented(of_rows)] if of_rows else []
-    head = [_table(graph, k) for k in range(len(graph.tables))]
+    head = [_table(graph, table) for table in graph.tables]
     if outer.vectors or outer_rest.vectors:
         head += [outer_source(program.n_params), *tables(outer, "ROWS"), *tables(outer_rest, "REST")]
     return "\n".join([*head, "", "", DEFINITION, *_indented(lines)]).lstrip() + "\n"
 
 
 def _table(graph: Graph, table: int) -> str:
-    columns = (f"[{', '.join(map(constant, map(float, column)))}]" for column in graph.tables[table])
+    columns = (f"[{', '.join(map(constant, column.tolist()))}]" for column in graph.tables[table])
     return f"TABLE{table} = np.array([{', '.join(columns)}])"
+
+
+class _Loop(NamedTuple):
+    """A loop over the entries of a table.
+
+    Attributes
+    ----------
+    totals : list of int
+        What is summed.
+    terms : list of int
+        What is computed for each entry, in order.
+    """
+
+    table: int
+    totals: list[int]
+    terms: list[int]
+
+    def lines(self, graph: Graph, inside: Iterable[str]) -> list[str]:
+        """What does not depend on the row is computed before what is inside."""
+        of_entry = assignments(graph, [n for n in self.terms if not graph.on_row(n)])
+        return [f"for q in range({self.table}):", *_indented([*of_entry, *inside])]
+
+
+def _stages(graph: Graph, live: Sequence[int], on_row: bool) -> tuple[dict[int, int], list[list[_Loop]]]:
+    """How many loops over tables, one after the other, must have ended before a node is known; and these loops.
+
+    Of all nodes that depend on the row, or of those that do not.
+    """
+    stage: dict[int, int] = {}
+    totals: dict[tuple[int, int], list[int]] = {}
+    for number in live:
+        if graph.on_row(number) == on_row:
+            stage[number] = max((stage.get(a, 0) for a in graph.arguments(number)), default=0)
+            if graph.nodes[number].op == "total":
+                table = graph.nodes[graph.nodes[number].args[0]].table
+                totals.setdefault((stage[number], table or 1), []).append(number)
+                stage[number] += 1
+    loops: list[list[_Loop]] = [[] for _ in range(1 + max(stage.values(), default=0))]
+    for (at, table), of_table in totals.items():
+        terms = [n for n in graph.live([graph.nodes[t].args[0] for t in of_table]) if graph.nodes[n].table == table]
+        loops[at].append(_Loop(table, of_table, terms))
+    return stage, loops
 
 
 def _once(graph: Graph, live: Sequence[int]) -> list[str]:
     """What does not depend on the row, with its sums over tables."""
-    mine = [number for number in live if not graph.on_row(number) and graph.nodes[number].table is None]
-    stage, passes = _passes(graph, live, on_row=False)
-    totals = {total: f"t{total}" for _, of_table in passes for total in of_table}
+    stage, stages = _stages(graph, live, on_row=False)
+    totals = {total: f"t{total}" for loops in stages for loop in loops for total in loop.totals}
     lines: list[str] = []
-    for s in range(1 + max(stage.values(), default=0)):
-        lines += assignments(graph, [number for number in mine if stage[number] == s], totals)
-        for at, of_table in passes:
-            if at == s:
-                lines += [f"t{total} = 0.0" for total in of_table]
-                lines += _over_table(
-                    graph, of_table, [f"t{total} += v{graph.nodes[total].args[0]}" for total in of_table]
-                )
+    for s, loops in enumerate(stages):
+        lines += assignments(graph, [n for n in live if stage.get(n) == s and graph.nodes[n].table is None], totals)
+        for loop in loops:
+            lines += [f"t{total} = 0.0" for total in loop.totals]
+            lines += loop.lines(graph, [f"t{total} += v{graph.nodes[total].args[0]}" for total in loop.totals])
     return lines
-
-
-def _passes(graph: Graph, live: Sequence[int], on_row: bool) -> tuple[dict[int, int], list[tuple[int, list[int]]]]:
-    """How often a table must have been run through before a node is known, and the totals that come of each time.
-
-    Of all nodes that depend on the row, or of those that do not.
-    """
-    mine = [number for number in live if graph.on_row(number) == on_row]
-    stage = dict.fromkeys(mine, 0)
-    of_tables: dict[int, list[int]] = {}
-    for number in mine:
-        if graph.nodes[number].op == "total":
-            of_tables.setdefault(graph.total_over(number), []).append(number)
-    known: dict[int, int] = {}
-    while known != stage:
-        known = dict(stage)
-        for number in mine:
-            args, is_total = graph.arguments(number), graph.nodes[number].op == "total"
-            if is_total:  # all totals of a table come of one loop
-                args = tuple(graph.nodes[other].args[0] for other in of_tables[graph.total_over(number)])
-            stage[number] = max((stage.get(a, 0) for a in args), default=0) + is_total
-    return stage, [(stage[totals[0]] - 1, totals) for totals in of_tables.values()]
-
-
-def _over_table(graph: Graph, totals: Sequence[int], inside: Iterable[str]) -> list[str]:
-    """The loop over a table, of which some totals are sums."""
-    of_entry = [n for n in _of_entries(graph, totals) if not graph.on_row(n)]
-    n_entries = graph.n_entries(graph.total_over(totals[0]))
-    return [f"for q in range({n_entries}):", *_indented([*assignments(graph, of_entry), *inside])]
-
-
-def _of_entries(graph: Graph, totals: Sequence[int]) -> list[int]:
-    """The nodes that are needed for some totals over a table, and depend on its entry."""
-    terms = graph.live([graph.nodes[total].args[0] for total in totals])
-    return [n for n in terms if graph.nodes[n].table == graph.total_over(totals[0])]
 
 
 def _by_rows(program: Program, live: Sequence[int]) -> list[str]:
@@ -148,16 +153,16 @@ class _Kept:
         """The lines that sum over tables for a block of rows."""
         graph = self.graph
         lines: list[str] = []
-        for _, totals in sorted(_passes(graph, live, on_row=True)[1]):
-            inner = [n for n in _of_entries(graph, totals) if graph.on_row(n)]
-            wanted = {a for n in inner for a in graph.arguments(n) if graph.on_row(a)}.difference(inner)
+        for loop in itertools.chain(*_stages(graph, live, on_row=True)[1]):
+            terms = [n for n in loop.terms if graph.on_row(n)]
+            wanted = {a for n in terms for a in graph.arguments(n) if graph.on_row(a)}.difference(terms)
             new = sorted(n for n in wanted if graph.arguments(n) and n not in self.places)
             if new:
                 lines += _for_each([*self.computed(new), *(f"{self.place(number)} = v{number}" for number in new)])
-            lines += ["for b in range(n):", *(f"    {self.place(total)} = 0.0" for total in totals)]
-            of_row = [*self.computed(wanted), *assignments(graph, inner)]
-            of_row += [f"{self.place(total)} += v{graph.nodes[total].args[0]}" for total in totals]
-            lines += _over_table(graph, totals, _for_each(of_row))
+            lines += ["for b in range(n):", *(f"    {self.place(total)} = 0.0" for total in loop.totals)]
+            of_row = [*self.computed(wanted), *assignments(graph, terms)]
+            of_row += [f"{self.place(total)} += v{graph.nodes[total].args[0]}" for total in loop.totals]
+            lines += loop.lines(graph, _for_each(of_row))
         return lines
 
     def computed(self, outputs: Iterable[int]) -> list[str]:

@@ -89,7 +89,7 @@ def _chosen(graph: Graph, outputs: list[int]) -> list[int]:
 
 
 def _computing(
-    nodes: list[Node], tables: list[np.ndarray], opaque: list, chosen: list[int]
+    nodes: list[Node], tables: dict[int, list[np.ndarray]], opaque: list, chosen: list[int]
 ) -> Callable[[np.ndarray], np.ndarray]:
     needed, stack = set[int](), [*chosen]
     while stack:

@@ -8,7 +8,7 @@ gathers in few nodes, which a loop over rows evaluates once.
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +29,8 @@ def too_long(limit: int) -> UntranslatableError:
 class Node(NamedTuple):
     """An operation on nodes, or a leaf.
 
-    `table` tells the table on whose entry the node depends: it is evaluated once for each of them, up to the "total" of
-    them all (see `kernels.tables`).
+    `table` is the number of entries of a table, where the node depends on the entry: it is evaluated for each of them,
+    and a "total" is the sum of them all (see `kernels.tables`).
     """
 
     op: str
@@ -102,7 +102,8 @@ class Graph:
         # equations of JAX without scalar form, with the nodes of their arguments, which depend on the data alone;
         # None where they are not taken
         self.opaque: list[tuple[Any, list[np.ndarray]]] | None = None
-        self.tables: list[np.ndarray] = []  # (n_columns, n_entries) each
+        self.tables: dict[int, list[np.ndarray]] = {}  # by the number of entries: columns (n_entries,)
+        self._columns: dict[bytes, int] = {}
         self._numbers: dict[tuple, int] = {}
         self._supports: list[int] = []
         self._of_data: list[bool] = []
@@ -112,34 +113,27 @@ class Graph:
         if key not in self._numbers:
             if len(self.nodes) >= MAX_NODES:
                 raise too_long(MAX_NODES)
-            table = None if op in LEAVES or op == "total" else self.table_of(args)
+            table = args[0] if op == "table" else None
+            if op not in LEAVES and op != "total":  # the arguments never depend on two tables
+                table = next((self.nodes[a].table for a in args if self.nodes[a].table is not None), None)
             self._numbers[key] = len(self.nodes)
-            self.nodes.append(Node(op, args, depends_on_row, args[0] if op == "table" else table))
+            self.nodes.append(Node(op, args, depends_on_row, table))
         return self._numbers[key]
 
-    def table_of(self, numbers: Iterable[int]) -> int | None:
-        """The table on whose entry one of the nodes depends; they never depend on two."""
-        return next((self.nodes[n].table for n in numbers if self.nodes[n].table is not None), None)
-
-    def n_entries(self, table: int | None) -> int:
-        """How often a node is evaluated that depends on the entry of a table, or on none."""
-        return 1 if table is None else self.tables[table].shape[1]
-
-    def column(self, table: int, position: int) -> int:
-        """A column of a table, which is a number for each of its entries."""
-        return self._intern("table", (table, position), False)
-
-    def total_over(self, total: int) -> int:
-        """The table over which a total is taken."""
-        table = self.nodes[self.nodes[total].args[0]].table
-        assert table is not None
-        return table
+    def column(self, values: Sequence[float]) -> int:
+        """A number for each entry of a table."""
+        array = np.array(values, dtype=np.float64)
+        columns = self.tables.setdefault(len(array), [])
+        position = self._columns.setdefault(array.tobytes(), len(columns))
+        if position == len(columns):
+            columns.append(array)
+        return self._intern("table", (len(array), position), False)
 
     def total(self, table: int, number: int) -> int:
         """The sum of a node over all entries of a table."""
         op, args, on_row, depends_on = self.nodes[number]
         if depends_on is None:
-            return self.apply("mul", self.const(float(self.n_entries(table))), number)
+            return self.apply("mul", self.const(float(table)), number)
         if op == "neg":
             return self.apply("neg", self.total(table, args[0]))
         for inside, outside in [args, args[::-1]] if op == "mul" else []:

@@ -194,7 +194,8 @@ class _Differentiation:
                     chosen = graph.apply("select", condition, *(known[case].get(key, self.zero) for case in cases))
                     self.add(result, key, chosen)
         elif node.op == "total":
-            [term], table = node.args, graph.nodes[node.args[0]].table
+            [term] = node.args
+            table = graph.nodes[term].table
             for result, known in ((gradient, self.gradients), (hessian, self.hessians)):
                 for key, weight in known[term].items():
                     self.add(result, key, graph.total(table, weight))

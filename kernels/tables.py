@@ -6,8 +6,6 @@ constants from a table, before derivatives are taken: the program is as long as 
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from kernels.nodes import COMMUTATIVE, LEAVES, Graph, Partials
 from kernels.secondorder import MAX_SINGLE
 
@@ -135,8 +133,7 @@ class Tables:
 
     def merged(self, terms: list[int]) -> int:
         """The sum of terms that have one pattern, as the total of one term over a table."""
-        graph, table = self.graph, len(self.graph.tables)
-        columns: dict[tuple[float, ...], int] = {}
+        graph = self.graph
         known: dict[tuple[int, ...], int] = {}
         stack = [tuple(terms)]
         while stack:
@@ -144,8 +141,7 @@ class Tables:
             if alike not in known and len(set(alike)) == 1:
                 known[alike] = alike[0]
             elif alike not in known and graph.value(alike[0]) is not None:
-                values = tuple(graph.nodes[number].args[0] for number in alike)
-                known[alike] = graph.column(table, columns.setdefault(values, len(columns)))
+                known[alike] = graph.column([graph.nodes[number].args[0] for number in alike])
             elif alike not in known:
                 parts = [*zip(*map(self.in_order, alike), strict=True)]
                 missing = [part for part in parts if part not in known]
@@ -154,8 +150,7 @@ class Tables:
                     continue
                 known[alike] = self.again(alike[0], [known[part] for part in parts])
             stack.pop()
-        graph.tables.append(np.array([*columns]))
-        return graph.total(table, known[tuple(terms)])
+        return graph.total(len(terms), known[tuple(terms)])
 
     def in_order(self, number: int) -> list[int]:
         """The parts of a node, in an order that is the same in all nodes of its pattern."""

@@ -26,7 +26,7 @@ __all__ = ["Sums", "evaluate", "n_intermediates", "row_sums", "row_sums_untransl
 COLUMNS = 8
 
 
-def value_of(node: Node, values: dict[int, Any], tables: list[np.ndarray]) -> Any:
+def value_of(node: Node, values: dict[int, Any], tables: dict[int, list[np.ndarray]]) -> Any:
     """The value of an operation or of a constant; what depends on a table has an axis for its entries, in front."""
     if node.op == "const":
         return node.args[0]
@@ -202,7 +202,7 @@ def n_intermediates(program: Program) -> int:
     on_row = [number for number in program.live if graph.on_row(number)]
     uses = Counter(program.cores)
     uses.update(a for number in on_row for a in graph.arguments(number))
-    return sum(graph.n_entries(graph.nodes[number].table) for number in on_row if uses[number] > 1)
+    return sum(graph.nodes[number].table or 1 for number in on_row if uses[number] > 1)
 
 
 def row_sums_untranslated(

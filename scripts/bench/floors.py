@@ -158,7 +158,7 @@ def count_program(program: Program, adjacent: bool = False) -> tuple[Counter, Co
         for number, node in ((number, program.graph.nodes[number]) for number in numbers):
             if node.op not in LEAVES and node.depends_on_row == (count is each):
                 at = node.args[0] if node.op == "total" else number
-                count[_kind(node.op)] += program.graph.n_entries(program.graph.nodes[at].table)
+                count[_kind(node.op)] += program.graph.nodes[at].table or 1
     each["add"] += len(program.cores)
     terms = [c is not None for combination in program.combinations for c, _ in combination]
     once["multiply"] += sum(terms)
