@@ -14,7 +14,7 @@ from engine.cost import Cost, called
 from engine.data import Rows, Weighted, as_float64
 from engine.leastsquares import LeastSquares
 from engine.poisson import PoissonNLL
-from engine.ranges import NumericalIntegral, number_of_events
+from engine.ranges import RangeIntegral, number_of_events
 from engine.sums import SumCost, observables_of
 from engine.unbinned import ExtendedUnbinnedNLL, UnbinnedNLL
 
@@ -128,21 +128,26 @@ def _points(cost: LeastSquares, theta: np.ndarray, like: Any) -> tuple:
 
 def _nodes(cost: UnbinnedNLL | ExtendedUnbinnedNLL, theta: np.ndarray, like: Any, observable: Any) -> Weighted:
     integral = cost.integral
-    if integral is None:
+    if integral is not None and not isinstance(integral, RangeIntegral):
+        nodes = integral.points
+    elif integral is not None:
+        nodes = integral.nodes(max(N_NODES, integral.n_nodes))
+    else:
         window = np.zeros(0) if observable is None else as_float64(observable, "observable")
         if window.shape != (2,) or not np.isfinite(window).all():
             raise NoAsimovError(
                 f"the Asimov data of {called(cost.model)} need the finite range of one observable: pass "
                 "observable=(lower, upper)"
             )
-        integral = NumericalIntegral(cost, window, N_NODES)
-    x, dx = integral.nodes(max(N_NODES, integral.n_nodes))
-    density = np.array(jax.vmap(lambda at: cost.density(tuple(theta), {"x0": at}))(jnp.asarray(x)), np.float64)
+        nodes = RangeIntegral(cost, window, N_NODES).nodes(N_NODES)
+    *x, dx = nodes
+    at_node = lambda *at: cost.density(tuple(theta), {f"x{k}": each for k, each in enumerate(at)})  # noqa: E731
+    density = np.array(jax.vmap(at_node)(*map(jnp.asarray, x)), np.float64)
     weights = dx * (np.exp(density) if cost.log else density)
     if not cost.extended:
         events = _rows_of(cost, like, "its number of events").leaves[0]
         weights *= number_of_events(events)[0] / weights.sum()
-    return Weighted([x], [weights])
+    return Weighted([x[0] if len(x) == 1 else np.stack(x)], [weights])
 
 
 def _rows_of(cost: Cost, like: Any, what: str) -> Rows:

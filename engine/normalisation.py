@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.cost import Cost, called
 from engine.data import Rows, as_float64
-from engine.ranges import number_of_events
+from engine.ranges import RangeIntegral, number_of_events
 from engine.result import FitResult
 from engine.sums import costs_of, observables_of
 from engine.unbinned import ExtendedUnbinnedNLL, UnbinnedNLL
@@ -105,7 +105,7 @@ def warn_of_coarse_ranges(cost: Cost, rows: Rows, result: FitResult) -> None:
     for part in costs_of(cost):
         place, first = first, first + len(part.leaves)
         integral = getattr(part, "integral", None)
-        if integral is None or vars(integral).get("_coarse") or not result.valid.any():
+        if not isinstance(integral, RangeIntegral) or vars(integral).get("_coarse") or not result.valid.any():
             continue
         own = [cost.names.index(name) for name in part.names]
         toys = np.flatnonzero(result.valid)
@@ -126,7 +126,7 @@ def warn_of_coarse_ranges(cost: Cost, rows: Rows, result: FitResult) -> None:
                 added = n_events[:, None] * np.log(twice / once).reshape(points.shape[:2])
             change = np.nan_to_num(np.abs(added[:, 1:] - added[:, :1]), nan=0.0, posinf=0.0)
         if change.max() > COARSE:
-            integral._coarse = True
+            vars(integral)["_coarse"] = True
             k, of = np.unravel_index(np.argmax(change), change.shape)
             warnings.warn(
                 f"the fit range of {called(part.model)} has too few nodes: with {2 * integral.n_nodes} in place of "

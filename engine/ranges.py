@@ -1,6 +1,6 @@
-"""Fit ranges of unbinned likelihoods: the density is integrated over the windows in which it is fitted.
+"""Integrals of the densities of unbinned likelihoods: over the windows of a fit range, or over given nodes.
 
-The integral is a sum over Gauss-Legendre nodes, which are rows that all toys share.
+The integral is a sum over nodes, which are rows that all toys share.
 """
 
 import functools
@@ -18,35 +18,119 @@ from engine.cost import Cost
 from engine.data import Rows, as_float64, shown
 from kernels.logsum import compile_log, log_outputs
 
-__all__ = ["N_NODES", "NumericalIntegral", "number_of_events"]
+__all__ = ["N_NODES", "NumericalIntegral", "RangeIntegral", "number_of_events"]
 
 N_NODES = 256
 PER_PANEL = 16  # nodes of one panel: many short panels find a narrow peak
+NODE_WEIGHT = "node_weight"  # name of the column
 TOLERATED = 1e-6  # relative error of an integral that needs no warning
 
 
 class NumericalIntegral(Cost):
-    """Expected events within the fit range, or the number of events times the log of the density's integral.
+    """Expected events, or the number of events times the log of the density's integral, as a sum over nodes.
 
     Parameters
     ----------
     nll : Cost
         With `density(theta, row)`, `log` and `extended`; the first form is for an extended likelihood.
-    fit_range : (lower, upper) or sequence of such pairs
-    n_nodes : int
+    nodes : (d, n) array, or (points, weights) with weights (n,)
+        Points in the space of d observables, (n,) of one, and how much each counts: by default 1 / n.
 
     Raises
     ------
-    ValueError
-        If the ranges are not finite, are empty or overlap, or nodes are fewer than 16 per range or more than 10^8.
+    TypeError, ValueError
+        If the nodes have another form, are not finite, or have no weights though the likelihood is extended.
     """
 
     takes_data = False
     may_know = True
 
-    def __init__(self, nll: Any, fit_range: Any, n_nodes: int) -> None:
+    def __init__(self, nll: Any, nodes: Any) -> None:
         self.nll = nll
         self.names = nll.names
+        points, weights = nodes if isinstance(nodes, tuple) and len(nodes) == 2 else (nodes, None)
+        if weights is None and nll.extended:
+            raise ValueError(
+                "the nodes of an extended likelihood need weights, whose sum is the volume of the observables: pass "
+                "nodes=(points, weights)"
+            )
+        points = np.atleast_2d(as_float64(points, "nodes"))
+        weights = np.full(points.shape[-1], 1.0 / max(points.shape[-1], 1)) if weights is None else weights
+        weights = as_float64(weights, "the weights of nodes")
+        if points.ndim != 2 or weights.shape != (points.shape[1],) or not weights.size:
+            raise ValueError(
+                "nodes must be points of shape (n,) or (d, n), or (points, weights) with weights of shape (n,), got "
+                f"shapes {points.shape} and {weights.shape}"
+            )
+        if not (np.isfinite(points).all() and np.isfinite(weights).all()):
+            raise ValueError("nodes must be finite, with finite weights")
+        self.points = np.concatenate([points, weights[None]])
+
+    def contains(self, observables: np.ndarray) -> np.ndarray:
+        """Which events count: here all do. Raises ValueError if they have another number of observables."""
+        d, n = np.atleast_2d(observables).shape
+        if d != len(self.points) - 1:
+            raise ValueError(f"the nodes have {len(self.points) - 1} observables, but the events {d}")
+        return np.ones(n, dtype=bool)
+
+    def rows(self, events: Rows) -> Rows:
+        """The nodes, and the sum of weights of the events of each toy."""
+        n_toys = len(events)
+        aux = np.zeros((n_toys, 0))
+        if not self.nll.extended:
+            aux = number_of_events(events)[:, None]
+        return Rows(
+            names=(*(f"x{k}" for k in range(len(self.points) - 1)), NODE_WEIGHT),
+            columns=np.zeros((0, 0)),
+            offsets=np.arange(n_toys + 1, dtype=np.int64) * self.points.shape[1],
+            shared=self.points,
+            aux=aux,
+            bad=np.zeros(n_toys, dtype=bool),
+        )
+
+    def term(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
+        density = self.nll.density(theta, {f"x{k}": row[f"x{k}"] for k in range(len(self.points) - 1)})
+        return row[NODE_WEIGHT] * (jnp.exp(density) if self.nll.log else density)
+
+    def kernel(self, rows: Rows) -> Callable:
+        return super().kernel(rows) if self.nll.extended else compile_log(super().kernel(rows))
+
+    def outputs(self, rows: Rows, tile: int, order: int, one_pass: bool = False) -> Callable:
+        sums = super().outputs(rows, tile, order, one_pass)
+        if self.nll.extended:
+            return sums
+        return lambda theta, data, shared: log_outputs(sums(theta, data, shared), data[0][1][0], len(self.names))
+
+    def reference(self, rows: Rows) -> Callable:
+        value = super().reference(rows)
+        if self.nll.extended:
+            return value
+        return lambda theta, data, shared: data[0][1][0] * jnp.log(value(theta, data, shared))
+
+    def log_integral(self, theta: Array) -> Array:
+        """log of the integral, in JAX."""
+        return jnp.log(jnp.sum(_terms(self, theta, self.points)))
+
+    def check(self, theta: np.ndarray) -> None:
+        """Nothing: whether the nodes are enough only their author knows."""
+
+
+class RangeIntegral(NumericalIntegral):
+    """The integral over the windows of a fit range, by Gauss-Legendre nodes.
+
+    Parameters
+    ----------
+    nll : Cost
+    fit_range : (lower, upper) or sequence of such pairs
+    n_nodes : int
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the ranges are not finite, are empty or overlap, or nodes are fewer than 16 per range or more than 10^8.
+    """
+
+    def __init__(self, nll: Any, fit_range: Any, n_nodes: int) -> None:
         try:
             ranges = as_float64(fit_range, "fit_range")
         except TypeError:
@@ -63,6 +147,7 @@ class NumericalIntegral(Cost):
         whole("n_nodes", n_nodes, PER_PANEL * len(ranges))
         self.ranges = ranges
         self.n_nodes = int(n_nodes)
+        super().__init__(nll, tuple(self.nodes(self.n_nodes)))
 
     def contains(self, observables: np.ndarray) -> np.ndarray:
         """Which events lie within the fit range; NaN does, so that it is found.
@@ -87,46 +172,6 @@ class NumericalIntegral(Cost):
         node, weight = np.polynomial.legendre.leggauss(PER_PANEL)
         x = (lower + half)[:, None] + half[:, None] * node
         return np.stack([x.ravel(), (half[:, None] * weight).ravel()])
-
-    def rows(self, events: Rows) -> Rows:
-        """The nodes, and the sum of weights of the events of each toy."""
-        shared = self.nodes(self.n_nodes)
-        n_toys = len(events)
-        aux = np.zeros((n_toys, 0))
-        if not self.nll.extended:
-            aux = number_of_events(events)[:, None]
-        return Rows(
-            names=("x0", "node_weight"),
-            columns=np.zeros((0, 0)),
-            offsets=np.arange(n_toys + 1, dtype=np.int64) * shared.shape[1],
-            shared=shared,
-            aux=aux,
-            bad=np.zeros(n_toys, dtype=bool),
-        )
-
-    def term(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
-        density = self.nll.density(theta, {"x0": row["x0"]})
-        return row["node_weight"] * (jnp.exp(density) if self.nll.log else density)
-
-    def kernel(self, rows: Rows) -> Callable:
-        return super().kernel(rows) if self.nll.extended else compile_log(super().kernel(rows))
-
-    def outputs(self, rows: Rows, tile: int, order: int, one_pass: bool = False) -> Callable:
-        sums = super().outputs(rows, tile, order, one_pass)
-        if self.nll.extended:
-            return sums
-        return lambda theta, data, shared: log_outputs(sums(theta, data, shared), data[0][1][0], len(self.names))
-
-    def reference(self, rows: Rows) -> Callable:
-        value = super().reference(rows)
-        if self.nll.extended:
-            return value
-        return lambda theta, data, shared: data[0][1][0] * jnp.log(value(theta, data, shared))
-
-    def log_integral(self, theta: Array) -> Array:
-        """log of the integral over the fit range, in JAX."""
-        nodes = self.nodes(self.n_nodes)
-        return jnp.log(jnp.sum(_terms(self, theta, nodes)))
 
     def check(self, theta: np.ndarray) -> None:
         """Warn, once, if the integral at theta changes where the number of nodes is doubled."""
@@ -174,4 +219,5 @@ def number_of_events(events: Rows) -> np.ndarray:
 def _terms(cost: NumericalIntegral, theta: Any, nodes: np.ndarray) -> Array:
     """What each node adds to the integral."""
     parameters = [theta[i] for i in range(len(cost.names))]
-    return jax.vmap(lambda x, w: cost.term(parameters, {"x0": x, "node_weight": w}, ()))(nodes[0], nodes[1])
+    names = [*(f"x{k}" for k in range(len(nodes) - 1)), NODE_WEIGHT]
+    return jax.vmap(lambda row: cost.term(parameters, dict(zip(names, row, strict=True)), ()), in_axes=1)(nodes)

@@ -11,7 +11,7 @@ from jax import Array
 
 from engine.cost import Cost, call_model, called, parameter_names, scalar_result
 from engine.data import Rows, Weighted, not_finite, ragged_events
-from engine.ranges import N_NODES, NumericalIntegral
+from engine.ranges import N_NODES, NumericalIntegral, RangeIntegral
 from engine.resident import Resident, ResidentRows
 from engine.sums import SumCost, pack
 from kernels.program import Program
@@ -32,12 +32,19 @@ class _Unbinned(Cost):
         log: bool = False,
         fit_range: Any = None,
         n_nodes: int = N_NODES,
+        nodes: Any = None,
         name: Sequence[str] | None = None,
     ) -> None:
         self.model = model
         self.log = log
         self.names = parameter_names(model, name)
-        self.integral = NumericalIntegral(self, fit_range, n_nodes) if fit_range is not None else None
+        if fit_range is not None and nodes is not None:
+            raise ValueError("fit_range has nodes of its own: pass one of fit_range and nodes")
+        self.integral: NumericalIntegral | None = None
+        if fit_range is not None:
+            self.integral = RangeIntegral(self, fit_range, n_nodes)
+        elif nodes is not None:
+            self.integral = NumericalIntegral(self, nodes)
 
     @property
     def leaves(self) -> tuple[Cost, ...]:
@@ -157,6 +164,10 @@ class UnbinnedNLL(_Unbinned):
         normalised to the windows numerically, so it may be any multiple of one.
     n_nodes : int
         Nodes of the integral over the fit range.
+    nodes : (n,) or (d, n) array, or (points, weights) with weights (n,), optional
+        Points over which the density is summed to be normalised, so that it may be any multiple of one: those of a
+        quadrature of one or of d observables, or events that were simulated evenly in phase space and accepted, which
+        bring the efficiency along. The errors do not know that a simulated sample is finite.
     name : sequence of str, optional
         Parameter names, where the signature does not tell them.
 
@@ -173,9 +184,10 @@ class UnbinnedNLL(_Unbinned):
         log: bool = False,
         fit_range: Any = None,
         n_nodes: int = N_NODES,
+        nodes: Any = None,
         name: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(pdf, log=log, fit_range=fit_range, n_nodes=n_nodes, name=name)
+        super().__init__(pdf, log=log, fit_range=fit_range, n_nodes=n_nodes, nodes=nodes, name=name)
 
 
 class ExtendedUnbinnedNLL(_Unbinned):
@@ -195,6 +207,10 @@ class ExtendedUnbinnedNLL(_Unbinned):
         and may be left out.
     n_nodes : int
         Nodes of the integral over the fit range.
+    nodes : (points, weights), optional
+        Points, (n,) or (d, n), and weights (n,): the expected number of events is the sum of weight times density, and
+        that of the model is not used and may be left out. The weights sum to the volume of the observables. See
+        `UnbinnedNLL`.
     name : sequence of str, optional
         Parameter names, where the signature does not tell them.
 
@@ -216,9 +232,10 @@ class ExtendedUnbinnedNLL(_Unbinned):
         log: bool = False,
         fit_range: Any = None,
         n_nodes: int = N_NODES,
+        nodes: Any = None,
         name: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(scaled_pdf, log=log, fit_range=fit_range, n_nodes=n_nodes, name=name)
+        super().__init__(scaled_pdf, log=log, fit_range=fit_range, n_nodes=n_nodes, nodes=nodes, name=name)
         self.rest = self._integral if self.integral is None else None
 
     def _pair(self, theta: Sequence, row: dict) -> tuple:

@@ -20,6 +20,7 @@ from jax import Array
 
 from engine.cost import called
 from engine.data import Ragged, Weighted, as_float64, ragged_events
+from engine.ranges import RangeIntegral
 from engine.unbinned import ExtendedUnbinnedNLL, UnbinnedNLL
 from kernels.quadrature import integral
 
@@ -150,7 +151,7 @@ def warn_of_error(cost: Any, theta: np.ndarray, observable: Any) -> None:
 
 def _cells(cost: Any, observable: Any, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper edges of the cells, in proportion to the windows of a fit range."""
-    if cost.integral is not None:
+    if isinstance(cost.integral, RangeIntegral):
         ranges = cost.integral.ranges
     else:
         ranges = np.atleast_2d(as_float64(observable, "observable")) if observable is not None else np.empty((0, 2))
@@ -174,7 +175,7 @@ def _sorted_events(cost: Any, events: Any, ends: tuple[float, float]) -> tuple[n
         raise ValueError(f"'ks' and 'ad' are for one observable, but the events have {len(data.values)}")
     x, offsets = data.values.ravel(), data.offsets
     toy = np.repeat(np.arange(len(data)), np.diff(offsets))
-    if cost.integral is not None:
+    if isinstance(cost.integral, RangeIntegral):
         inside = cost.integral.contains(x)
         x, toy = x[inside], toy[inside]
         offsets = np.concatenate([[0], np.cumsum(inside)])[offsets]
