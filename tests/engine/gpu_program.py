@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from engine import ExtendedBinnedNLL, ExtendedUnbinnedNLL, NormalConstraint, PoissonNLL, resident, xla
+from engine import ExtendedBinnedNLL, ExtendedUnbinnedNLL, NormalConstraint, PoissonNLL, UnbinnedNLL, resident, xla
 from engine.lanes import STEPS_PER_CALL
 from engine.trust_region import Box
 from kernels import truncexpon, truncnorm
@@ -52,6 +52,12 @@ def below(x, ns, nb, mu, sigma, lam):
     return ns * truncnorm.cdf(x, 1.0, 9.0, mu, sigma) + nb * truncexpon.cdf(x, 1.0, 9.0, 0.0, lam)
 
 
+def convolved(x, mass, width, resolution):
+    nodes, weights = np.polynomial.hermite_e.hermegauss(24)
+    at = x + resolution * nodes
+    return jnp.sum(weights * width / ((at - mass) ** 2 + width**2)) / (1.0 + width)
+
+
 def templates(n_nuisances=50, n_bins=50):
     x = np.linspace(0.0, 1.0, n_bins)
     shapes = jnp.asarray(np.cos(np.pi * np.outer(np.arange(1, n_nuisances + 1), x)), dtype=np.float64)
@@ -70,6 +76,8 @@ def make(name):
         if name.startswith("peak"):
             options = {"kernel": "pallas"} if name == "peak, one pass" else {}
             return ExtendedUnbinnedNLL(spectrum), np.linspace(1.0, 9.0, 15_500)[None], options
+        if name == "convolution":
+            return UnbinnedNLL(convolved), np.linspace(0.5, 1.4, 2000)[None], {}
         if name == "histogram":
             return ExtendedBinnedNLL(below, np.linspace(1.0, 9.0, 1001)), np.ones((1, 1000)), {}
         return *templates(), {}
