@@ -3,7 +3,6 @@
 The integral is a sum over nodes, which are rows that all toys share.
 """
 
-import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -107,9 +106,15 @@ class NumericalIntegral(Cost):
             return value
         return lambda theta, data, shared: data[0][1][0] * jnp.log(value(theta, data, shared))
 
+    def terms(self, theta: Any, nodes: np.ndarray) -> Array:
+        """What each node adds to the integral, in JAX; of nodes (d + 1, n), the weights behind the points."""
+        parameters = [theta[i] for i in range(len(self.names))]
+        names = [*(f"x{k}" for k in range(len(nodes) - 1)), NODE_WEIGHT]
+        return jax.vmap(lambda row: self.term(parameters, dict(zip(names, row, strict=True)), ()), in_axes=1)(nodes)
+
     def log_integral(self, theta: Array) -> Array:
         """log of the integral, in JAX."""
-        return jnp.log(jnp.sum(_terms(self, theta, self.points)))
+        return jnp.log(jnp.sum(self.terms(theta, self.points)))
 
     def check(self, theta: np.ndarray) -> None:
         """Nothing: whether the nodes are enough only their author knows."""
@@ -191,7 +196,7 @@ class RangeIntegral(NumericalIntegral):
         """The integral by some numbers of nodes; compiled, since one by one the operations take ten times as long."""
         nodes = [self.nodes(n) for n in numbers]
         with jax.enable_x64(True):
-            terms = np.asarray(jax.jit(functools.partial(_terms, self))(theta, np.concatenate(nodes, axis=1)))
+            terms = np.asarray(jax.jit(self.terms)(theta, np.concatenate(nodes, axis=1)))
         ends = np.cumsum([of_one.shape[1] for of_one in nodes])
         return [float(part.sum()) for part in np.split(terms, ends[:-1])]
 
@@ -214,10 +219,3 @@ def number_of_events(events: Rows) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):  # of toys that are bad
             numbers[filled] = np.add.reduceat(weights, events.offsets[:-1][filled])
     return numbers
-
-
-def _terms(cost: NumericalIntegral, theta: Any, nodes: np.ndarray) -> Array:
-    """What each node adds to the integral."""
-    parameters = [theta[i] for i in range(len(cost.names))]
-    names = [*(f"x{k}" for k in range(len(nodes) - 1)), NODE_WEIGHT]
-    return jax.vmap(lambda row: cost.term(parameters, dict(zip(names, row, strict=True)), ()), in_axes=1)(nodes)

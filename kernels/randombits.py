@@ -40,6 +40,7 @@ __all__ = [
     "fold_in",
     "fold_keys",
     "key_words",
+    "map_entries",
     "map_uniforms",
     "stream_counts",
     "table_counts",
@@ -206,6 +207,18 @@ def entries_up_to(table, begin, end, u, found):
         for i in range(len(u)):
             found[i] += half if table[last + np.uint64(found[i])] <= u[i] else 0
         n -= half
+
+
+@njit(**_LOOP)
+def map_entries(table, rows, begin, end):
+    """`entries_up_to` of row 0 in place, for `map_uniforms`."""
+    n = end - begin
+    u, found = np.empty(n), np.empty(n, np.int64)
+    for i in range(n):
+        u[i] = rows[0, begin + i]
+    entries_up_to(table, 0, len(table), u, found)
+    for i in range(n):
+        rows[0, begin + i] = found[i]
 
 
 @njit(**_LOOP)

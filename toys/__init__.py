@@ -20,6 +20,7 @@ from toys.poisson_intervals import poisson_interval
 from toys.pool import ToyPool
 from toys.pulls import pulls
 from toys.regenerate import regenerate
+from toys.resampling import Resampled
 from toys.sampling import Component, ExtendedMixture, Mixture, numerical_ppf
 from toys.simultaneous import Simultaneous
 from toys.storage import load, load_data, load_minos, load_toys
@@ -38,6 +39,7 @@ __all__ = [
     "MultinomialCounts",
     "NormalPoints",
     "PoissonCounts",
+    "Resampled",
     "Simultaneous",
     "StorageError",
     "Study",
