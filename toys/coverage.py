@@ -149,8 +149,7 @@ class Coverage:
 
     def _row(self, column: int, method: str, level: float) -> CoverageRow:
         outcome, at_limit = self.outcomes[method, level][:, column], self.at_limit[method, level][:, column]
-        counts = Counter(Outcome(code) for code in outcome.tolist())
-        inside, too_low, too_high = (counts.pop(kind, 0) for kind in list(Outcome)[:3])
+        inside, too_low, too_high, *without = np.bincount(outcome, minlength=len(Outcome)).tolist()
         n = inside + too_low + too_high
         return CoverageRow(
             self.names[column],
@@ -163,7 +162,7 @@ class Coverage:
             too_high,
             *fraction(inside, n, self.interval),
             int((at_limit & (outcome < Outcome.NO_FIT)).sum()),
-            {kind.sentence: number for kind, number in sorted(counts.items())},
+            {kind.sentence: number for kind, number in zip(list(Outcome)[3:], without, strict=True) if number},
         )
 
     def row(self, name: str, method: str, level: float) -> CoverageRow:

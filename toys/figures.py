@@ -17,8 +17,9 @@ from engine.sums import SumCost, observables_of
 from toys import storage
 from toys.files import refuse_directory, writing
 from toys.regenerate import stored_toys
-from toys.statistics import calibration, known_pulls
+from toys.statistics import known_pulls
 from toys.study import Study
+from toys.tally import calibration
 
 __all__ = ["FigureError", "Picture", "picture", "plot_run"]
 

@@ -1,4 +1,4 @@
-"""Bias, pulls and coverage of a batch of fits, each with its Monte Carlo error."""
+"""Mean, width and fraction of a sample, each with its Monte Carlo error, and the pulls they are taken of."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,9 +11,8 @@ from engine.result import FitResult
 __all__ = [
     "ONE_SIGMA",
     "TOLERATED_FAILURES",
-    "Calibration",
     "Moments",
-    "calibration",
+    "Running",
     "fraction",
     "known_pulls",
     "known_truth",
@@ -35,10 +34,37 @@ class Moments(NamedTuple):
     width_error: float
 
 
+class Running(NamedTuple):
+    """Number, mean and sum of squared deviations of a sample that comes block after block."""
+
+    n: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, sample: np.ndarray) -> "Running":
+        """With more of the sample, (n,) numbers.
+
+        References
+        ----------
+        Chan, Golub & LeVeque, Am. Stat. 37 (1983) 242, eq. 2.1: no difference of large sums.
+        """
+        if not len(sample):
+            return self
+        n, mean = self.n + len(sample), float(sample.mean())
+        shift, weight = mean - self.mean, len(sample) / n
+        squares = float(((sample - mean) ** 2).sum()) + self.n * weight * shift * shift
+        return Running(n, self.mean + shift * weight, self.squares + squares)
+
+    @property
+    def moments(self) -> Moments:
+        """Of n >= 2 numbers: width / sqrt(n) and width / sqrt(2 (n - 1)) are the errors."""
+        width = float(np.sqrt(self.squares / (self.n - 1)))
+        return Moments(self.mean, width / np.sqrt(self.n), width, width / np.sqrt(2.0 * (self.n - 1)))
+
+
 def moments(sample: np.ndarray) -> Moments:
-    """Moments of (n,) numbers, n >= 2: width / sqrt(n) and width / sqrt(2 (n - 1)) are the errors."""
-    n, width = len(sample), float(np.std(sample, ddof=1))
-    return Moments(float(sample.mean()), width / np.sqrt(n), width, width / np.sqrt(2.0 * (n - 1)))
+    """Moments of (n,) numbers, n >= 2."""
+    return Running().add(sample).moments
 
 
 def fraction(k: int, n: int, interval: str = "wilson", cl: float = ONE_SIGMA) -> tuple[float, float, float]:
@@ -75,28 +101,6 @@ def fraction(k: int, n: int, interval: str = "wilson", cl: float = ONE_SIGMA) ->
     return k / n, float(low) if k else 0.0, float(high) if k < n else 1.0
 
 
-class Calibration(NamedTuple):
-    """How the fits of one parameter compare with the truth, over the valid fits that have an error.
-
-    `bias` is the mean of value - truth, `pull` is (value - truth) / error, `coverage` the fraction with |pull| <= 1,
-    which is 68.27 % for an honest error, with its Wilson interval at 68.27 %. Each `_error` is one standard deviation.
-    For a parameter of the fit that the toys do not have all of these are NaN.
-    """
-
-    name: str
-    n: int
-    truth: float
-    bias: float
-    bias_error: float
-    pull_mean: float
-    pull_mean_error: float
-    pull_width: float
-    pull_width_error: float
-    coverage: float
-    coverage_low: float
-    coverage_high: float
-
-
 def known_truth(result: FitResult, truth: Mapping[str, Any]) -> np.ndarray:
     """The true values, (n_toys, n_params), with NaN for parameters without one; other names do no harm.
 
@@ -130,31 +134,3 @@ def known_pulls(result: FitResult, truth: Mapping[str, float]) -> np.ndarray:
     pulls = result.pulls({name: truth.get(name, 0.0) for name in result.names})
     pulls[:, [name not in truth for name in result.names]] = np.nan
     return pulls
-
-
-def calibration(result: FitResult, truth: Mapping[str, float]) -> list[Calibration]:
-    """The calibration of every parameter; parameters without an error (held, or always on a limit) are left out.
-
-    Parameters
-    ----------
-    result : FitResult
-    truth : dict name -> true value
-        Of the toys, which may have other parameters than the fit.
-    """
-    pulls = known_pulls(result, truth)
-    table = []
-    for i, name in enumerate(result.names):
-        if name not in truth:
-            n = int((result.valid & (result.errors[:, i] > 0)).sum())
-            if n >= 2:
-                table.append(Calibration(name, n, *[np.nan] * (len(Calibration._fields) - 2)))
-            continue
-        usable = np.isfinite(pulls[:, i])
-        n = int(usable.sum())
-        if n < 2:
-            continue
-        pull, residual = pulls[usable, i], result.values[usable, i] - truth[name]
-        bias, spread = moments(residual), moments(pull)
-        inside = fraction(int((np.abs(pull) <= 1.0).sum()), n)
-        table.append(Calibration(name, n, float(truth[name]), bias.mean, bias.mean_error, *spread, *inside))
-    return table

@@ -1,6 +1,6 @@
-"""What the final table says of a run, counted block after block, so that no number of toys is too many."""
+"""How the fits of toys compare with the truth, counted block after block, so that no number of toys is too many."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -10,35 +10,31 @@ from engine.minos import MinosResult
 from engine.result import FitResult
 from engine.status import Status
 from toys.coverage import coverage
-from toys.statistics import ONE_SIGMA, Calibration, fraction, known_pulls
+from toys.statistics import ONE_SIGMA, Running, fraction, known_pulls
 
-__all__ = ["Tally"]
+__all__ = ["Calibration", "Tally", "calibration"]
 
 
-class _Running(NamedTuple):
-    """Number, mean and sum of squared deviations of a sample."""
+class Calibration(NamedTuple):
+    """How the fits of one parameter compare with the truth, over the valid fits that have an error.
 
-    n: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
+    `bias` is the mean of value - truth, `pull` is (value - truth) / error, `coverage` the fraction with |pull| <= 1,
+    which is 68.27 % for an honest error, with its Wilson interval at 68.27 %. Each `_error` is one standard deviation.
+    For a parameter of the fit that the toys do not have all of these are NaN.
+    """
 
-    def add(self, sample: np.ndarray) -> "_Running":
-        """With more of the sample.
-
-        References
-        ----------
-        Chan, Golub & LeVeque, Am. Stat. 37 (1983) 242, eq. 2.1: no difference of large sums.
-        """
-        if not len(sample):
-            return self
-        n, mean = self.n + len(sample), float(sample.mean())
-        shift = mean - self.mean
-        squares = float(((sample - mean) ** 2).sum()) + shift**2 * self.n * len(sample) / n
-        return _Running(n, self.mean + shift * len(sample) / n, self.squares + squares)
-
-    @property
-    def width(self) -> float:
-        return float(np.sqrt(self.squares / (self.n - 1)))
+    name: str
+    n: int
+    truth: float
+    bias: float
+    bias_error: float
+    pull_mean: float
+    pull_mean_error: float
+    pull_width: float
+    pull_width_error: float
+    coverage: float
+    coverage_low: float
+    coverage_high: float
 
 
 class Tally:
@@ -65,11 +61,11 @@ class Tally:
         self.failed: Counter[Status] = Counter()
         self.intervals: Counter[str] = Counter()
         self.backend = self.device = ""
-        self._bias: dict[str, _Running] = {}
-        self._pull: dict[str, _Running] = {}
-        self._inside: Counter[str] = Counter()
-        self._measured: Counter[str] = Counter()
-        self._minos: dict[str, tuple[int, int]] = {}
+        self._n: Counter[str] = Counter()
+        self._bias: defaultdict[str, Running] = defaultdict(Running)
+        self._pull: defaultdict[str, Running] = defaultdict(Running)
+        self._inside: Counter[tuple[str, str]] = Counter()
+        self._covered: Counter[tuple[str, str]] = Counter()
 
     def add(self, result: FitResult, minos: MinosResult | None = None) -> None:
         """Count more toys."""
@@ -81,57 +77,56 @@ class Tally:
         self.failed.update(Status(status) for status in result.status[~result.valid].tolist())
         pulls = known_pulls(result, self.truth)
         for i, name in enumerate(result.names):
-            self._measured[name] += int((result.valid & (result.errors[:, i] > 0)).sum())
+            if name not in self.truth:
+                self._n[name] += int((result.valid & (result.errors[:, i] > 0)).sum())
+                continue
             usable = np.isfinite(pulls[:, i])
-            if name in self.truth:
-                residual = result.values[usable, i] - self.truth[name]
-                self._bias[name] = self._bias.get(name, _Running()).add(residual)
-                self._pull[name] = self._pull.get(name, _Running()).add(pulls[usable, i])
-                self._inside[name] += int((np.abs(pulls[usable, i]) <= 1.0).sum())
-        if minos is not None:
-            self._add_intervals(result, minos)
-
-    def _add_intervals(self, result: FitResult, minos: MinosResult) -> None:
+            self._n[name] += int(usable.sum())
+            self._bias[name] = self._bias[name].add(result.values[usable, i] - self.truth[name])
+            self._pull[name] = self._pull[name].add(pulls[usable, i])
         known = self.truth.keys() & set(result.names)
         for row in coverage(result, self.truth, minos, (ONE_SIGMA,)).rows if known else ():
-            if row.method == "minos":
-                inside, n = self._minos.get(row.name, (0, 0))
-                self._minos[row.name] = inside + row.inside, n + row.n
-        complete = minos.valid.all(axis=1)
-        self.intervals["all"] += int(complete.sum())
-        self.intervals["on a limit"] += int((minos.at_lower_limit | minos.at_upper_limit).any(axis=1).sum())
-        self.intervals["fitted again from a lower minimum"] += int(minos.new_minimum.any(axis=1).sum())
-        self.intervals["without one of them"] += int((minos.result.valid & ~complete).sum())
+            self._inside[row.method, row.name] += row.inside
+            self._covered[row.method, row.name] += row.n
+        if minos is not None:
+            complete = minos.valid.all(axis=1)
+            self.intervals["all"] += int(complete.sum())
+            self.intervals["on a limit"] += int((minos.at_lower_limit | minos.at_upper_limit).any(axis=1).sum())
+            self.intervals["fitted again from a lower minimum"] += int(minos.new_minimum.any(axis=1).sum())
+            self.intervals["without one of them"] += int((minos.result.valid & ~complete).sum())
 
     @property
     def calibration(self) -> list[Calibration]:
-        """As `toys.statistics.calibration` of all toys; parameters without an error are left out."""
+        """Of every parameter; those without an error (held, or always on a limit) are left out."""
         rows = []
-        for name in self.names:
-            n = self._pull[name].n if name in self.truth else self._measured[name]
-            if n < 2:
-                continue
-            if name not in self.truth:
-                rows.append(Calibration(name, n, *[np.nan] * (len(Calibration._fields) - 2)))
-                continue
-            bias, pull = self._bias[name], self._pull[name]
-            rows.append(
-                Calibration(
-                    name,
-                    n,
-                    float(self.truth[name]),
-                    bias.mean,
-                    bias.width / np.sqrt(n),
-                    pull.mean,
-                    pull.width / np.sqrt(n),
-                    pull.width,
-                    pull.width / np.sqrt(2.0 * (n - 1)),
-                    *fraction(self._inside[name], n),
-                )
-            )
+        for name in (name for name in self.names if self._n[name] > 1):
+            numbers = [np.nan] * (len(Calibration._fields) - 2)
+            if name in self.truth:
+                bias = self._bias[name].moments
+                within = fraction(self._inside["hesse", name], self._covered["hesse", name])
+                numbers = [float(self.truth[name]), bias.mean, bias.mean_error, *self._pull[name].moments, *within]
+            rows.append(Calibration(name, self._n[name], *numbers))
         return rows
 
     @property
     def minos(self) -> dict[str, tuple[float, float, float]]:
         """Coverage of the MINOS intervals of each parameter, with its binomial interval."""
-        return {name: fraction(inside, n) for name, (inside, n) in self._minos.items() if n}
+        return {
+            name: fraction(self._inside[method, name], n)
+            for (method, name), n in self._covered.items()
+            if method == "minos" and n
+        }
+
+
+def calibration(result: FitResult, truth: Mapping[str, float]) -> list[Calibration]:
+    """The calibration of every parameter of some fits, as `Tally` has it.
+
+    Parameters
+    ----------
+    result : FitResult
+    truth : dict name -> true value
+        Of the toys, which may have other parameters than the fit.
+    """
+    tally = Tally(truth)
+    tally.add(result)
+    return tally.calibration

@@ -12,8 +12,8 @@ from engine import fit_batch
 from toys.models import STUDIES, bent, histogram, noisy_parabola, parabola, peak, peak_bias, polynomial, signal_strength
 from toys.run import Options, run
 from toys.signal_strength import NORMALISATIONS, NUISANCES, SHAPES, expected_events, templates
-from toys.statistics import calibration
 from toys.study import generate
+from toys.tally import calibration
 
 
 def minimum(cost, start, errordef, limits=None):

@@ -7,7 +7,8 @@ from scipy import stats
 from engine.minos import MinosResult
 from engine.result import FitResult
 from toys.pulls import pulls
-from toys.statistics import calibration, fraction, known_truth
+from toys.statistics import fraction, known_truth
+from toys.tally import calibration
 
 
 def make_result(values, errors, valid=None, at_limit=None, names=("mu", "sigma"), status=None):

@@ -24,8 +24,8 @@ from toys.files import StorageError, parts_directory
 from toys.models import peak
 from toys.run import Options, run, shard_range
 from toys.sampling import Component, ExtendedMixture
-from toys.statistics import calibration
 from toys.study import Study, generate
+from toys.tally import calibration
 from toys.writer import Writer
 
 N_TOYS = 22

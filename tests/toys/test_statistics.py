@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 
 from engine.result import FitResult
-from toys.statistics import ONE_SIGMA, calibration, fraction, known_pulls
+from toys.statistics import ONE_SIGMA, fraction, known_pulls
+from toys.tally import calibration
 
 
 def make_result(values, errors, valid=None, names=("mu", "sigma")):
