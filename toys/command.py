@@ -26,7 +26,6 @@ from rich.text import Text
 
 from engine.arguments import known
 from engine.devices import find_devices
-from engine.fit import fit_batch
 from kernels.translate import cache_directory
 from toys.files import reading, refuse_directory
 from toys.models import STUDIES
@@ -173,16 +172,7 @@ def prepare(
             )
         observed = read_data(study.cost, data, columns, study.observable)
         check_n_events(study, observed)
-        first = {**study.start, **start}
-        fits = fit_batch(
-            study.cost,
-            observed,
-            first,
-            limits=study.limits,
-            fixed=study.fixed,
-            device=device,
-            backend=backend,
-        )
+        fits = study.fit(observed, {**study.start, **start}, device=device, backend=backend)
         told = " and ".join(data)
         if not fits.valid[0]:
             (fit,) = fits

@@ -11,7 +11,6 @@ import numpy as np
 
 from engine.data import first_fault
 from engine.devices import preferred
-from engine.fit import fit_batch
 from engine.minos import MinosResult
 from engine.normalisation import check_integral
 from engine.reference import IndependentCost
@@ -153,20 +152,15 @@ class Fitter:
         return result, join_minos(found, result) if found else None
 
     def _fit_together(self, data: Any, advance: Callable[[int], None]) -> tuple[FitResult, MinosResult | None]:
-        study, options = self.study, self.options
-        result = fit_batch(
-            study.cost,
+        result = self.study.fit(
             data,
-            study.start,
-            limits=study.limits,
-            fixed=study.fixed,
-            optimizer=options.optimizer,
+            optimizer=self.options.optimizer,
             backend=self.backend,
             device=self.device,
             batch_size=self.at_once,
             progress=advance,
         )
-        minos = result.minos() if options.minos else None
+        minos = result.minos() if self.options.minos else None
         return (minos.result if minos else result), minos
 
 

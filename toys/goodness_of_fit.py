@@ -21,7 +21,6 @@ from engine.arguments import one_of
 from engine.binned import BinnedNLL
 from engine.cost import Cost
 from engine.data import Rows
-from engine.fit import fit_batch
 from engine.result import FitResult
 from engine.status import Status
 from engine.sums import SumCost, costs_of, observables_of
@@ -143,15 +142,12 @@ def goodness_of_fit(
     rows = study.cost.rows(data)
     if len(rows) != 1:
         raise ValueError(f"data must be one toy, got {len(rows)}")
-    held = {name: study.start[name] for name in study.fixed}
-    options: dict[str, Any] = {"limits": study.limits, "fixed": held, "backend": backend, "device": device}
-    ndf = (
-        _degrees_of_freedom(study.cost, rows) - len(study.cost.names) + len(held) if statistic == "saturated" else None
-    )
+    n_free = len(set(study.cost.names) - set(study.fixed))
+    ndf = _degrees_of_freedom(study.cost, rows) - n_free if statistic == "saturated" else None
     if statistic != "saturated":
         _, cost, observable = _unbinned_part(study)
         check_events(cost, _unbinned_events(study, data), observable)
-    fit = fit_batch(study.cost, data, study.start, **options)
+    fit = study.fit(data, backend=backend, device=device)
     if not fit.valid[0]:
         raise ValueError(f"the fit of the data failed ({Status(fit.status[0]).sentence}): pass other starts or limits")
     fitted = dict(zip(fit.names, fit.values[0].tolist(), strict=True))
@@ -168,7 +164,7 @@ def goodness_of_fit(
     for first in range(0, n_toys, throw.chunk):
         stop = min(first + throw.chunk, n_toys)
         toys = throw(theta, stop - first, seed=seed, first=first)
-        result = fit_batch(study.cost, toys, fitted, **options)
+        result = study.fit(toys, fitted, backend=backend, device=device)
         values[first:stop] = _statistics(study, toys, result, statistic)
         status[first:stop] = result.status
     return _compared(statistic, observed, values, status, ndf, replace(fit, problem=None), throw.sentence)

@@ -11,7 +11,6 @@ import numpy as np
 
 from engine.arguments import limit_arrays, one_of
 from engine.asimov import NoAsimovError, asimov
-from engine.fit import fit_batch
 from engine.result import FitResult
 from engine.status import Status
 from engine.test_statistic import TEST_STATISTICS, TestStatistic, checked_poi, test_statistic
@@ -198,9 +197,8 @@ class ToyPool:
             lower, upper = self.limits
             if not lower <= value <= upper:
                 raise ValueError(f"{self.poi} = {value:g} is outside of its limits ({lower:g}, {upper:g})")
-            held = {**{name: self.study.start[name] for name in self.study.fixed}, self.poi: value}
-            start = {**self.study.start, self.poi: value}
-            fit = fit_batch(self.study.cost, self.data, start, **{**self._options, "fixed": held})
+            start, fixed = {**self.study.start, self.poi: value}, (*self.study.fixed, self.poi)
+            fit = self.study.fit(self.data, start, fixed=fixed, backend=self.backend, device=self.device)
             if not fit.valid[0]:
                 raise self._failed(value, fit, " or nuisance='truth'")
             self._conditional[value] = replace(fit, problem=None)
@@ -315,8 +313,19 @@ class ToyPool:
             self._free[thrown_at, bounded] = FitResult.concatenate([part for part in around if len(part)])
 
     def _test(self, data: Any, value: float, test_stat: str, start: Any, free: FitResult | None) -> TestStatistic:
+        study = self.study
         return test_statistic(
-            self.study.cost, data, self.poi, value, test_stat=test_stat, start=start, free=free, **self._options
+            study.cost,
+            data,
+            self.poi,
+            value,
+            test_stat=test_stat,
+            start=start,
+            limits=study.limits,
+            fixed={name: study.start[name] for name in study.fixed},  # toys may start from other values
+            free=free,
+            backend=self.backend,
+            device=self.device,
         )
 
     def _failed(self, value: float, fit: FitResult, or_else: str = "") -> NoFitError:
@@ -326,12 +335,6 @@ class ToyPool:
             f"hold parameters that have no meaning there by --fixed or Study(fixed=...){or_else}",
             status,
         )
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        study = self.study
-        held = {name: study.start[name] for name in study.fixed}
-        return {"limits": study.limits, "fixed": held, "backend": self.backend, "device": self.device}
 
     def _thrown(self, theta: dict[str, float], thrown_at: float, first: int, n_toys: int) -> Any:
         if first < self._n_stored(thrown_at) and self._stored_path is not None:

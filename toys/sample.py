@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.fit import fit_batch
 from engine.minos import MinosResult, minos
 from engine.profile import profile
 from engine.result import FitResult
@@ -84,15 +83,7 @@ def throw(
     thrown = thrown_by(study, backend, device)
     first = pack(study.cost, generate(study, 1, seed, 0, thrown))
     for start, stop in _chunks(n_toys, bytes_per_toy(first, len(study.cost.names))):
-        result = fit_batch(
-            study.cost,
-            generate(study, stop - start, seed, start, thrown),
-            study.start,
-            limits=study.limits,
-            fixed=study.fixed,
-            backend=backend,
-            device=device,
-        )
+        result = study.fit(generate(study, stop - start, seed, start, thrown), backend=backend, device=device)
         intervals.append({level: _bare(result.minos(cl=level)) for level in levels})
         fits.append(_without_data(result))
         advance(stop - start)
@@ -173,7 +164,7 @@ def read(
     for start, stop in chunks:
         data = stored_toys(study, path, start, stop)
         some: Any = result[start:stop]
-        options: dict[str, Any] = {"limits": study.limits, "fixed": study.fixed, "backend": backend, "device": device}
+        options = {**study.conditions, "backend": backend, "device": device}
         intervals.append({level: _bare(minos(study.cost, data, some, cl=level, **options)) for level in sought})
         advance(stop - start)
     found = _sample(study, [result], intervals, sought)
@@ -217,7 +208,7 @@ def curves(study: Study, data: Any, result: FitResult, *, backend: str = "auto",
         usable = result.valid & (result.errors[:, i] > 0)
         if name in study.fixed or not usable.any() or len(found) == MOST_CURVES:
             continue
-        options: dict[str, Any] = {"limits": study.limits, "fixed": study.fixed, "backend": backend, "device": device}
+        options = {**study.conditions, "backend": backend, "device": device}
         seen = profile(study.cost, data, result, name, size=CURVE_POINTS, bound=CURVE_BOUND, **options)
         with np.errstate(invalid="ignore", divide="ignore"):
             z = (seen.x - result.values[:, i, None]) / result.errors[:, i, None]

@@ -9,6 +9,8 @@ import numpy as np
 from engine.arguments import known, limit_arrays
 from engine.cost import Cost
 from engine.data import shown
+from engine.fit import fit_batch
+from engine.result import FitResult
 from kernels.nodes import UntranslatableError
 from toys.drawing import draw_toys
 
@@ -96,6 +98,25 @@ class Study:
     def theta(self) -> np.ndarray:
         """The truth as (n_names,) float64, in the order of the sampler's names."""
         return np.array([self.truth[name] for name in self.names], dtype=np.float64)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What all its fits are told, as arguments of `fit_batch`, `minos` and `profile`: limits, and what is held."""
+        return {"limits": self.limits, "fixed": self.fixed}
+
+    def fit(self, data: Any, start: Any = None, **options: Any) -> FitResult:
+        """The fits of toys by `fit_batch`.
+
+        Parameters
+        ----------
+        data
+            As `fit_batch` takes it.
+        start : optional
+            Instead of the study's; what is fixed is held at these values.
+        **options
+            Of `fit_batch`; limits and fixed are by default the study's.
+        """
+        return fit_batch(self.cost, data, self.start if start is None else start, **{**self.conditions, **options})
 
     def at(self, truth: Mapping[str, float], start: Mapping[str, float] | None = None) -> "Study":
         """The same study at other true values, from which its fits then start where they have the parameter free."""

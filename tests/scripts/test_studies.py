@@ -213,7 +213,7 @@ def test_ctrl_c_keeps_the_points_that_are_done(monkeypatch):
     told = "the numbers of 2 of 4 true values are in coverage_study/tables.json; there is no report"
     assert (code, err) == (130, f"\nstopped: {told}\n")
     assert [point["value"] for point in numbers("coverage_study")["points"]] == [2.0, 4.0]
-    monkeypatch.setattr(sys.modules["toys.sample"], "fit_batch", interrupted)
+    monkeypatch.setattr("toys.study.fit_batch", interrupted)
     code, _, err = call(pull_study, "--model", "counting.py", "--n", "20", "--out", "other", "--device", "cpu")
     assert (code, err) == (130, "\nstopped: other was not written\n") and not Path("other").exists()
 

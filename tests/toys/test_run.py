@@ -565,7 +565,7 @@ def test_smaller_batches_once_memory_has_run_out(study, whole, tmp_path, monkeyp
             raise out_of_memory(kind)
         return fit_batch(cost, data, *arguments, **options)
 
-    monkeypatch.setattr("toys.fitting.fit_batch", hungry)
+    monkeypatch.setattr("toys.study.fit_batch", hungry)
     options = dataclasses.replace(OPTIONS, chunk=16, minos=minos)
     with pytest.warns(UserWarning, match="memory ran out with 16 toys fitted together: the run goes on") as told:
         report = run(study, tmp_path / "toys.h5", options, advance=done.append)
@@ -584,7 +584,7 @@ def test_no_memory_for_a_single_toy(study, tmp_path, monkeypatch):
     def hungry(*arguments, **options):
         raise MemoryError
 
-    monkeypatch.setattr("toys.fitting.fit_batch", hungry)
+    monkeypatch.setattr("toys.study.fit_batch", hungry)
     with pytest.raises(ValueError, match="no memory for the fit of a single toy"):
         run(study, tmp_path / "toys.h5", OPTIONS)
 
