@@ -1,4 +1,4 @@
-"""Memory: planned from what the machine has before a chunk is allocated, and noticed where it ends all the same."""
+"""Memory: the size of a chunk, whether the machine has that much, and what tells that it ended all the same."""
 
 import os
 from pathlib import Path
@@ -8,8 +8,10 @@ import jax
 from engine.device_memory import free_memory
 from toys.writer import AT_ONCE
 
-__all__ = ["check", "free_bytes", "is_used_up"]
+__all__ = ["check", "free_bytes", "is_used_up", "toys_per_chunk"]
 
+CHUNK_BYTES = 32 * 2**20
+LARGEST_CHUNK = 8192
 # a chunk that is thrown, its copy in the form of the cost, its results, temporaries, and those that are being written
 COPIES = 4 + AT_ONCE
 MEMINFO = Path("/proc/meminfo")
@@ -19,6 +21,11 @@ LIMITS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
 )
+
+
+def toys_per_chunk(bytes_per_toy: int) -> int:
+    """How many toys fill CHUNK_BYTES, from 1 to LARGEST_CHUNK."""
+    return min(max(CHUNK_BYTES // max(bytes_per_toy, 1), 1), LARGEST_CHUNK)
 
 
 def free_bytes() -> int | None:

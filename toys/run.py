@@ -44,8 +44,6 @@ __all__ = [
     "shard_range",
 ]
 
-CHUNK_BYTES = 32 * 2**20
-LARGEST_CHUNK = 8192
 SWITCH_INTERVAL = 0.5e-3  # seconds; Python's own is 5e-3
 
 
@@ -316,11 +314,8 @@ def _counted(report: Report, n_resumed: int) -> Report:
 
 
 def _chunk(bytes_per_toy: int) -> int:
-    """Toys in a chunk: a power of two that fills about CHUNK_BYTES."""
-    chunk = 1
-    while chunk < LARGEST_CHUNK and 2 * chunk * bytes_per_toy <= CHUNK_BYTES:
-        chunk *= 2
-    return chunk
+    """Toys in a chunk of the file: the largest power of two that `toys_per_chunk` allows."""
+    return 1 << (memory.toys_per_chunk(bytes_per_toy).bit_length() - 1)
 
 
 class _QuickTurns:

@@ -20,6 +20,7 @@ from toys.command import InputError, find_study
 from toys.coverage import SAME_LEVEL
 from toys.files import reading
 from toys.fitting import join_minos
+from toys.memory import toys_per_chunk
 from toys.models import STUDIES
 from toys.packing import bytes_per_toy, pack
 from toys.regenerate import stored_toys
@@ -28,8 +29,6 @@ from toys.study import Study, generate, thrown_by
 
 __all__ = ["Curves", "Sample", "curves", "first_curves", "is_one_sigma", "read", "study_of", "throw"]
 
-CHUNK_BYTES = 32 * 2**20
-LARGEST_CHUNK = 8192
 CURVE_TOYS, CURVE_POINTS, CURVE_BOUND, MOST_CURVES = 5, 31, 2.5, 12
 
 
@@ -237,8 +236,7 @@ def is_one_sigma(level: float) -> bool:
 
 
 def _chunks(n_toys: int, bytes_each: int) -> list[tuple[int, int]]:
-    """Ranges of toys that fill about CHUNK_BYTES."""
-    chunk = max(1, min(LARGEST_CHUNK, CHUNK_BYTES // max(1, bytes_each)))
+    chunk = toys_per_chunk(bytes_each)
     return [(first, min(first + chunk, n_toys)) for first in range(0, n_toys, chunk)]
 
 

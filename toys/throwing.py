@@ -10,15 +10,13 @@ from engine.arguments import one_of
 from engine.cost import Cost
 from engine.sums import SumCost, costs_of
 from toys.counts import MultinomialCounts
+from toys.memory import toys_per_chunk
 from toys.packing import bytes_per_toy, pack
 from toys.sampling import Mixture
 from toys.simultaneous import Simultaneous
 from toys.study import Study, generate, thrown_by
 
 __all__ = ["Thrower", "check_n_events", "entries_of"]
-
-CHUNK_BYTES = 32 * 2**20
-LARGEST_CHUNK = 8192
 
 
 class Thrower:
@@ -57,7 +55,7 @@ class Thrower:
         self.study, self.auxiliary = study, auxiliary
         self.observed = entries_of(study.cost, data)
         size = bytes_per_toy(pack(study.cost, self.observed), len(study.cost.names))
-        self.chunk = int(np.clip(CHUNK_BYTES // max(size, 1), 1, LARGEST_CHUNK))
+        self.chunk = toys_per_chunk(size)
         n = sum(len(part.names) for part in costs_of(study.cost) if not part.takes_data)
         how = "redrawn for every toy" if auxiliary == "redrawn" else "the observed ones in every toy"
         of = f"the measured value{'s' if n > 1 else ''} of {n} constraint{'s' if n > 1 else ''}"

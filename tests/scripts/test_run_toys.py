@@ -814,8 +814,8 @@ import pathlib, sys, time
 sys.argv[0] = "run_toys.py"
 sys.path.insert(0, {scripts!r})
 import run_toys
-import toys.run
-toys.run.LARGEST_CHUNK = 8
+import toys.memory, toys.run
+toys.memory.LARGEST_CHUNK = 8
 generate = toys.run.generate
 def slow(study, n_toys, seed, first, backend):
     deadline = time.monotonic() + 60

@@ -89,7 +89,7 @@ def test_gaussian_mean_of_known_width():
 
 
 def test_chunks_do_not_matter(counting, counted, monkeypatch):
-    monkeypatch.setattr("toys.sample.LARGEST_CHUNK", 700)
+    monkeypatch.setattr("toys.memory.LARGEST_CHUNK", 700)
     done = []
     some = throw(counting, 1500, seed=3, levels=(0.9,), backend="numba", advance=done.append)
     assert done == [700, 700, 100]

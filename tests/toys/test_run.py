@@ -41,7 +41,7 @@ def study():
 
 @pytest.fixture
 def chunks_of_8(monkeypatch):
-    monkeypatch.setattr(run_module, "LARGEST_CHUNK", CHUNK)
+    monkeypatch.setattr(memory, "LARGEST_CHUNK", CHUNK)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_validation_rows(study, whole):
 
 @pytest.mark.parametrize("busy, told", [(True, [5]), (False, [0, 1, 1, 1, 1, 1])])
 def test_migrad_fits_while_the_disk_is_busy(study, whole, monkeypatch, tmp_path, busy, told):
-    monkeypatch.setattr(run_module, "LARGEST_CHUNK", 4)  # 22 toys are 6 chunks, with toys 0, 5, 10, 15 and 21 of five
+    monkeypatch.setattr(memory, "LARGEST_CHUNK", 4)  # 22 toys are 6 chunks, with toys 0, 5, 10, 15 and 21 of five
     monkeypatch.setattr(Writer, "busy", busy)
     monkeypatch.setattr(validation.Refits, "ready", property(lambda refits: bool(refits.waiting)))
     read, sample = [], validation._read
@@ -218,7 +218,7 @@ def test_jax_gives_the_same_toys_as_numba(study, whole):
 def test_chunks_are_irrelevant(study, whole, tmp_path, monkeypatch):
     out = tmp_path / "toys.h5"
     # 400 events of 8 bytes: 4 toys in 16 kB
-    monkeypatch.setattr(run_module, "CHUNK_BYTES", 16_000)
+    monkeypatch.setattr(memory, "CHUNK_BYTES", 16_000)
     parts = []
     write_part = storage.write_part
     monkeypatch.setattr(storage, "write_part", lambda *arguments: parts.append(write_part(*arguments)))
@@ -349,7 +349,7 @@ def test_parts_of_another_run_are_not_continued(study, chunks_of_8, tmp_path, mo
     for options, words in [({"seed": 4}, "seed was 3 and is now 4"), ({"n_toys": 9}, "n_toys was 22 and is now 9")]:
         with pytest.raises(StorageError, match=f"toys_0000000000-0000000008.h5 belongs to another run: {words}"):
             run(study, out, dataclasses.replace(OPTIONS, resume=True, **options))
-    monkeypatch.setattr(run_module, "LARGEST_CHUNK", 4)
+    monkeypatch.setattr(memory, "LARGEST_CHUNK", 4)
     with pytest.raises(StorageError, match="chunk was 8 and is now 4"):
         run(study, out, dataclasses.replace(OPTIONS, resume=True))
     assert [(first, stop) for first, stop, _ in storage.complete_parts(out)] == [(0, 8)]
