@@ -178,10 +178,12 @@ def _worked(prog: str, args: argparse.Namespace, work: Callable[[], int]) -> int
     if getattr(toys, "BATCHFIT", None) is None:
         place = next(iter(getattr(toys, "__path__", [toys.__file__])))
         return fail(f"another package named 'toys' at {place} hides batchfit's: use another environment")
-    from toys.command import InputError, explain, use_compilation_cache
     from toys.figures import FigureError
     from toys.files import StorageError
+    from toys.finding import explain
     from toys.memory import is_used_up
+    from toys.observed import InputError
+    from toys.xla_cache import use_compilation_cache
 
     use_compilation_cache()
     try:

@@ -68,11 +68,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def study(args: argparse.Namespace, command: str, done: list) -> int:
-    from toys.command import Screen, prepare
+    from toys.finding import prepare
     from toys.report import check_directory, write_report, write_tables
     from toys.sample import first_curves, read, study_of, throw
     from toys.scan import point_of
     from toys.scan import scan as scan_truth
+    from toys.screen import Screen
     from toys.storage import read_attributes
     from toys.study_report import coverage_numbers, coverage_report, made_by
 

@@ -115,15 +115,16 @@ def n_about_poi(args: argparse.Namespace) -> int:
 def test(args: argparse.Namespace, command: str) -> int:
     import dataclasses
 
-    from toys.command import InputError, Screen, prepare
     from toys.feldman_cousins import feldman_cousins
+    from toys.finding import prepare
     from toys.goodness_of_fit import goodness_of_fit
     from toys.hypotest import hypotest
     from toys.hypothesis_report import hypothesis_report
-    from toys.observed import read_data
+    from toys.observed import InputError, read_data
     from toys.pool import ToyPool
     from toys.report import check_directory, write_report
     from toys.sample import study_of
+    from toys.screen import Screen
     from toys.storage import read_attributes
     from toys.study_report import made_by
     from toys.upper_limit import upper_limit

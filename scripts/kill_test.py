@@ -53,8 +53,9 @@ def begin(model: str, out: Path, options: dict) -> tuple[int, int]:
         return process, reader
     code = 1
     try:
-        from toys.command import find_study, use_compilation_cache
+        from toys.finding import find_study
         from toys.run import Options, run
+        from toys.xla_cache import use_compilation_cache
 
         use_compilation_cache()
         settings = Options(chunk=CHUNK, validate=0, backend="numba", device="cpu", resume=True, **options)

@@ -71,7 +71,7 @@ class Input(NamedTuple):
 def run_small(path: Path, model: str = MODEL, *, stop: bool = False, **options: bool) -> None:
     """A run of chunks of 8 toys, whose first part alone is written if it is stopped."""
     import toys.run
-    from toys.command import find_study
+    from toys.finding import find_study
 
     def advance(n: int) -> None:
         if stop and len(list(path.parent.glob("*.parts/toys_*.h5"))):

@@ -40,10 +40,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def study(args: argparse.Namespace, command: str) -> int:
-    from toys.command import Screen, prepare
+    from toys.finding import prepare
     from toys.report import check_directory, write_report
     from toys.sample import first_curves, read, study_of, throw
     from toys.scan import point_of
+    from toys.screen import Screen
     from toys.statistics import ONE_SIGMA
     from toys.storage import read_attributes
     from toys.study_report import made_by, pull_report

@@ -124,10 +124,11 @@ def seen(out: str) -> tuple[tuple[int, int] | None, list[str] | None]:
 
 
 def study_toys(args: argparse.Namespace, command_line: str) -> int:
-    from toys.command import Screen, list_studies, prepare
     from toys.final import summary
+    from toys.finding import list_studies, prepare
     from toys.options import validated
     from toys.run import Options, run
+    from toys.screen import Screen
 
     if args.list:
         print(list_studies())

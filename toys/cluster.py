@@ -25,14 +25,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kernels.threads import cores
-from toys.command import find_study, use_compilation_cache
 from toys.files import parts_directory, writing
+from toys.finding import find_study
 from toys.fitting import Compiled, compile_study
 from toys.models import STUDIES
 from toys.observed import InputError
 from toys.options import Options
 from toys.run import fit_parts
 from toys.study import Study
+from toys.xla_cache import use_compilation_cache
 
 __all__ = ["Cluster", "connect"]
 
@@ -224,7 +225,7 @@ def connect(address: str, model: str, source: str, study: Study, *, device: str 
     model, source : str
         Name or file of the model, and its source text.
     study : Study
-        As `toys.command.prepare` gives it.
+        As `toys.finding.prepare` gives it.
     device : str
         With GPUs here, and unless this is "cpu", each process on this machine has one of its own.
 

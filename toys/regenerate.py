@@ -10,9 +10,10 @@ import numpy as np
 
 from toys import storage
 from toys.checksums import checksums
-from toys.command import InputError, find_study
 from toys.files import StorageError, reading
+from toys.finding import find_study
 from toys.models import STUDIES
+from toys.observed import InputError
 from toys.packing import unpack
 from toys.provenance import changed_versions, versions, versions_of
 from toys.redrawing import redraw

@@ -16,12 +16,13 @@ from engine.minos import MinosResult, minos
 from engine.profile import profile
 from engine.result import FitResult
 from toys import storage
-from toys.command import InputError, find_study
 from toys.coverage import SAME_LEVEL
 from toys.files import reading
+from toys.finding import find_study
 from toys.fitting import join_minos
 from toys.memory import toys_per_chunk
 from toys.models import STUDIES
+from toys.observed import InputError
 from toys.packing import bytes_per_toy, pack
 from toys.regenerate import stored_toys
 from toys.statistics import ONE_SIGMA

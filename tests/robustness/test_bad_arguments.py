@@ -57,7 +57,7 @@ def scripts(script, tmp_path_factory):
     np.save(place / "good.npy", [9.0, 18.0])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        patch.setattr("toys.command.use_compilation_cache", lambda: None)
+        patch.setattr("toys.xla_cache.use_compilation_cache", lambda: None)
         mains = {name: script(name).main for name in SCRIPTS}
         done = call(mains["run_toys"], ["--model", "model.py", "--n", "20", "--validate", "0", *MACHINE])
         assert done == (0, "")

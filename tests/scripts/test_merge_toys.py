@@ -49,7 +49,7 @@ def shards(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def main(monkeypatch):
     # a setting of this whole process
-    monkeypatch.setattr("toys.command.use_compilation_cache", lambda: None)
+    monkeypatch.setattr("toys.xla_cache.use_compilation_cache", lambda: None)
     spec = importlib.util.spec_from_file_location("merge_toys", SCRIPTS / "merge_toys.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

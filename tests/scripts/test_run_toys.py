@@ -111,7 +111,7 @@ def process(*arguments, search=SEARCH, **options):
 def empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # a setting of this whole process
-    monkeypatch.setattr("toys.command.use_compilation_cache", lambda: None)
+    monkeypatch.setattr("toys.xla_cache.use_compilation_cache", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -657,7 +657,7 @@ def test_interrupt_anywhere(monkeypatch, overwrite):
         assert code == 130
         return err
 
-    early = ("toys.command.prepare", "toys.run.compile_study", "toys.run.generate")
+    early = ("toys.finding.prepare", "toys.run.compile_study", "toys.run.generate")
     for place in early:
         assert stopped(place) == "\nstopped: toys.h5 is not there yet; run the same command again\n"
     assert stopped("toys.final.summary") == "\nstopped: toys.h5 is complete\n"

@@ -94,7 +94,7 @@ def numbers(directory):
 def directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # a setting of this whole process
-    monkeypatch.setattr("toys.command.use_compilation_cache", lambda: None)
+    monkeypatch.setattr("toys.xla_cache.use_compilation_cache", lambda: None)
     (tmp_path / "counting.py").write_text(COUNTING)
     (tmp_path / "two_bins.py").write_text(TWO_BINS)
     return tmp_path

@@ -9,8 +9,8 @@ import pytest
 
 from toys import cluster, storage
 from toys.cluster import Cluster, Recipe, connect
-from toys.command import find_study
 from toys.files import StorageError
+from toys.finding import find_study
 from toys.observed import InputError
 from toys.options import Options
 from toys.run import run

@@ -19,9 +19,9 @@ from engine.result import FitResult
 from toys import run as run_module
 from toys import storage
 from toys.checksums import checksums
-from toys.command import InputError
 from toys.files import StorageError
 from toys.models import peak, polynomial, second_degree
+from toys.observed import InputError
 from toys.points import NormalPoints
 from toys.regenerate import regenerate
 from toys.run import Options, run

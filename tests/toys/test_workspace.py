@@ -11,8 +11,9 @@ import pytest
 from engine import fit_batch
 from toys import generate, hypotest, read_workspace
 from toys.cluster import Recipe
-from toys.command import InputError, find_study
 from toys.final import summary
+from toys.finding import find_study
+from toys.observed import InputError
 from toys.run import Options, run
 from toys.sample import study_of
 

@@ -1,4 +1,4 @@
-"""What the command line needs beside the run: the study, the fit of observed data, the screen."""
+"""The study that a command line names: ready-made or of a file, at the values given or fitted to observed data."""
 
 import importlib.util
 import inspect
@@ -7,26 +7,9 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
-
-import jax
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from engine.arguments import known
 from engine.devices import find_devices
-from kernels.translate import cache_directory
 from toys.files import reading, refuse_directory
 from toys.models import STUDIES
 from toys.observed import InputError, read_data
@@ -35,22 +18,7 @@ from toys.study import Study
 from toys.throwing import check_n_events
 from toys.workspace import read_workspace
 
-__all__ = [
-    "InputError",
-    "Screen",
-    "explain",
-    "find_study",
-    "list_studies",
-    "prepare",
-    "use_compilation_cache",
-]
-
-
-def use_compilation_cache() -> None:
-    """Keep what XLA compiles on disk, as the numba kernels are; for programs, which own JAX's settings."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+__all__ = ["explain", "find_study", "list_studies", "prepare"]
 
 
 def list_studies() -> str:
@@ -187,44 +155,3 @@ def prepare(
     if start:
         study = study.at({}, {**study.start, **start})
     return study, source
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        unit = "fits" if task.description in ("fit", "validate") else ""
-        return Text(f"{task.speed:,.0f} {unit}/s" if task.speed and unit else "")
-
-
-class Screen:
-    """Progress bars on a terminal; nothing of them where the output is a file."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        columns = (
-            TextColumn("{task.description:>8}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(),
-        )
-        self.progress = Progress(*columns, console=self.console, disable=quiet or not self.console.is_terminal)
-        self.task: TaskID | None = None
-
-    def say(self, text: str) -> None:
-        print(text)
-
-    def phase(self, name: str, total: int) -> None:
-        self.task = self.progress.add_task(name, total=total)
-
-    def advance(self, n: int) -> None:
-        if self.task is not None:
-            self.progress.advance(self.task, n)
-
-    def __enter__(self) -> Self:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
