@@ -24,12 +24,6 @@ from kernels import expon, norm, truncexpon, truncnorm, uniform
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 class Case(NamedTuple):
     module: ModuleType
     theta: tuple[float, ...]

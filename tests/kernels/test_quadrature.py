@@ -1,9 +1,11 @@
-"""Adaptive quadrature of NumPy functions, against closed forms."""
+"""Quadrature against closed forms: adaptive of NumPy functions, and by Gauss and Legendre of jax.numpy functions."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special, stats
 
+from kernels import norm, quadrature
 from kernels.quadrature import adaptive, over_box
 
 INF = np.inf
@@ -57,3 +59,21 @@ def test_boxes(d):
     assert abs(value - truth) <= error + 1e-12
     # each axis has its own range
     np.testing.assert_allclose(over_box(lambda x: np.ones(x.shape[1]), box)[0], np.prod(np.diff(box)), rtol=1e-13)
+
+
+@pytest.mark.usefixtures("x64")
+def test_quadrature():
+    # exact for a polynomial of degree 2 n - 1, and not one above
+    value = quadrature.integral(lambda x: x**9, 1.0, 2.0, n=5)
+    np.testing.assert_allclose(value, (2.0**10 - 1.0) / 10.0, rtol=1e-15)
+    assert quadrature.error(lambda x: x**10, 1.0, 2.0, n=5) > 1e-8
+    assert quadrature.integral(lambda x: x, 2.0, 1.0) == -quadrature.integral(lambda x: x, 1.0, 2.0)
+    # any shapes, and the error that is reported is that of a peak which is too narrow for its window
+    widths = jnp.array([[1.0], [0.1], [0.01]])
+    peaks = lambda n: quadrature.integral(lambda x: norm.pdf(x, 0.1, widths), jnp.array([-9.0, -8.0]), 9.0, n)  # noqa: E731
+    reported = quadrature.error(lambda x: norm.pdf(x, 0.1, widths), jnp.array([-9.0, -8.0]), 9.0, 64)
+    assert peaks(64).shape == reported.shape == (3, 2)
+    found = np.abs(np.asarray(peaks(64)) - 1.0)
+    assert np.all(found[0] < 1e-13) and np.all(reported[0] < 1e-13)
+    # in the second window no node of either rule sees the peak
+    assert np.all(found[2] > 0.01) and reported[2, 0] > 0.01
