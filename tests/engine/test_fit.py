@@ -1,13 +1,11 @@
 """`fit_batch`: the true minimum, the same answer everywhere, and a fate for every toy."""
 
-import concurrent.futures
 import warnings
 
 import jax
 import jax.numpy as jnp
 import numba
 import numpy as np
-import optax
 import pytest
 from iminuit import Minuit
 from scipy import special, stats
@@ -15,50 +13,10 @@ from scipy import special, stats
 from engine import ExtendedUnbinnedNLL, LeastSquares, PoissonNLL, Ragged, Status, UnbinnedNLL, fit_batch
 from engine.drivers import Settings
 from engine.reference import validate
-from kernels import expon, norm
+from kernels import expon
+from tests.engine.normal_fits import BACKENDS, START, assert_close, assert_identical, closed_form, fit, normal_toys
 from toys import generate
 from toys.models import XMAX, XMIN, peak
-
-ARRAYS = ("values", "errors", "covariance", "fval", "edm", "valid", "status", "nfev", "at_limit", "rescued")
-BACKENDS = ("numba", "jax")
-
-
-def scaled_normal(x, n, mu, sigma):
-    return n, n * norm.pdf(x, mu, sigma)
-
-
-COST = ExtendedUnbinnedNLL(scaled_normal)
-START = {"n": 30.0, "mu": 0.3, "sigma": 1.2}
-LIMITS = {"n": (0, None), "sigma": (0, None)}
-
-
-def normal_toys(n_toys=64, seed=1):
-    # 33 to 64 events, which JAX pads to 64: one compilation for most of this file
-    rng = np.random.default_rng(seed)
-    return [rng.normal(0.2, 1.1, np.clip(rng.poisson(45), 33, 64)) for _ in range(n_toys)]
-
-
-def closed_form(toys):
-    return np.array([(len(x), x.mean(), x.std()) for x in toys])
-
-
-def fit(toys, start=START, *, cost=COST, backend="numba", limits=LIMITS, **options):
-    if backend == "jax":  # one number of lanes: one compilation for each model
-        options.setdefault("batch_size", 2)
-    return fit_batch(cost, toys, start, backend=backend, limits=limits, **options)
-
-
-def assert_identical(left, right, names=ARRAYS):
-    for name in names:
-        np.testing.assert_array_equal(getattr(left, name), getattr(right, name), err_msg=name)
-
-
-def assert_close(left, right, sigma):
-    """Equal status, and values within so many errors."""
-    np.testing.assert_array_equal(left.status, right.status)
-    distance = np.abs(left.values - right.values)[left.valid]
-    assert np.all(distance <= sigma * left.errors[left.valid]), np.nanmax(distance / left.errors[left.valid])
-
 
 # --- closed forms ------------------------------------------------------------------------------------------
 
@@ -240,6 +198,22 @@ def test_numba_is_bit_identical_for_any_order_of_the_toys(study, toys, by_numba)
     assert_identical(fit(toys[30:41], study.start, cost=study.cost, limits=study.limits), by_numba[30:41])
 
 
+def test_no_signal_ends_at_zero(study, toys):
+    """Background alone: half of the toys want ns < 0 and end at 0 exactly."""
+    none = study.at({"ns": 0.0})
+    toys = generate(none, 12, seed=8)
+    options = {"cost": study.cost, "limits": study.limits, "fixed": ["mu", "sigma"]}
+    result = fit(toys, study.start | {"ns": 50.0}, **options)
+    assert result.valid.all()
+    at_zero = result.at_limit[:, 0]
+    assert 0 < at_zero.sum() < 12
+    assert np.all(result.values[at_zero, 0] == 0.0) and np.all(result.values[~at_zero, 0] > 0.0)
+    # without the limit these have a negative yield, the others do not move
+    free = fit(toys, study.start | {"ns": 50.0}, **(options | {"limits": None}))
+    np.testing.assert_array_equal(free.values[:, 0] < 0, at_zero)
+    assert_close(free[~at_zero], result[~at_zero], 1e-9)
+
+
 # --- one toy does not see another ---------------------------------------------------------------------------
 
 
@@ -328,371 +302,7 @@ def test_what_jax_cannot_differentiate_is_told():
         fit_batch(PoissonNLL(lambda a: a * np.array([1.0 + 1j, 2.0])), [[3.0, 4.0]], {"a": 1.0})
 
 
-# --- start, fixed, limits -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_forms_of_start(backend):
-    toys = normal_toys(6)
-    rng = np.random.default_rng(7)
-    per_toy = np.array([30.0, 0.3, 1.2]) * rng.uniform(0.8, 1.2, (6, 3))
-    one = fit(toys, backend=backend)
-    assert_identical(fit(toys, [30.0, 0.3, 1.2], backend=backend), one)
-    assert_identical(fit(toys, dict(reversed(START.items())), backend=backend), one)
-    assert_identical(fit(toys, np.tile([30.0, 0.3, 1.2], (6, 1)), backend=backend), one)
-    each = fit(toys, per_toy, backend=backend)
-    assert_close(each, one, 1e-9)
-    assert_identical(fit(toys, dict(zip(COST.names, per_toy.T, strict=True)), backend=backend), each)
-    assert_identical(fit(toys[4:5], per_toy[4], backend=backend), each[4:5], ("nfev", "status", "valid"))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_fixed_parameters(backend):
-    toys = normal_toys(6)
-    n, _, _ = closed_form(toys).T
-    at_start = fit(toys, START | {"mu": 0.25}, backend=backend, fixed=["mu"])
-    by_value = fit(toys, backend=backend, fixed={"mu": 0.25})
-    by_text = fit(toys, START | {"mu": 0.25}, backend=backend, fixed="mu")
-    assert_identical(by_value, at_start)
-    assert_identical(by_text, at_start)
-    sigma = np.sqrt([np.mean((x - 0.25) ** 2) for x in toys])
-    np.testing.assert_allclose(at_start.values, np.stack([n, np.full(6, 0.25), sigma], 1), rtol=1e-9)
-    np.testing.assert_array_equal(at_start.errors[:, 1], 0.0)
-    np.testing.assert_array_equal(at_start.covariance[:, 1], 0.0)
-    np.testing.assert_array_equal(at_start.covariance[:, :, 1], 0.0)
-    np.testing.assert_allclose(at_start.errors[:, 2], sigma / np.sqrt(2 * n), rtol=1e-5)
-    assert at_start.valid.all() and not at_start.at_limit.any()
-    everything = fit(toys, closed_form(toys), backend=backend, fixed=["n", "mu", "sigma"])
-    assert everything.valid.all() and np.all(everything.nfev == 1)
-    np.testing.assert_array_equal(everything.values, closed_form(toys))
-    np.testing.assert_allclose(everything.fval, fit(toys, backend=backend).fval, rtol=1e-12)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_profile_scan_is_one_batch(backend):
-    x = normal_toys(1)[0]
-    n = len(x)
-    mu = np.linspace(x.mean() - 0.5, x.mean() + 0.5, 9)
-    scan = fit([x] * 9, backend=backend, fixed={"mu": mu})
-    best = fit([x], backend=backend)
-    assert scan.valid.all()
-    np.testing.assert_array_equal(scan.values[:, 1], mu)
-    # profile of a normal's mean: n / 2 log(1 + (mean - mu)^2 / s^2)
-    profile = 0.5 * n * np.log1p((x.mean() - mu) ** 2 / x.var())
-    np.testing.assert_allclose(scan.fval - best.fval, profile, atol=1e-10)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_limits(backend):
-    toys = normal_toys(12)
-    n, mean, _ = closed_form(toys).T
-    middle = np.median(mean)
-    result = fit(toys, START | {"mu": middle + 0.1}, backend=backend, limits=LIMITS | {"mu": (middle, None)})
-    low = mean < middle
-    assert low.sum() == 6 and result.valid.all()
-    np.testing.assert_array_equal(result.at_limit, low[:, None] & [False, True, False])
-    assert np.all(result.values[low, 1] == middle)
-    np.testing.assert_allclose(result.values[~low, 1], mean[~low], rtol=1e-9)
-    sigma = np.sqrt([np.mean((x - max(m, middle)) ** 2) for x, m in zip(toys, mean, strict=True)])
-    np.testing.assert_allclose(result.values[:, 2], sigma, rtol=1e-9)
-    np.testing.assert_array_equal(result.errors[low, 1], 0.0)
-    np.testing.assert_allclose(result.errors[:, 2], sigma / np.sqrt(2 * n), rtol=1e-5)
-    # an open side, said in three ways
-    for pair in ((None, None), (-np.inf, np.inf), None):
-        assert_identical(fit(toys, backend=backend, limits=LIMITS | {"mu": pair}), fit(toys, backend=backend))
-
-
-def test_no_signal_ends_at_zero(study, toys):
-    """Background alone: half of the toys want ns < 0 and end at 0 exactly."""
-    none = study.at({"ns": 0.0})
-    toys = generate(none, 12, seed=8)
-    options = {"cost": study.cost, "limits": study.limits, "fixed": ["mu", "sigma"]}
-    result = fit(toys, study.start | {"ns": 50.0}, **options)
-    assert result.valid.all()
-    at_zero = result.at_limit[:, 0]
-    assert 0 < at_zero.sum() < 12
-    assert np.all(result.values[at_zero, 0] == 0.0) and np.all(result.values[~at_zero, 0] > 0.0)
-    # without the limit these have a negative yield, the others do not move
-    free = fit(toys, study.start | {"ns": 50.0}, **(options | {"limits": None}))
-    np.testing.assert_array_equal(free.values[:, 0] < 0, at_zero)
-    assert_close(free[~at_zero], result[~at_zero], 1e-9)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"start": {"n": 1.0, "mu": 0.0}}, ValueError, "start has no value for sigma"),
-        (
-            {"start": START | {"sigmma": 1.0}},
-            ValueError,
-            "start names 'sigmma', but the parameters are n, mu, sigma: did you mean 'sigma'?",
-        ),
-        (
-            {"start": START | {"mu": np.zeros(3)}},
-            ValueError,
-            "start['mu'] must be a number or have shape (n_toys,) = (2,)",
-        ),
-        ({"start": START | {"mu": "much"}}, TypeError, "start['mu'] must be a number or an array of 2, got 'much'"),
-        ({"start": START | {"mu": np.nan}}, ValueError, "start values must be finite, but mu is nan for toy 0"),
-        (
-            {"start": START | {"mu": np.array([0, np.inf])}},
-            ValueError,
-            "start values must be finite, but mu is inf for toy 1",
-        ),
-        ({"start": [1.0, 2.0]}, ValueError, "start must have shape (3,) or (n_toys, 3) = (2, 3), got (2,)"),
-        ({"start": np.zeros((3, 2))}, ValueError, "start must have shape (3,) or (n_toys, 3) = (2, 3), got (3, 2)"),
-        ({"start": None}, TypeError, "start must be a dict or an array of numbers, got NoneType"),
-        ({"start": "here"}, TypeError, "start must be a dict or an array of numbers, got str"),
-        (
-            {"limits": {"sigam": (0, 1)}},
-            ValueError,
-            "limits names 'sigam', but the parameters are n, mu, sigma: did you mean",
-        ),
-        ({"limits": [(0, 1)]}, TypeError, "limits must be a dict name -> (lower, upper), got list"),
-        ({"limits": {"mu": (1, 0)}}, ValueError, "limits['mu']: the lower limit 1 must be below the upper limit 0"),
-        ({"limits": {"mu": (1, 1)}}, ValueError, "limits['mu'] leave 1 alone: use fixed={'mu': 1}"),
-        (
-            {"limits": {"mu": (np.nan, 1)}},
-            ValueError,
-            "limits['mu']: the lower limit nan must be below the upper limit 1",
-        ),
-        ({"limits": {"mu": 3}}, ValueError, "limits['mu'] must be (lower, upper) with None for an open side, got 3"),
-        (
-            {"limits": {"mu": (1, 2, 3)}},
-            ValueError,
-            "limits['mu'] must be (lower, upper) with None for an open side, got (1",
-        ),
-        ({"limits": {"mu": (0.5, 2)}}, ValueError, "the start mu = 0.3 of toy 0 is outside of its limits (0.5, 2)"),
-        (
-            {"fixed": {"mu": -1.0}, "limits": {"mu": (0, 2)}},
-            ValueError,
-            "the fixed mu = -1 of toy 0 is outside of its limits",
-        ),
-        ({"fixed": ["tau"]}, ValueError, "fixed names 'tau', but the parameters are n, mu, sigma"),
-        (
-            {"fixed": {"mu": np.zeros(5)}},
-            ValueError,
-            "fixed['mu'] must be a number or have shape (n_toys,) = (2,), got (5,)",
-        ),
-        ({"fixed": {"mu": np.nan}}, ValueError, "values of fixed parameters must be finite"),
-        ({"fixed": 3}, TypeError, "fixed must be names, or a dict name -> value, got int"),
-        ({"fixed": {"mu": True}}, TypeError, "fixed['mu'] must be the value at which it is held, got True"),
-        ({"fixed": [1]}, ValueError, "fixed names 1, but the parameters are n, mu, sigma"),
-        ({"backend": "torch"}, ValueError, "backend must be one of 'auto', 'numba', 'jax', got 'torch'"),
-        ({"device": "cuda"}, ValueError, "device must be one of 'auto', 'cpu', 'gpu', 'tpu', got 'cuda'"),
-        ({"device": None}, ValueError, "device must be one of 'auto', 'cpu', 'gpu', 'tpu', got None"),
-        ({"optimizer": "bfgs"}, ValueError, "optimizer must be one of 'newton', 'lbfgs', 'adam', got 'bfgs'"),
-        (
-            {"optimizer": optax.adam},
-            TypeError,
-            "optimizer must be 'newton', 'lbfgs', 'adam' or an optax transformation, got function",
-        ),
-        (
-            {"optimizer": None},
-            TypeError,
-            "optimizer must be 'newton', 'lbfgs', 'adam' or an optax transformation, got None",
-        ),
-        (
-            {"backend": "numba", "device": "gpu"},
-            ValueError,
-            "backend 'numba' runs on the CPU only: pass backend='jax' for",
-        ),
-        (
-            {"backend": "numba", "optimizer": "adam"},
-            ValueError,
-            "backend 'numba' has the optimizer 'newton' only: pass backend='jax' for any other",
-        ),
-        (
-            {"backend": "numba", "optimizer": optax.sgd(0.1)},
-            ValueError,
-            "backend 'numba' has the optimizer 'newton' only",
-        ),
-        ({"tol": 0.0}, ValueError, "tol must be above 0 and at most 1e-06 (in units of errordef), got 0.0"),
-        ({"tol": 1.0}, ValueError, "tol must be above 0 and at most 1e-06 (in units of errordef), got 1.0"),
-        ({"tol": "small"}, ValueError, "tol must be above 0 and at most 1e-06 (in units of errordef), got 'small'"),
-        ({"max_steps": 0}, ValueError, "max_steps must be a whole number of at least 1, got 0"),
-        ({"max_steps": 1.5}, ValueError, "max_steps must be a whole number of at least 1, got 1.5"),
-        ({"batch_size": 0}, ValueError, "batch_size must be a whole number of at least 1, got 0"),
-        ({"max_steps": 10**30}, ValueError, "max_steps must be at most 100000000, got 1000000000000000000000000000000"),
-        ({"limits": {"mu": (0, 10**400)}}, ValueError, "limits['mu'] must be (lower, upper) with None for"),
-        ({"retries": -1}, ValueError, "retries must be a whole number of at least 0, got -1"),
-        ({"retries": None}, ValueError, "retries must be a whole number of at least 0, got None"),
-    ],
-)
-def test_wrong_arguments(options, error, message):
-    arguments = {"start": START, **options}
-    with pytest.raises(error) as caught:
-        fit_batch(COST, normal_toys(2), **arguments)
-    assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("device", ["gpu", "tpu"])
-def test_device_that_is_not_there(device):
-    found = {d.platform for d in jax.devices()}
-    if device in found:
-        pytest.skip(f"there is a {device} here")
-    with pytest.raises(
-        ValueError, match=f"no {device.upper()} here, JAX sees .* only: pass device 'cpu', or pip install"
-    ):
-        fit_batch(COST, normal_toys(2), START, device=device)
-
-
-# --- optimisers ---------------------------------------------------------------------------------------------
-
-OPTIMIZERS = {
-    "adam": "adam",
-    "lbfgs": "lbfgs",
-    # a transformation of one's own sees the parameters as they are, here of size 1
-    "own": optax.chain(optax.clip_by_global_norm(1.0), optax.trace(0.5), optax.scale(-3e-3)),
-}
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_first_order_optimizers_reach_the_same_minimum(name):
-    toys = normal_toys(6)
-    newton = fit(toys, backend="jax")
-    result = fit(toys, {"n": 40.0, "mu": 0.1, "sigma": 1.3}, backend="auto", batch_size=2, optimizer=OPTIMIZERS[name])
-    assert result.backend == "jax" and result.valid.all() and not result.rescued.any()
-    assert_close(result, newton, 1e-6)
-    # the optimiser did its part before Newton polished
-    assert np.all(result.nfev > newton.nfev)
-
-
-def test_step_limit_and_tolerance():
-    toys = normal_toys(8)
-    for backend in BACKENDS:
-        stopped = fit(toys, backend=backend, max_steps=2, retries=0)
-        np.testing.assert_array_equal(stopped.status, Status.MAX_STEPS)
-        np.testing.assert_array_equal(stopped.nfev, 2)
-        assert not stopped.valid.any()
-        loose = fit(toys, backend=backend, tol=1e-6)
-        assert loose.valid.all() and np.all(loose.edm <= 0.5e-6)
-        assert loose.nfev.sum() < fit(toys, backend=backend).nfev.sum()
-
-
-# --- the program around ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_jax_stays_in_float32_around(backend):
-    assert not jax.config.jax_enable_x64
-    before = jnp.linspace(0.0, 1.0, 5)
-    compiled = jax.jit(lambda a: a * 2.0)
-    assert compiled(before).dtype == np.float32
-    result = fit(normal_toys(4), backend=backend)
-    assert result.values.dtype == np.float64 and result.valid.all()
-    assert not jax.config.jax_enable_x64
-    assert before.dtype == compiled(before).dtype == jnp.linspace(0.0, 1.0, 5).dtype == np.float32
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_threads(backend):
-    toys = normal_toys(32)
-    expected = fit(toys, backend=backend)
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        one = pool.submit(fit, toys, backend=backend).result()
-        two = list(pool.map(lambda _: fit(toys, backend=backend), range(4)))
-    for result in (one, *two):
-        assert_identical(result, expected)
-
-
-def test_two_threads_with_a_new_cost():
-    toys = normal_toys(4)
-    cost = UnbinnedNLL(lambda x, mu, sigma: norm.pdf(x, mu, sigma))
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(lambda _: fit_batch(cost, toys, {"mu": 0.0, "sigma": 1.0}), range(4)))
-    for result in results:
-        np.testing.assert_allclose(result.values, closed_form(toys)[:, 1:], rtol=1e-9)
-        assert_identical(result, results[0])
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_new_data_of_the_same_form_do_not_trace_again(backend):
-    calls = []
-
-    def model(x, tau):
-        calls.append(None)
-        return expon.pdf(x, 0.0, tau)
-
-    cost = UnbinnedNLL(model)
-    rng = np.random.default_rng(9)
-    options = {"backend": backend, "limits": {"tau": (0, None)}, "batch_size": 2}
-    first = fit_batch(cost, rng.exponential(2.0, (5, 30)), {"tau": 1.0}, **options)
-    traced = len(calls)
-    assert traced > 0
-    # other data, number of toys, start, limits, fixed parameters
-    again = [
-        fit_batch(cost, rng.exponential(3.0, (9, 30)), {"tau": 2.0}, **options),
-        fit_batch(cost, rng.exponential(3.0, (2, 25)), {"tau": 2.0}, **(options | {"limits": None, "max_steps": 50})),
-        fit_batch(cost, rng.exponential(3.0, (2, 25)), {"tau": 2.0}, fixed=["tau"], **options),
-    ]
-    assert len(calls) == traced
-    assert all(result.valid.all() for result in (first, *again))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_progress(backend):
-    toys = normal_toys(10)
-    seen = []
-    result = fit(toys, backend=backend, progress=seen.append)
-    assert sum(seen) == 10
-    assert_identical(result, fit(toys, backend=backend, progress=True))
-
-
-# --- retries ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_toy_from_a_bad_start_is_rescued(backend):
-    toys = normal_toys(6)
-    good = fit(toys, backend=backend)
-    # beyond 38.6 widths the density underflows to 0, and its logarithm is -inf; 30 % more width, and it does not
-    start = np.tile([30.0, 0.3, 1.2], (6, 1))
-    start[3] = [30.0, 0.3, np.max(np.abs(toys[3] - 0.3)) / 39.5]
-    left = fit(toys, start, backend=backend, retries=0)
-    assert left.status[3] == Status.NONFINITE and not left.valid[3] and not left.rescued.any()
-    np.testing.assert_array_equal(left.values[3], start[3])
-    rescued = fit(toys, start, backend=backend)
-    np.testing.assert_array_equal(rescued.rescued, np.arange(6) == 3)
-    assert rescued.valid.all() and rescued.nfev[3] > left.nfev[3] and rescued.summary().n_rescued == 1
-    np.testing.assert_allclose(rescued.values[3], closed_form(toys)[3], rtol=1e-9)
-    others = np.arange(6) != 3
-    for result in (left, rescued):
-        assert_identical(result[others], good[others])
-
-
-def test_retries_depend_on_their_number_alone():
-    toys = normal_toys(6)
-    start = np.tile([30.0, 0.3, 1.2], (6, 1))
-    start[[1, 3], 2] = [np.max(np.abs(toys[k] - 0.3)) / 39.5 for k in (1, 3)]
-    together = fit(toys, start)
-    np.testing.assert_array_equal(np.flatnonzero(together.rescued), [1, 3])
-    alone = fit(toys[3:4], start[3:4])
-    assert_identical(together[3:4], alone)
-
-
-def test_what_cannot_be_rescued_is_left_marked():
-    toys = normal_toys(3)
-    # the density is flat in b: no start helps
-    cost = UnbinnedNLL(lambda x, mu, b: norm.pdf(x, mu, 1.0) + 0.0 * b)
-    with pytest.warns(UserWarning, match="the cost does not depend on 'b' near 1: fix it or leave it out"):
-        result = fit_batch(cost, toys, {"mu": 0.0, "b": 1.0})
-    np.testing.assert_array_equal(result.status, Status.HESSIAN_NOT_POSDEF)
-    assert not result.valid.any() and not result.rescued.any() and not result.has_posdef_covar.any()
-    assert result.summary().failed == {Status.HESSIAN_NOT_POSDEF: 3}
-
-
-@pytest.mark.parametrize("backend", ["numba", "jax"])
-def test_an_empty_toy_has_no_events(backend):
-    """Its yield is 0, on the limit, where the density vanishes: the cost is the yield alone."""
-    cost = ExtendedUnbinnedNLL(lambda x, n: (n, n * norm.pdf(x, 0.0, 1.0)))
-    toys = [np.empty(0), np.zeros(3), np.empty(0)]
-    result = fit_batch(cost, toys, {"n": 1.0}, limits={"n": (0, None)}, backend=backend)
-    assert result.valid.all()
-    np.testing.assert_array_equal(result.at_limit[:, 0], [True, False, True])
-    np.testing.assert_allclose(result.values[:, 0], [0.0, 3.0, 0.0], rtol=1e-9)
-    np.testing.assert_allclose(result.errors[:, 0], [0.0, np.sqrt(3), 0.0], rtol=1e-6)
+# --- what is told -----------------------------------------------------------------------------------------
 
 
 def test_a_kink_is_named_once_before_the_fit():
