@@ -40,9 +40,14 @@ study = Study(cost=ExtendedUnbinnedNLL(decay), sampler=sampler, truth={"n": 30, 
 
 
 def script(name):
+    """A script as a module."""
     spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    path = list(sys.path)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path[:] = path
     return module
 
 

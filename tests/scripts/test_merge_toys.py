@@ -1,21 +1,17 @@
 """The command line that joins shards: exit codes, and one line for whatever is wrong."""
 
-import contextlib
 import dataclasses
-import importlib.util
-import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engine import LeastSquares
+from tests.scripts.command_line import call, script
 from toys import load, storage
 from toys.options import Options
 from toys.run import run
 from toys.study import Study
 
-SCRIPTS = Path(__file__).absolute().parents[2] / "scripts"
 OPTIONS = Options(n_toys=10, seed=3, backend="numba", device="cpu", validate=2, chunk=4)
 
 
@@ -50,21 +46,7 @@ def shards(tmp_path_factory):
 def main(monkeypatch):
     # a setting of this whole process
     monkeypatch.setattr("toys.xla_cache.use_compilation_cache", lambda: None)
-    spec = importlib.util.spec_from_file_location("merge_toys", SCRIPTS / "merge_toys.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-def call(main, *arguments):
-    """(exit code, stdout, stderr)"""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            code = end.code
-    return code, out.getvalue(), err.getvalue()
+    return script("merge_toys").main
 
 
 def test_shards_become_one_file(main, shards, tmp_path):

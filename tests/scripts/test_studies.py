@@ -1,8 +1,5 @@
 """pull_study.py, coverage_study.py, hypotest.py: reports from files and from toys, and one line for what is wrong."""
 
-import contextlib
-import importlib.util
-import io
 import json
 import os
 import subprocess
@@ -17,8 +14,8 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 import toys
+from tests.scripts.command_line import SCRIPTS, call, script
 
-SCRIPTS = Path(__file__).absolute().parents[2] / "scripts"
 FILES = ["figures", "report.html", "tables.json"]
 
 # 3 expected events; and two bins of signal and background, whose normalisations are measured
@@ -46,41 +43,19 @@ study = Study(cost=cost, sampler=Simultaneous(cost, (PoissonCounts.of(counts), N
 """
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    path = list(sys.path)
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path[:] = path
-    return module
-
-
 NAMES = "run_toys", "pull_study", "coverage_study", "hypotest", "plot_toys"
 run_toys, pull_study, coverage_study, hypotest, plot_toys = map(script, NAMES)
 
 
-def call(module, *arguments):
-    """(exit code, stdout, stderr) of a script in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = module.main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            code = end.code
-    return code, out.getvalue(), err.getvalue()
-
-
 def finished(module, *arguments):
-    code, out, err = call(module, *arguments, "--device", "cpu", "--quiet")
+    code, out, err = call(module.main, *arguments, "--device", "cpu", "--quiet")
     assert (code, err) == (0, "")
     return out
 
 
 def refused(module, *arguments):
     """The one line on stderr of a script that ends with exit code 2."""
-    code, out, err = call(module, *arguments)
+    code, out, err = call(module.main, *arguments)
     assert code == 2 and out == "" and "Traceback" not in err
     assert err.startswith(f"{module.__name__}.py: ") and err.count("\n") == 1
     return err.removeprefix(f"{module.__name__}.py: ").removesuffix("\n")
@@ -153,12 +128,12 @@ def test_toys_that_were_not_kept_are_thrown_again(toy_file):
     assert Path("sums/figures/profiles.png").exists()
     finished(hypotest, "sums.h5", *POINT, "--poi", "mu", "--value", "3", "--test-stat", "t")
     assert numbers("hypotest")["findings"][0]["null"]["n"] == 200
-    assert call(plot_toys, "sums.h5", *POINT, "--toy", "3") == (0, "written: toys.png\n", "")
+    assert call(plot_toys.main, "sums.h5", *POINT, "--toy", "3") == (0, "written: toys.png\n", "")
 
 
 def test_many_failures_end_with_exit_code_1(monkeypatch):
     monkeypatch.setattr("engine.fit.VALID_EDM", -1.0)
-    code, out, err = call(pull_study, "--model", "counting.py", "--n", "20", "--device", "cpu")
+    code, out, err = call(pull_study.main, "--model", "counting.py", "--n", "20", "--device", "cpu")
     assert (code, err) == (1, "") and "20 of 20 fits failed" in out
     assert "20 of 20 fits failed" in Path("pull_study/report.html").read_text()
 
@@ -209,12 +184,12 @@ def test_ctrl_c_keeps_the_points_that_are_done(monkeypatch):
 
     monkeypatch.setattr(sys.modules["toys.scan"], "throw", interrupted)
     arguments = ["--model", "counting.py", "--n", "20", "--scan", "mu=2,4,6,8", "--device", "cpu", "--no-minos"]
-    code, _, err = call(coverage_study, *arguments)
+    code, _, err = call(coverage_study.main, *arguments)
     told = "the numbers of 2 of 4 true values are in coverage_study/tables.json; there is no report"
     assert (code, err) == (130, f"\nstopped: {told}\n")
     assert [point["value"] for point in numbers("coverage_study")["points"]] == [2.0, 4.0]
     monkeypatch.setattr("toys.study.fit_batch", interrupted)
-    code, _, err = call(pull_study, "--model", "counting.py", "--n", "20", "--out", "other", "--device", "cpu")
+    code, _, err = call(pull_study.main, "--model", "counting.py", "--n", "20", "--out", "other", "--device", "cpu")
     assert (code, err) == (130, "\nstopped: other was not written\n") and not Path("other").exists()
 
 
