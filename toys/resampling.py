@@ -94,7 +94,7 @@ class Resampled(Sampler):
         ------
         ValueError
             If theta has the wrong length or is not finite; if weight times density is negative or not finite at a node,
-        or zero at all; if more than 1e9 events are expected.
+            or zero at all; if more than 1e9 events are expected.
         """
         theta, integral = checked_theta(theta, self.names), self.cost.integral
         assert integral is not None
