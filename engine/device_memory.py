@@ -33,9 +33,9 @@ def free_memory(devices: Sequence[jax.Device]) -> int | None:
     return min(stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in told)
 
 
-def temporaries(cost: Cost, rows: Rows, one_pass: bool = False) -> int:
-    """How many arrays of (lanes, rows of a pass) a pass may hold on an accelerator."""
-    most = 1
+def temporaries(cost: Cost, rows: Rows, one_pass: bool = False) -> tuple[int, int]:
+    """How many arrays of (lanes, rows of a pass) a pass may hold on an accelerator, and `at_once` of its tables."""
+    most, of_toy = 1, 0
     for leaf, leaf_rows in zip(cost.leaves, rows.leaves, strict=True):
         try:
             program = leaf.program(leaf_rows)
@@ -44,7 +44,8 @@ def temporaries(cost: Cost, rows: Rows, one_pass: bool = False) -> int:
             continue
         if not (one_pass and summed_in_one_pass(program)):
             most = max(most, TEMPORARIES, n_intermediates(program) // KEPT)
-    return most
+        of_toy = max(of_toy, n_intermediates(program, on_row=False) // (KEPT * JACOBIANS))
+    return most, of_toy
 
 
 def plan(
@@ -61,7 +62,7 @@ def plan(
 ) -> tuple[int, int, int]:
     """(rows per pass, rows with padding, lanes) for toys of up to `n_rows` rows.
 
-    `at_once` is the size of the Jacobians of a toy that are not taken in passes.
+    `at_once` is the size of the Jacobians of a toy that are not taken in passes, and of the tables over which it sums.
 
     Rows are padded to one of eight sizes between powers of two, so that chunks of toys whose largest toys differ a
     little share a compiled program. Data, Hessians and temporaries take up to a quarter each of an accelerator's free

@@ -83,6 +83,7 @@ class XlaDriver:
         n_rows = [int(np.max(np.diff(leaf.offsets), initial=1)) for leaf in rows.leaves]
         n_columns = sum(max(leaf.n_columns, 1) for leaf in rows.leaves)
         memory = free_memory(devices)
+        held, of_toy = temporaries(cost, rows, self.one_pass) if self.device != "cpu" else (TEMPORARIES, 0)
         self.tile, padded, self.lanes = plan(
             self.device,
             max(n_rows),
@@ -91,8 +92,8 @@ class XlaDriver:
             batch_size,
             memory,
             n_params=self.n_params,
-            temporaries=temporaries(cost, rows, self.one_pass) if self.device != "cpu" else TEMPORARIES,
-            at_once=sum(n * leaf.at_once for leaf, n in zip(cost.leaves, n_rows, strict=True)),
+            temporaries=held,
+            at_once=of_toy + sum(n * leaf.at_once for leaf, n in zip(cost.leaves, n_rows, strict=True)),
         )
         self.padded = [padded if n == max(n_rows) else pad(n, self.tile) for n in n_rows]
         self.room = 0 if memory is None else memory // 4  # for toys that are sent to the device as they lie in memory

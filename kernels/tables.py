@@ -50,17 +50,20 @@ class Tables:
         found = set[int]()
         for number in reversed(live):
             match users.get(number, []):
-                case [user] if self.is_sum(user) or (user in found and self.is_scaled(user)):
+                case [user] if self.is_sum(user) or (user in found and self.scaled(user)):
                     found.add(number)
         return found
 
     def is_sum(self, number: int) -> bool:
         return self.graph.nodes[number].op in ("add", "sub")
 
-    def is_scaled(self, number: int) -> bool:
-        """Whether a node is another one times a constant."""
-        node = self.graph.nodes[number]
-        return node.op == "mul" and isinstance(self.graph.value(node.args[0]), float)
+    def scaled(self, number: int) -> tuple[int, int] | None:
+        """(constant, node) of which a node is the product."""
+        op, args = self.graph.nodes[number][:2]
+        for constant, other in [args, args[::-1]] if op == "mul" else []:
+            if isinstance(self.graph.value(constant), float):
+                return constant, other
+        return None
 
     def needed(self, output: int) -> list[int]:
         """All nodes that a node is made of, with those of the derivatives that functions bring along."""
@@ -110,8 +113,8 @@ class Tables:
             if self.is_sum(number) and (number == output or number in part_of_sum):
                 other = sign if op == "add" else {"add": "sub", "sub": "add"}[sign]
                 stack += [(other, factor, args[1]), (sign, factor, args[0])]
-            elif self.is_scaled(number) and args[1] in part_of_sum:
-                stack.append((sign, graph.apply("mul", factor, args[0]), args[1]))
+            elif (scaled := self.scaled(number)) and scaled[1] in part_of_sum:
+                stack.append((sign, graph.apply("mul", factor, scaled[0]), scaled[1]))
             else:
                 number = graph.apply("mul", factor, self.new[number])
                 groups.setdefault((sign, self.pattern(number)), []).append(number)

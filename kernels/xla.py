@@ -196,13 +196,13 @@ class Sums:
         return self.products_of_rest.added(result, of_rest, self.n_params)
 
 
-def n_intermediates(program: Program) -> int:
-    """How many numbers of a row are needed more than once, of which XLA keeps a part in memory."""
+def n_intermediates(program: Program, on_row: bool = True) -> int:
+    """How many numbers of a row are needed more than once, of which XLA keeps a part in memory; or of a toy."""
     graph = program.graph
-    on_row = [number for number in program.live if graph.on_row(number)]
+    numbers = [number for number in program.live if graph.on_row(number) == on_row]
     uses = Counter(program.cores)
-    uses.update(a for number in on_row for a in graph.arguments(number))
-    return sum(graph.nodes[number].table or 1 for number in on_row if uses[number] > 1)
+    uses.update(a for number in numbers for a in graph.arguments(number))
+    return sum(graph.nodes[number].table or 1 for number in numbers if uses[number] > 1)
 
 
 def row_sums_untranslated(
