@@ -6,7 +6,8 @@
 3. From new starts, each the lowest of several points around the old one; by Newton, then as in 1.
 4. From MIGRAD's minimum.
 
-All this depends on the toy, its start and the number of the retry, never on other toys.
+A minimum is refused where the first fit ended at a point that is better by 5 standard deviations. All this depends on
+the toy, its start and the number of the retry, never on other toys.
 
 References
 ----------
@@ -38,6 +39,7 @@ __all__ = ["gauss_newton", "new_starts", "rescue"]
 N_STARTS = 16  # points of which a retry starts from the lowest
 SPREAD = (0.1, 3.0)  # standard deviation of log(new start / old start), of the first and the last of these
 MORE_STEPS = 10  # times as many for a fit whose steps ran out
+REFUSED = 25.0  # rise of the cost, in units of errordef, at 5 standard deviations
 GAUSS_NEWTON_GOAL = 1e-6  # EDM, in units of errordef, at which Newton takes over
 
 
@@ -88,7 +90,7 @@ def rescue(
         if slow.any():
             retried.put(slow, driver.fit(toys[slow], retried.values[slow], patient))
             fits.nfev[toys[slow]] += retried.nfev[slow]
-        better = is_valid(retried, settings)
+        better = is_valid(retried, settings) & ~(retried.fval > fits.fval[toys] + REFUSED * settings.errordef)
         kept = Fits(*(getattr(retried, name)[better] for name in Fits.__dataclass_fields__))
         kept.nfev[:] = fits.nfev[toys[better]]
         fits.put(toys[better], kept)

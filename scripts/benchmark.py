@@ -23,7 +23,7 @@ from arguments import DONE, INTERRUPTED, WRONG_INPUT, Parser, leave, natural, nu
 
 CASES = (
     "peak-480", "peak-2000", "peak-15500", "peak-200000", "histogram", "counting", "templates-50", "templates-200",
-    "workspace", "line",
+    "workspace", "convolution", "line",
 )  # fmt: skip
 PARTS = ("minos", "evaluation", "generation", "formula", "growth")
 MAIN = "peak-15500"

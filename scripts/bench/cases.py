@@ -10,17 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from bench.workspaces import search
 
-from engine import ExtendedBinnedNLL, LeastSquares, NormalConstraint, PoissonNLL
+from engine import ExtendedBinnedNLL, LeastSquares, NormalConstraint, PoissonNLL, UnbinnedNLL
 from engine.cost import Cost
 from kernels import truncexpon, truncnorm
 from toys.counts import PoissonCounts
 from toys.models import XMAX, XMIN, peak
 from toys.points import NormalPoints
+from toys.sampling import Component, Mixture, numerical_ppf
 from toys.simultaneous import Simultaneous
 from toys.study import Study, generate
 from toys.workspace import read_workspace
 
-__all__ = ["CASES", "Case", "Templates", "make", "throw"]
+__all__ = ["CASES", "KAON", "Case", "Convolution", "Templates", "make", "throw"]
+
+KAON = 493.677  # MeV
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Case:
     ----------
     name, title : str
     family : str
-        What a peer must be able to express: "peak", "histogram", "templates", "workspace" or "line".
+        What a peer must be able to express: "peak", "histogram", "templates", "workspace", "convolution" or "line".
     study : Study
     data
         The toys, as `fit_batch` takes them.
@@ -41,7 +44,8 @@ class Case:
     seed : int
         Of the toys.
     detail
-        What a peer needs to write the likelihood by hand: `Templates`, the edges of a histogram, or a workspace.
+        What a peer needs to write the likelihood by hand: `Templates`, `Convolution`, the edges of a histogram, or a
+        workspace.
     """
 
     name: str
@@ -189,6 +193,46 @@ def workspace_case() -> tuple[str, Study, float, Any]:
     return "workspace", replace(study, sampler=sampler), len(study.data[0][0]), workspace
 
 
+class Convolution(NamedTuple):
+    """phi(1020) -> K+ K-, seen with a resolution, between 1002 and 1050 MeV.
+
+    The density is sum_j w_j B(m + s u_j), with Gauss-Hermite nodes u_j, and is normalised by Gauss-Legendre nodes.
+
+    Attributes
+    ----------
+    nodes, weights : (12,)
+        Of the convolution.
+    points, point_weights : (256,)
+        Of the norm.
+    """
+
+    nodes: np.ndarray
+    weights: np.ndarray
+    points: np.ndarray
+    point_weights: np.ndarray
+
+    def density(self, m: Any, mass: Any, width: Any, resolution: Any) -> Any:
+        """Of one mass, in jax.numpy; B is the relativistic Breit-Wigner distribution of a p-wave."""
+        m = m + resolution * self.nodes
+        running = width * ((m**2 / 4 - KAON**2) / (mass**2 / 4 - KAON**2)) ** 1.5 * mass / m
+        return jnp.sum(self.weights * m * mass * running / ((mass**2 - m**2) ** 2 + (mass * running) ** 2))
+
+
+def convolution_case(n_events: int) -> tuple[str, Study, float, Any]:
+    names, window = ("mass", "width", "resolution"), (1002.0, 1050.0)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(12)
+    points, point_weights = np.polynomial.legendre.leggauss(256)
+    points = window[0] + 0.5 * (1.0 + points) * (window[1] - window[0])
+    detail = Convolution(nodes, weights / weights.sum(), points, point_weights)
+    study = Study(
+        cost=UnbinnedNLL(detail.density, nodes=(points, point_weights)),
+        sampler=Mixture(names, n_events, (Component(None, numerical_ppf(detail.density, *window), names),)),
+        truth={"mass": 1019.46, "width": 4.25, "resolution": 1.5},
+        limits={"width": (0.1, 50.0), "resolution": (0.1, 10.0)},
+    )
+    return "convolution", study, n_events, detail
+
+
 def straight_line(x, a, b):
     return a + b * x
 
@@ -220,6 +264,9 @@ CASES: dict[str, _Recipe] = {
         "100 bins, signal strength and 200 nuisance parameters", 100, functools.partial(templates_case, 200, 100)
     ),
     "workspace": _Recipe("HistFactory workspace of 12 channels, 180 bins, 264 parameters", 100, workspace_case),
+    "convolution": _Recipe(
+        "resonance and resolution by 12 nodes, unbinned, 2000 events", 200, functools.partial(convolution_case, 2000)
+    ),
     "line": _Recipe("straight line through 30 points", 200000, functools.partial(line_case, 30)),
 }
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from bench.cases import Case
+from bench.cases import KAON, Case
 from iminuit import Minuit
 
 from toys.models import XMAX, XMIN
@@ -79,6 +79,8 @@ def nll_of(case: Case) -> Callable[[np.ndarray, np.ndarray, np.ndarray], float]:
         return functools.partial(histogram_nll, case.detail)
     if case.family == "templates":
         return functools.partial(templates_nll, *case.detail)
+    if case.family == "convolution":
+        return functools.partial(convolution_nll, *case.detail)
     x, _, error = case.data
     return functools.partial(line_chi2, x, 1.0 / error**2)
 
@@ -205,6 +207,57 @@ def templates_nll(signal, backgrounds, log_kappa, shapes, n, theta, gradient):
         value += 0.5 * theta[i] * theta[i]
         gradient[i] += theta[i]
     return value
+
+
+@compiled
+def smeared(nodes, weights, x, mass, width, resolution):
+    """sum_j w_j B(x + s u_j) and its derivatives by the three parameters, with
+
+    B = m M G / D,  G = Gamma (q / q_M)^(3/2) M / m,  D = (M^2 - m^2)^2 + M^2 G^2,  q = m^2 / 4 - m_K^2.
+    """
+    value = by_mass = by_width = by_resolution = 0.0
+    q_mass = 0.25 * mass * mass - KAON * KAON
+    for j in range(len(nodes)):
+        m = x + resolution * nodes[j]
+        q = 0.25 * m * m - KAON * KAON
+        running = width * (q / q_mass) * math.sqrt(q / q_mass) * mass / m
+        off = mass * mass - m * m
+        per_d = 1.0 / (off * off + mass * mass * running * running)
+        b = weights[j] * m * mass * running * per_d
+        log_running = 1.0 - 2.0 * mass * mass * running * running * per_d  # d log B / d log G
+        value += b
+        by_width += b * log_running / width
+        running_by_mass = 1.0 / mass - 0.75 * mass / q_mass
+        by_mass += b * (1.0 / mass - (4.0 * mass * off + 2.0 * mass * running * running) * per_d)
+        by_mass += b * log_running * running_by_mass
+        by_m = 1.0 / m + 4.0 * m * off * per_d + log_running * (0.75 * m / q - 1.0 / m)
+        by_resolution += b * by_m * nodes[j]
+    return value, by_mass, by_width, by_resolution
+
+
+@compiled
+def convolution_nll(nodes, weights, points, point_weights, x, theta, gradient):
+    """n log of the integral, less the logarithms of the densities."""
+    mass, width, resolution = theta
+    norm = n_0 = n_1 = n_2 = 0.0
+    for k in range(len(points)):
+        value, by_mass, by_width, by_resolution = smeared(nodes, weights, points[k], mass, width, resolution)
+        norm += point_weights[k] * value
+        n_0 += point_weights[k] * by_mass
+        n_1 += point_weights[k] * by_width
+        n_2 += point_weights[k] * by_resolution
+    logs = s_0 = s_1 = s_2 = 0.0
+    for i in range(len(x)):
+        value, by_mass, by_width, by_resolution = smeared(nodes, weights, x[i], mass, width, resolution)
+        logs += math.log(value)
+        per_value = 1.0 / value
+        s_0 += by_mass * per_value
+        s_1 += by_width * per_value
+        s_2 += by_resolution * per_value
+    gradient[0] = len(x) * n_0 / norm - s_0
+    gradient[1] = len(x) * n_1 / norm - s_1
+    gradient[2] = len(x) * n_2 / norm - s_2
+    return len(x) * math.log(norm) - logs
 
 
 @compiled

@@ -118,10 +118,10 @@ def one_way(case: Case) -> Sequence[str]:
 EVERY = ("peak", "histogram", "templates", "line")  # a workspace nobody writes by hand
 BENCH = "pip install 'batchfit[bench]'"
 PEERS = {
-    "hand": Peer("iminuit, hand-written", ("iminuit",), BENCH, EVERY, one_way, hand),
+    "hand": Peer("iminuit, hand-written", ("iminuit",), BENCH, (*EVERY, "convolution"), one_way, hand),
     "numba-stats": Peer("iminuit, numba-stats", ("iminuit", "numba_stats"), BENCH, EVERY, one_way, minuit_costs),
     "pyhf": Peer("pyhf", ("pyhf",), BENCH, ("templates", "workspace"), pyhf_ways, pyhf),
-    "everwillow": Peer("everwillow", ("everwillow",), BENCH, (*EVERY, "workspace"), one_way, everwillow),
+    "everwillow": Peer("everwillow", ("everwillow",), BENCH, (*EVERY, "workspace", "convolution"), one_way, everwillow),
     "nextstat": Peer(
         "NextStat",
         ("nextstat", "pyarrow"),

@@ -75,6 +75,15 @@ def observation(case: Case) -> tuple[Callable[[np.ndarray], Any], Callable]:
     if case.family == "line":
         x, y, error = case.data
         return lambda toys: y[toys], lambda theta, toy: 0.5 * jnp.sum(((toy - theta[0] - theta[1] * x) / error) ** 2)
+    if case.family == "convolution":
+        events, detail = np.stack([case.toy(k) for k in range(case.n_toys)]), case.detail
+
+        def convolution(theta: Any, x: Any) -> Any:
+            density = jax.vmap(lambda m: detail.density(m, *theta))
+            norm = jnp.sum(detail.point_weights * density(detail.points))
+            return len(x) * jnp.log(norm) - jnp.sum(jnp.log(density(x)))
+
+        return lambda toys: events[toys], convolution
     counts = np.stack([case.toy(k) for k in range(case.n_toys)])
 
     def poisson(nu: Any, n: Any) -> Any:

@@ -1,5 +1,7 @@
 """The Gauss-Newton Hessian and the new starts of a retry."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from engine import (
     NormalConstraint,
     PoissonNLL,
     UnbinnedNLL,
+    fit_batch,
 )
 from engine.cpu import NumbaDriver
 from engine.data import lane_data
@@ -138,3 +141,25 @@ def test_new_starts():
     # other numbers for another retry, the same for the same, whatever the other toys
     assert not np.any(new_starts(start, settings, 1)[..., 1] == points[..., 1])
     np.testing.assert_array_equal(new_starts(start[1:], settings, 0), points[:, 1:])
+
+
+def test_a_minimum_that_another_point_excludes_is_refused(monkeypatch):
+    """The fit ends at a wall beyond which there is no density; far above there is a hollow, where new starts lie."""
+    monkeypatch.setattr("engine.rescue.new_starts", lambda start, *_: np.full((1, *start.shape), -4.7))
+
+    def log_density(x, a):
+        hollow = 10.0 * jnp.exp(-((a + 5.0) ** 2))
+        return jnp.where(a > 2.0, jnp.nan, 3.0 * a + hollow) + 0.0 * x
+
+    def fitted(n_events, start=1.0):
+        cost = UnbinnedNLL(log_density, log=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return fit_batch(cost, [np.zeros(n_events)], {"a": start}, backend="numba")
+
+    at_wall, above = fitted(10), fitted(1)
+    assert not at_wall.valid[0] and at_wall.values[0, 0] == pytest.approx(2.0, abs=0.1)
+    # the wall is better by 10.6 for each event, 4.6 standard deviations of one
+    assert above.rescued[0] and above.values[0, 0] == pytest.approx(-4.85, abs=0.1)
+    in_hollow = fitted(10, start=-4.7)
+    assert in_hollow.valid[0] and in_hollow.fval[0] - at_wall.fval[0] > 12.5
