@@ -26,7 +26,7 @@ from engine.trust_region import Box
 from kernels.derivatives import packed_index
 from kernels.program import EXPECTED, FIRST, n_outputs
 
-__all__ = ["XlaDriver"]
+__all__ = ["XlaDriver", "has_pallas"]
 
 # So few rows (of all lanes together) take less time than the compilation for another number of lanes.
 FEW_ROWS = {"cpu": 2**17, "accelerator": 2**22}

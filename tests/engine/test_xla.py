@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from engine import ExtendedBinnedNLL, NormalConstraint, UnbinnedNLL, fit_batch, xla
+from engine import ExtendedBinnedNLL, NormalConstraint, UnbinnedNLL, devices, fit_batch, xla
 from engine.drivers import Settings
 from engine.lanes import Lanes
 from engine.status import Status
@@ -138,6 +138,25 @@ def test_a_kernel_that_is_not_there_is_refused():
         xla.XlaDriver(cost, rows, jax.devices("cpu"), kernel="triton")
     with pytest.raises(ValueError, match="for NVIDIA GPUs: pass kernel='xla'"):
         xla.XlaDriver(cost, rows, jax.devices("cpu"), kernel="pallas")
+
+
+def test_the_one_pass_kernel_is_had_by_an_environment_variable(monkeypatch):
+    cost, toys, asked = UnbinnedNLL(norm.pdf), np.random.default_rng(6).normal(1.0, 2.0, (4, 30)), []
+
+    def interpreted(program, order):
+        asked.append(order)
+        return row_sums_pallas(program, order, interpret=True)
+
+    monkeypatch.setattr(devices, "has_pallas", lambda device: True)
+    monkeypatch.setattr(xla, "has_pallas", lambda device: True)
+    monkeypatch.setattr(pallas, "row_sums_pallas", interpreted)
+    by_xla = fit_batch(cost, toys, {"loc": 0.5, "scale": 1.5}, backend="jax")
+    assert not asked
+    monkeypatch.setenv("BATCHFIT_ONE_PASS", "1")
+    cost = UnbinnedNLL(norm.pdf)
+    in_one_pass = fit_batch(cost, toys, {"loc": 0.5, "scale": 1.5}, backend="jax")
+    assert asked
+    np.testing.assert_allclose(in_one_pass.values, by_xla.values, rtol=1e-9)
 
 
 def test_the_one_pass_kernel_takes_the_costs_of_a_sum_that_it_can(monkeypatch):
