@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from engine.arguments import whole
-from engine.cost import Cost
+from engine.cost import Cost, called
 from engine.data import Rows, as_float64, shown
 from kernels.logsum import compile_log, log_outputs
 
@@ -48,28 +48,39 @@ class NumericalIntegral(Cost):
         self.nll = nll
         self.names = nll.names
         points, weights = nodes if isinstance(nodes, tuple) and len(nodes) == 2 else (nodes, None)
+        if isinstance(nodes, tuple | list) and len({np.shape(part) for part in nodes}) > 1 and weights is None:
+            raise TypeError("points and weights of nodes must be given as a tuple of two: nodes=(points, weights)")
         if weights is None and nll.extended:
             raise ValueError(
                 "the nodes of an extended likelihood need weights, whose sum is the volume of the observables: pass "
                 "nodes=(points, weights)"
             )
         points = np.atleast_2d(as_float64(points, "nodes"))
-        weights = np.full(points.shape[-1], 1.0 / max(points.shape[-1], 1)) if weights is None else weights
-        weights = as_float64(weights, "the weights of nodes")
-        if points.ndim != 2 or weights.shape != (points.shape[1],) or not weights.size:
-            raise ValueError(
-                "nodes must be points of shape (n,) or (d, n), or (points, weights) with weights of shape (n,), got "
-                f"shapes {points.shape} and {weights.shape}"
-            )
-        if not (np.isfinite(points).all() and np.isfinite(weights).all()):
-            raise ValueError("nodes must be finite, with finite weights")
+        n = points.shape[-1]
+        weights = np.full(n, 1.0 / max(n, 1)) if weights is None else as_float64(weights, "the weights of nodes")
+        if points.ndim != 2 or not n:
+            raise ValueError(f"nodes must be points of shape (n,) or (d, n), got shape {points.shape}")
+        if weights.shape != (n,):
+            turned = ": transpose the points" if weights.shape == points.shape[:1] else ""
+            turned = turned or ": stack d observables as points of shape (d, n)" if weights.ndim == 2 else turned
+            raise ValueError(f"{n} nodes must have weights of shape ({n},), got shape {weights.shape}{turned}")
+        for what, array in (("point", points), ("weight", weights[None])):
+            wrong = np.flatnonzero(~np.isfinite(array).all(axis=0))
+            if len(wrong):
+                got = ", ".join(map(str, array[:, wrong[0]]))
+                raise ValueError(f"nodes must be finite, got the {what} {got} of node {wrong[0]}")
+        if not weights.sum() > 0:
+            raise ValueError(f"the weights of nodes must have a positive sum, got {weights.sum():g}")
         self.points = np.concatenate([points, weights[None]])
 
     def contains(self, observables: np.ndarray) -> np.ndarray:
         """Which events count: here all do. Raises ValueError if they have another number of observables."""
-        d, n = np.atleast_2d(observables).shape
-        if d != len(self.points) - 1:
-            raise ValueError(f"the nodes have {len(self.points) - 1} observables, but the events {d}")
+        (d, n), (own, n_nodes) = np.atleast_2d(observables).shape, self.points[:-1].shape
+        if d != own:
+            told = f"the nodes have {own} observable{'s' * (own > 1)}, the events {d}"
+            turned = ": transpose the nodes, points have the shape (d, n)" if d == n_nodes else ""
+            many = f": pass nodes of shape ({d}, n), alone or in a tuple with weights of shape (n,)"
+            raise ValueError(told + (turned or many))
         return np.ones(n, dtype=bool)
 
     def rows(self, events: Rows) -> Rows:
@@ -117,7 +128,24 @@ class NumericalIntegral(Cost):
         return jnp.log(jnp.sum(self.terms(theta, self.points)))
 
     def check(self, theta: np.ndarray) -> None:
-        """Nothing: whether the nodes are enough only their author knows."""
+        """Warn, once, where no fit can begin: at a density that is not finite at a node, or negative in all."""
+        if not vars(self).setdefault("_checked", False):
+            self._checked = True
+            with jax.enable_x64(True):
+                self.warn_of(np.asarray(jax.jit(self.terms)(theta, self.points)))
+
+    def warn_of(self, terms: np.ndarray) -> None:
+        """Warn of what nodes add to the integral at the start, if that cannot be."""
+        wrong, total = np.flatnonzero(~np.isfinite(terms)), terms.sum()
+        what = ""
+        if len(wrong):
+            at = ", ".join(f"{x:g}" for x in self.points[:-1, wrong[0]])
+            what = f"is {terms[wrong[0]]:g} at x = {at}, where it is integrated"
+            what += ": subtract a constant from its logarithm" if self.nll.log and np.isinf(terms[wrong[0]]) else ""
+        elif not total > 0:
+            what = f"has the integral {total:g}, which must be positive"
+        if what:
+            warnings.warn(f"the density of {called(self.nll.model)} {what}: no fit can begin", stacklevel=4)
 
 
 class RangeIntegral(NumericalIntegral):
@@ -179,11 +207,13 @@ class RangeIntegral(NumericalIntegral):
         return np.stack([x.ravel(), (half[:, None] * weight).ravel()])
 
     def check(self, theta: np.ndarray) -> None:
-        """Warn, once, if the integral at theta changes where the number of nodes is doubled."""
-        if self.__dict__.setdefault("_checked", False):
+        """Warn, once, also if the integral at theta changes where the number of nodes is doubled."""
+        if vars(self).get("_checked"):
             return
-        self._checked = True
+        super().check(theta)
         once, twice = self._integrals(theta, self.n_nodes, 2 * self.n_nodes)
+        if not np.isfinite([once, twice]).all():
+            return
         error = abs(once - twice) / abs(twice) if twice else np.inf
         if error > TOLERATED:
             warnings.warn(

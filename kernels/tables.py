@@ -4,6 +4,7 @@ A model that sums f(x, theta, c_k) over nodes c_k is traced term by term. Here t
 constants from a table, before derivatives are taken: the program is as long as that of one term.
 """
 
+import heapq
 from collections.abc import Sequence
 
 from kernels.nodes import COMMUTATIVE, LEAVES, Graph, Partials
@@ -33,36 +34,37 @@ class Tables:
         A sum that depends on more than `kernels.secondorder.MAX_SINGLE` parameters stays as it is.
         """
         live = self.needed(output)
-        part_of_sum = self.parts_of_sums(live)
+        sum_of = self.sums(live)
         for number in live:
             if number not in self.new:
-                whole = self.is_sum(number) and number not in part_of_sum
-                summed = self.summed(number, part_of_sum) if whole else None
+                summed = self.summed(number, sum_of) if self.is_sum(number) and number not in sum_of else None
                 self.new[number] = self.again(number) if summed is None else summed
         return self.new[output]
 
-    def parts_of_sums(self, live: list[int]) -> set[int]:
-        """The nodes that nobody asks for but one sum, though it may be times a constant."""
+    def sums(self, live: list[int]) -> dict[int, int]:
+        """The sum to which a node belongs, where nobody else asks for it: as a term, times constants, or as a part."""
         users: dict[int, list[int]] = {}
         for number in live:
             for part in self.parts(number):
                 users.setdefault(part, []).append(number)
-        found = set[int]()
+        sum_of: dict[int, int] = {}
         for number in reversed(live):
-            match users.get(number, []):
-                case [user] if self.is_sum(user) or (user in found and self.scaled(user)):
-                    found.add(number)
-        return found
+            found = {sum_of.get(user, user if self.is_sum(user) else None) for user in users.get(number, [])}
+            linear = all(self.is_sum(user) or self.scaled(user) for user in users.get(number, []))
+            if linear and len(found) == 1 and (whole := found.pop()) is not None:
+                sum_of[number] = whole
+        return sum_of
 
     def is_sum(self, number: int) -> bool:
         return self.graph.nodes[number].op in ("add", "sub")
 
-    def scaled(self, number: int) -> tuple[int, int] | None:
+    def scaled(self, number: int) -> tuple[float, int] | None:
         """(constant, node) of which a node is the product."""
         op, args = self.graph.nodes[number][:2]
         for constant, other in [args, args[::-1]] if op == "mul" else []:
-            if isinstance(self.graph.value(constant), float):
-                return constant, other
+            value = self.graph.value(constant)
+            if isinstance(value, float):
+                return value, other
         return None
 
     def needed(self, output: int) -> list[int]:
@@ -101,29 +103,46 @@ class Tables:
         second_of = [second.get((min(pair), max(pair)), zero) for pair in pairs]
         return graph.with_partials(value, Partials.of(graph, arguments, [*first, *second_of]))
 
-    def summed(self, output: int, part_of_sum: set[int]) -> int | None:
-        """A sum, where some of its terms become one."""
-        graph = self.graph
-        groups: dict[tuple[str, int], list[int]] = {}
-        one = graph.const(1.0)
-        stack = [("add", one, output)]
-        while stack:
-            sign, factor, number = stack.pop()
-            op, args = graph.nodes[number][:2]
-            if self.is_sum(number) and (number == output or number in part_of_sum):
-                other = sign if op == "add" else {"add": "sub", "sub": "add"}[sign]
-                stack += [(other, factor, args[1]), (sign, factor, args[0])]
-            elif (scaled := self.scaled(number)) and scaled[1] in part_of_sum:
-                stack.append((sign, graph.apply("mul", factor, scaled[0]), scaled[1]))
+    def terms(self, output: int, sum_of: dict[int, int]) -> tuple[dict[int, float], int]:
+        """The terms of a sum, with the constants by which they are multiplied; and how many operations join them."""
+        graph, found, factors, n_joining = self.graph, dict[int, float](), {output: 1.0}, 0
+        queue = [-output]  # users before what they use, so that all factors of a node have come together
+        while queue:
+            number = -heapq.heappop(queue)
+            factor, args = factors.pop(number), graph.nodes[number].args
+            scaled = self.scaled(number)
+            if self.is_sum(number) and (number == output or sum_of.get(number) == output):
+                parts = [(args[0], factor), (args[1], factor if graph.nodes[number].op == "add" else -factor)]
+            elif scaled is not None and sum_of.get(scaled[1]) == output:
+                parts = [(scaled[1], factor * scaled[0])]
             else:
-                number = graph.apply("mul", factor, self.new[number])
-                groups.setdefault((sign, self.pattern(number)), []).append(number)
-        if not any(self.worthwhile(terms) for terms in groups.values()):
+                constant, term = self.scaled(self.new[number]) or (1.0, self.new[number])
+                found[term] = found.get(term, 0.0) + factor * constant
+                continue
+            n_joining += 1
+            for part, its in parts:
+                if part not in factors:
+                    heapq.heappush(queue, -part)
+                factors[part] = factors.get(part, 0.0) + its
+        return found, n_joining
+
+    def summed(self, output: int, sum_of: dict[int, int]) -> int | None:
+        """A sum, where some of its terms become one; None where nothing is gained."""
+        graph, groups = self.graph, dict[int, dict[int, float]]()
+        found, n_joining = self.terms(output, sum_of)
+        for term, factor in found.items():
+            groups.setdefault(self.pattern(term), {})[term] = factor
+        # a term that comes often, as a parameter times many constants, stands once
+        spared = n_joining - 2 * len(found)
+        if spared <= WORTHWHILE and not any(self.worthwhile([*terms]) for terms in groups.values()):
             return None
         total = graph.const(0.0)
-        for (sign, _), terms in groups.items():
-            for term in [self.merged(terms)] if self.worthwhile(terms) else terms:
-                total = graph.apply(sign, total, term)
+        for terms in groups.values():
+            if self.worthwhile([*terms]):
+                total = graph.apply("add", total, self.merged([*terms], [*terms.values()]))
+            else:
+                for term, factor in terms.items():
+                    total = graph.apply("add", total, graph.apply("mul", graph.const(factor), term))
         return total
 
     def worthwhile(self, terms: list[int]) -> bool:
@@ -132,10 +151,10 @@ class Tables:
             return False
         [first, second] = (graph.live([term]) for term in terms[:2])
         own = [n for n in set(first).difference(second) if graph.nodes[n].op not in LEAVES]
-        return (len(terms) - 1) * len(own) > WORTHWHILE
+        return (len(terms) - 1) * (len(own) + 1) > WORTHWHILE  # one for the addition
 
-    def merged(self, terms: list[int]) -> int:
-        """The sum of terms that have one pattern, as the total of one term over a table."""
+    def merged(self, terms: list[int], factors: list[float]) -> int:
+        """The sum of terms that have one pattern, times their factors, as the total of one term over a table."""
         graph = self.graph
         known: dict[tuple[int, ...], int] = {}
         stack = [tuple(terms)]
@@ -153,7 +172,9 @@ class Tables:
                     continue
                 known[alike] = self.again(alike[0], [known[part] for part in parts])
             stack.pop()
-        return graph.total(len(terms), known[tuple(terms)])
+        same = len(set(factors)) == 1
+        factor = graph.const(factors[0]) if same else graph.column(factors)
+        return graph.total(len(terms), graph.apply("mul", factor, known[tuple(terms)]))
 
     def in_order(self, number: int) -> list[int]:
         """The parts of a node, in an order that is the same in all nodes of its pattern."""

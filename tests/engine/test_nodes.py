@@ -116,10 +116,15 @@ def test_asimov_data_lie_at_the_nodes():
     "nodes, sentence",
     [
         (np.zeros((2, 3, 4)), "points of shape"),
-        ((PLANE, PLANE_WEIGHTS[:-1]), r"got shapes \(2, 576\) and \(575,\)"),
+        ((PLANE, PLANE_WEIGHTS[:-1]), r"576 nodes must have weights of shape \(576,\), got shape \(575,\)$"),
+        ((PLANE.T, PLANE_WEIGHTS), r"got shape \(576,\): transpose the points"),
+        ((PLANE[0], PLANE), "stack d observables"),
+        ([PLANE, PLANE_WEIGHTS], r"as a tuple of two: nodes=\(points, weights\)"),
+        ((SIDE, 0.0 * SIDE), "positive sum, got 0"),
+        ((SIDE, -SIDE_WEIGHTS), "positive sum, got -2"),
         (np.zeros((2, 0)), "points of shape"),
-        (np.array([1.0, np.nan]), "finite"),
-        ((SIDE, np.where(SIDE > 0, np.inf, 1.0)), "finite"),
+        (np.array([1.0, np.nan]), "finite, got the point nan of node 1"),
+        ((SIDE, np.where(SIDE > 0, np.inf, 1.0)), "finite, got the weight inf of node 12"),
         ("grid", "nodes"),
     ],
 )
@@ -133,5 +138,20 @@ def test_nodes_that_do_not_go_with_the_rest():
         UnbinnedNLL(decay, nodes=SIDE, fit_range=(-1, 1))
     with pytest.raises(ValueError, match="need weights"):
         ExtendedUnbinnedNLL(decay, nodes=SIDE)
-    with pytest.raises(ValueError, match="the nodes have 1 observables, but the events 2"):
+    with pytest.raises(ValueError, match=r"the nodes have 1 observable, the events 2: pass nodes of shape \(2, n\)"):
         fit_batch(UnbinnedNLL(decay, nodes=SIDE), thrown(2, 50), {"lam": 1.0})
+    with pytest.raises(ValueError, match="the nodes have 576 observables, the events 2: transpose the nodes"):
+        fit_batch(UnbinnedNLL(shape, nodes=PLANE.T), thrown(2, 50), START)
+
+
+@pytest.mark.parametrize(
+    "model, log, sentence",
+    [
+        (lambda x, a: jnp.where(x > 0.9, jnp.nan, 1.0 + a * x), False, "is nan at x = 0.9.*: no fit can begin"),
+        (lambda x, a: 800.0 + a * x, True, "is inf at x = .*subtract a constant from its logarithm"),
+        (lambda x, a: a * x - 2.0, False, "has the integral -4, which must be positive"),
+    ],
+)
+def test_a_density_with_which_no_fit_can_begin(model, log, sentence):
+    with pytest.warns(UserWarning, match=sentence):
+        fit_batch(UnbinnedNLL(model, log=log, nodes=(SIDE, SIDE_WEIGHTS)), np.full((2, 5), 0.1), {"a": 0.5}, retries=0)

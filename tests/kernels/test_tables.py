@@ -53,6 +53,12 @@ def convolution_and_its_norm(m, g, s, x):
     return -jnp.log(convolved(m, g, s, x) / (jnp.sum(on_grid) * (GRID[1] - GRID[0])))
 
 
+def convolution_and_its_trapezoids(m, g, s, x):
+    """Every value but the first and the last one is in two terms of the outer sum."""
+    on_grid = jax.vmap(lambda t: convolved(m, g, s, t))(GRID)
+    return -jnp.log(convolved(m, g, s, x) / jnp.trapezoid(on_grid, GRID))
+
+
 def variance_about_a_mean(m, g, s, x):
     """Sums that need others before: the weights their norm, the variance the mean."""
     weights = jnp.exp(-0.5 * ((GRID - m) / g) ** 2)
@@ -99,7 +105,8 @@ def of_many_parameters(*args):
     return -jnp.log(convolved(*theta[:3], x) + jnp.exp(background))
 
 
-MODELS = [convolution, python_loop, loop_of_jax, grid_norm, convolution_and_its_norm, variance_about_a_mean]
+MODELS = [convolution, python_loop, loop_of_jax, grid_norm, convolution_and_its_norm]
+MODELS += [convolution_and_its_trapezoids, variance_about_a_mean]
 MODELS += [sum_within_a_sum_of_rows, own_rule, with_conditions, of_many_parameters]
 
 
@@ -127,6 +134,8 @@ def test_against_derivatives_of_the_model_as_it_stands(model):
     program = build_program(model, None, n_params=len(theta), n_columns=1)
     assert program.graph.tables and len(program.live) < 5000
     kernel = compile_kernel(program)
+    if model in (convolution_and_its_norm, convolution_and_its_trapezoids):
+        assert len(NODES) * len(GRID) in program.graph.tables  # one table, not one for each point
     for n in (1, 63, 130):
         x = np.random.default_rng(n).uniform(0.5, 1.3, (1, n))
         expected = by_jax(model, theta, x)
