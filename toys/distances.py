@@ -124,6 +124,7 @@ def fitted_cdf(
 
 def check_events(cost: UnbinnedNLL | ExtendedUnbinnedNLL, events: Any, observable: Any) -> None:
     """Raise the ValueError of `fitted_cdf` where events have no distance."""
+    _of_one_observable(events)
     low, high = _cells(cost, observable, CELLS)
     _sorted_events(cost, events, (low[0], high[-1]))
 
@@ -153,6 +154,11 @@ def _cells(cost: Any, observable: Any, n_cells: int) -> tuple[np.ndarray, np.nda
     """Lower and upper edges of the cells, in proportion to the windows of a fit range."""
     if isinstance(cost.integral, RangeIntegral):
         ranges = cost.integral.ranges
+    elif cost.integral is not None:
+        raise ValueError(
+            f"the density of {called(cost.model)} is normalised over nodes, between which there is no cumulative "
+            "distribution: 'ks' and 'ad' need one that is normalised itself, or by fit_range"
+        )
     else:
         ranges = np.atleast_2d(as_float64(observable, "observable")) if observable is not None else np.empty((0, 2))
         if ranges.shape != (1, 2) or not np.isfinite(ranges).all():
@@ -166,13 +172,18 @@ def _cells(cost: Any, observable: Any, n_cells: int) -> tuple[np.ndarray, np.nda
     return np.concatenate([e[:-1] for e in edges]), np.concatenate([e[1:] for e in edges])
 
 
-def _sorted_events(cost: Any, events: Any, ends: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Events of each toy in increasing order, one toy after the other, and their offsets."""
+def _of_one_observable(events: Any) -> Ragged:
     if isinstance(events, Weighted):
         raise ValueError("the distribution of weighted events has no Kolmogorov-Smirnov or Anderson-Darling distance")
-    data: Ragged = ragged_events(events)
+    data = ragged_events(events)
     if data.values.ndim == 2 and len(data.values) != 1:
         raise ValueError(f"'ks' and 'ad' are for one observable, but the events have {len(data.values)}")
+    return data
+
+
+def _sorted_events(cost: Any, events: Any, ends: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Events of each toy in increasing order, one toy after the other, and their offsets."""
+    data = _of_one_observable(events)
     x, offsets = data.values.ravel(), data.offsets
     toy = np.repeat(np.arange(len(data)), np.diff(offsets))
     if isinstance(cost.integral, RangeIntegral):

@@ -13,6 +13,7 @@ from engine.cost import Cost
 from engine.data import Weighted
 from engine.leastsquares import LeastSquares
 from engine.poisson import PoissonNLL
+from engine.ranges import RangeIntegral
 from engine.sums import SumCost, observables_of
 from toys import storage
 from toys.files import refuse_directory, writing
@@ -22,6 +23,9 @@ from toys.study import Study
 from toys.tally import calibration
 
 __all__ = ["FigureError", "Picture", "picture", "plot_run"]
+
+
+NODES_PER_BIN = 10  # of a density that is normalised over nodes
 
 
 class FigureError(Exception):
@@ -105,7 +109,17 @@ def _spectrum(
         return np.exp(value) if cost.log else value
 
     with jax.enable_x64(True):
-        curve, expected = density(curve_x), density(centres) * width
+        if cost.integral is None or isinstance(cost.integral, RangeIntegral):
+            curve, expected = density(curve_x), density(centres) * width
+        else:  # the nodes may bring an efficiency along, which the density does not have
+            x, contents = cost.integral.points[0], np.asarray(cost.integral.terms(theta, cost.integral.points))
+            if len(x) < NODES_PER_BIN * bins:
+                raise FigureError(
+                    f"toys whose density is normalised over {len(x)} nodes cannot be drawn in {bins} bins: "
+                    f"{NODES_PER_BIN * bins} would do"
+                )
+            expected, _ = np.histogram(x, edges, weights=contents)
+            curve_x, curve = np.repeat(edges, 2)[1:-1], np.repeat(expected / width, 2)
     if isinstance(cost, UnbinnedNLL):  # of any norm, where it has a fit range
         curve, expected = (values * counts.sum() / expected.sum() for values in (curve, expected))
     label = f"events / {width[0]:g}"

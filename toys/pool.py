@@ -180,7 +180,10 @@ class ToyPool:
         try:
             return asimov(self.study.cost, self._truth, observable=self.study.observable)
         except NoAsimovError as reason:
-            raise ValueError(f"the study has no data, and nothing can stand for them ({reason}): pass data") from None
+            told = str(reason).removesuffix(": pass like=")
+            raise ValueError(
+                f"the study has no data, and nothing can stand for them ({told}): pass data, or --data to a script"
+            ) from None
 
     def conditional(self, value: float) -> FitResult:
         """The fit of the observation with the parameter of interest held at a value.

@@ -119,3 +119,20 @@ def test_what_cannot_be_drawn(cost, data, words):
         drawn(cost, data, (0.0,))
     with pytest.raises(FigureError, match="with a range only: give it to the study"):
         drawn(UnbinnedNLL(lambda x, a: norm.pdf(x, a, 1.0)), EVENTS, (0.0,), None)
+
+
+def test_events_of_a_density_over_nodes():
+    """The nodes bring an efficiency along: more of them on the right."""
+    nodes = RNG.triangular(-3.0, 3.0, 3.0, 20_000)
+    for cost in (
+        UnbinnedNLL(lambda x, k: 5.0 * jnp.exp(-k * x), nodes=nodes),
+        ExtendedUnbinnedNLL(lambda x, k: 5.0 * jnp.exp(-k * x), nodes=(nodes, np.full(20_000, 3e-4))),
+    ):
+        it = drawn(cost, EVENTS, (0.4,))
+        expected, _ = np.histogram(nodes, EDGES, weights=5.0 * np.exp(-0.4 * nodes) * 3e-4)
+        if isinstance(cost, UnbinnedNLL):
+            expected *= 500 / expected.sum()
+        np.testing.assert_allclose(it.expected, expected, rtol=1e-12)
+        np.testing.assert_allclose(it.curve_y[::2], expected, rtol=1e-12)
+    with pytest.raises(FigureError, match="over 20 nodes cannot be drawn in 6 bins: 60 would do"):
+        drawn(UnbinnedNLL(lambda x, k: jnp.exp(-k * x), nodes=nodes[:20]), EVENTS, (0.4,))

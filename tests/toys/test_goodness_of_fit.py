@@ -285,3 +285,9 @@ def test_toys_have_as_many_events_as_the_data():
 def test_what_has_no_distance(events, observable, told):
     with pytest.raises(ValueError, match=told):
         fitted_cdf(normal_study().cost, events, np.array([[0.0, 1.0]]), observable)
+
+
+def test_a_density_over_nodes_has_no_distance():
+    cost = UnbinnedNLL(gauss, nodes=np.linspace(LOW, HIGH, 500))
+    with pytest.raises(ValueError, match="normalised over nodes, between which there is no cumulative distribution"):
+        goodness_of_fit(replace(normal_study(), cost=cost), statistic="ks", data=EVENTS, n_toys=10)
