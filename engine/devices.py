@@ -85,9 +85,7 @@ def pick_driver(
         try:
             return NumbaDriver(cost, rows, batch_size)
         except UntranslatableError as reason:
-            raise ValueError(
-                f"the model has no numba form ({reason}): rewrite that operation or pass backend='jax'"
-            ) from None
+            raise ValueError(f"the model has no numba form ({reason}): rewrite that or pass backend='jax'") from None
     if optimizer == "newton":
         one_pass = os.environ.get(ONE_PASS) and has_pallas(devices[0])
         return XlaDriver(cost, rows, devices, batch_size=batch_size, kernel="pallas" if one_pass else "xla")

@@ -33,6 +33,8 @@ _REDUCTIONS |= {"reduce_and": "and", "reduce_or": "or"}
 _NOT_ON_INTEGERS = {"div", "rem", "pow", "not", "and", "or"}
 # Those that are carried out at once on constant integers, which may be indices.
 _FOLDED_ON_INTEGERS = _NOT_ON_INTEGERS | {"sign", "max", "min", "clamp", "reduce_max", "reduce_min"}
+# What JAX calls by names of its own.
+_TOLD = dict.fromkeys(("lt_to", "le_to"), "a search, as in jnp.interp, at a value that depends on a parameter")
 _CONTROL = {"while"}  # never carried out, not even on constants
 # A loop of more turns is not written out.
 MAX_TURNS = 256
@@ -119,7 +121,8 @@ class _Interpreter:
         name, known = eqn.primitive.name, [self.known(numbers) for numbers in args]
         if any(values is None for values in known) or name in _CONTROL:
             on = " on integers" if name in _NOT_ON_INTEGERS else ""
-            raise UntranslatableError(f"no scalar form of the operation '{name}'{on}{self.where()}")
+            what = _TOLD.get(name, f"the operation '{name}'")
+            raise UntranslatableError(f"no scalar form of {what}{on}{self.where()}")
         inputs = [np.asarray(v, dtype=atom.aval.dtype) for v, atom in zip(known, eqn.invars, strict=True)]
         with jax.ensure_compile_time_eval():
             outputs = eqn.primitive.bind(*inputs, **eqn.params)

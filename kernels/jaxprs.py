@@ -1,6 +1,7 @@
 """What there is to know of JAX's programs in order to read them, whatever they are made into."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from kernels.operations import OPERATIONS
@@ -15,6 +16,13 @@ UNCHANGED = {"copy", "copy_p", "stop_gradient", "optimization_barrier", "reduce_
 # Primitive -> the parameter that holds what it calls.
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
 CALLS |= {"custom_vjp_call": "call_jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr", "core_call": "call_jaxpr"}
+
+
+# a density of ours that a model calls is no line of the user's
+with suppress(ImportError, AttributeError):  # a private module of JAX: it may move
+    from jax._src import source_info_util
+
+    source_info_util.register_exclusion(str(Path(__file__).parent))
 
 
 def where(*eqns: Any) -> str:

@@ -11,6 +11,7 @@ from jax import lax
 from jax.scipy import special, stats
 from jax.scipy.linalg import solve_triangular
 
+from kernels import voigt
 from kernels.graph import trace
 from kernels.kernel_source import kernel_source
 from kernels.nodes import Graph, UntranslatableError
@@ -283,6 +284,8 @@ UNTRANSLATABLE = {
     "an index that depends": lambda a, b, x, y: jnp.array(TABLE)[jnp.sum(x > TABLE)] * a,
     "a conversion from float64 to int": lambda a, b, x, y: jnp.array(TABLE)[jnp.floor(x).astype(int)] * a,
     "'rem' on integers": lambda a, b, x, y: jnp.fmod(jnp.sum(x > TABLE), 2) * a,
+    "a search, as in jnp.interp": lambda a, b, x, y: jnp.interp(x - b, jnp.array(TABLE), jnp.array(TABLE)) * a,
+    "a rule of its own by 40": lambda a, b, x, y: jnp.mean(voigt.pdf(x, a * np.arange(1.0, 21.0), b, y)),
     "a loop of 257 turns": lambda a, b, x, y: lax.fori_loop(0, 257, lambda i, v: v * a, x),
 }
 
