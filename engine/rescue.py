@@ -3,7 +3,8 @@
 1. From their own start with the Gauss-Newton Hessian, which leaves out the second derivatives of the model: far from
    the minimum they are noise, which makes the exact one indefinite. Newton finishes with the exact Hessian.
 2. From where they stood when their steps ran out, with ten times as many: a narrow curved valley is long.
-3. From new starts, each the lowest of several points around the old one; by Newton, then as in 1.
+3. From new starts, each the lowest of several points around the old one; by Newton, then as in 1. A toy that ends where
+   it had ended before, as at a kink, has no other.
 4. From MIGRAD's minimum.
 
 A minimum is refused where the first fit ended at a point that is better by 5 standard deviations. All this depends on
@@ -39,6 +40,7 @@ __all__ = ["gauss_newton", "new_starts", "rescue"]
 N_STARTS = 16  # points of which a retry starts from the lowest
 SPREAD = (0.1, 3.0)  # standard deviation of log(new start / old start), of the first and the last of these
 MORE_STEPS = 10  # times as many for a fit whose steps ran out
+SAME_VALUE, SAME_COST = 0.01, 0.01  # of where two fits end, the latter in units of errordef
 REFUSED = 25.0  # rise of the cost, in units of errordef, at 5 standard deviations
 GAUSS_NEWTON_GOAL = 1e-6  # EDM, in units of errordef, at which Newton takes over
 
@@ -73,7 +75,7 @@ def rescue(
     (n_toys,) bool
         Where it helped.
     """
-    rescued = np.zeros(len(fits.status), dtype=bool)
+    rescued, settled = np.zeros((2, len(fits.status)), dtype=bool)
     failed = good[~is_valid(fits, settings)[good]]
     if not len(failed) or not settings.free.any():
         return rescued
@@ -95,6 +97,7 @@ def rescue(
         kept.nfev[:] = fits.nfev[toys[better]]
         fits.put(toys[better], kept)
         rescued[toys[better]] = True
+        settled[toys] |= _same_place(fits, toys, retried, settings)
         return toys[~better]
 
     def gauss_newton_first(toys: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -109,11 +112,13 @@ def rescue(
     failed = np.sort(np.concatenate([gauss_newton_first(failed[begun], start[failed[begun]]), failed[~begun]]))
     slow = failed[fits.status[failed] == Status.MAX_STEPS]
     failed = np.sort(np.concatenate([newton(slow, fits.values[slow]), np.setdiff1d(failed, slow)]))
+    settled[:] = False
     for retry in range(retries):
-        starts = np.array(start)
-        starts[failed] = _lowest(driver, failed, new_starts(start[failed], settings, retry), settings)
-        failed = newton(failed, starts[failed])
-        failed = gauss_newton_first(failed, starts[failed])
+        starts, done, again = np.array(start), failed[settled[failed]], failed[~settled[failed]]
+        starts[again] = _lowest(driver, again, new_starts(start[again], settings, retry), settings)
+        again = newton(again, starts[again])
+        done, again = np.concatenate([done, again[settled[again]]]), again[~settled[again]]
+        failed = np.sort(np.concatenate([gauss_newton_first(again, starts[again]), done]))
     if len(failed):
         evaluate = IndependentCost(cost, rows)
         # it only has to come near the minimum
@@ -121,6 +126,14 @@ def rescue(
         finite = np.isfinite(found).all(axis=1)
         newton(failed[finite], np.clip(found[finite], settings.lower, settings.upper))
     return rescued
+
+
+def _same_place(fits: Fits, toys: np.ndarray, others: Fits, settings: Settings) -> np.ndarray:
+    """Where fits failed as others of the same toys did, and there: what keeps them there is not the start."""
+    before, values = fits.values[toys], others.values
+    near = np.abs(values - before) <= SAME_VALUE * (np.abs(values) + np.abs(before))
+    same = np.abs(others.fval - fits.fval[toys]) <= SAME_COST * settings.errordef
+    return same & (near | ~settings.free).all(axis=1) & (others.status == fits.status[toys])
 
 
 def new_starts(start: np.ndarray, settings: Settings, retry: int) -> np.ndarray:

@@ -163,3 +163,15 @@ def test_a_minimum_that_another_point_excludes_is_refused(monkeypatch):
     assert above.rescued[0] and above.values[0, 0] == pytest.approx(-4.85, abs=0.1)
     in_hollow = fitted(10, start=-4.7)
     assert in_hollow.valid[0] and in_hollow.fval[0] - at_wall.fval[0] > 12.5
+
+
+@pytest.mark.filterwarnings("ignore:the slope of the cost jumps")
+def test_a_toy_that_ends_where_it_had_ended_has_no_other_starts():
+    """The minimum of a double exponential lies in a kink, at the median."""
+    toys = np.random.default_rng(9).laplace(3.0, 1.0, (6, 25))
+    few, many = (
+        fit_batch(UnbinnedNLL(lambda x, a: -jnp.abs(x - a), log=True), toys, {"a": 2.5}, retries=n) for n in (1, 6)
+    )
+    assert not many.valid.any()
+    np.testing.assert_allclose(many.values[:, 0], np.median(toys, axis=1), atol=1e-3)
+    np.testing.assert_array_equal(few.nfev, many.nfev)
