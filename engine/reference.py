@@ -7,7 +7,7 @@ with the drivers' translated kernels, so that a run carries its own proof.
 import contextlib
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -132,6 +132,17 @@ def _hessian(f: Callable, theta: Array, data: tuple, shared: tuple) -> Array:
     return jax.vmap(slope)(jnp.eye(len(theta)))
 
 
+@contextlib.contextmanager
+def _silent(minuit: Minuit) -> Iterator[None]:
+    """Without what Minuit prints of its difficulties: the status of a toy tells. Its level is that of all Minuits."""
+    before = minuit.print_level
+    minuit.print_level = -1
+    try:
+        yield
+    finally:
+        minuit.print_level = before
+
+
 def migrad(
     cost: Cost,
     rows: Rows,
@@ -168,12 +179,11 @@ def migrad(
     minuit.errordef = settings.errordef
     minuit.strategy = 0 if quick else STRATEGY
     minuit.tol = TOLERANCE
-    minuit.print_level = 0
     minuit.limits = list(zip(settings.lower, settings.upper, strict=True))
     minuit.fixed = list(~settings.free)
     # at a limit Minuit's own parameter has no Hessian; and where it is not positive definite, Minuit asks for its
     # diagonal, which iminuit has not: TypeError
-    with contextlib.suppress(*[TypeError] * exact_hessian):
+    with _silent(minuit), contextlib.suppress(*[TypeError] * exact_hessian):
         minuit.migrad(iterate=1 if quick else 5)
     if exact_hessian and not minuit.valid:
         return migrad(cost, rows, toy, start, settings, evaluate)

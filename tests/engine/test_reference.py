@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from iminuit import Minuit
 from scipy import stats
 
 from engine import ExtendedUnbinnedNLL, fit_batch
@@ -187,3 +188,20 @@ def test_toys_of_about_one_length_share_what_is_compiled():
     assert (padded >= lengths).all() and (np.diff(padded) >= 0).all()
     assert (padded <= np.maximum(256 * np.ceil(lengths / 256), 1.125 * lengths)).all()
     assert len(set(padded[(lengths > 15_370) & (lengths < 16_380)])) == 1
+
+
+def test_minuit_is_silent_and_its_level_is_left_alone(monkeypatch, toys):
+    levels, plain = [], Minuit.migrad
+
+    def watched(minuit, **how):
+        levels.append(minuit.print_level)
+        return plain(minuit, **how)
+
+    monkeypatch.setattr(Minuit, "migrad", watched)
+    of_a_user = Minuit(lambda x: x * x, x=1.0)
+    of_a_user.print_level = 1
+    try:
+        check(toys[:1], fit(toys[:1]))
+        assert levels == [-1] and of_a_user.print_level == 1
+    finally:
+        of_a_user.print_level = 0
