@@ -180,3 +180,8 @@ def test_wrong_numbers_of_nodes_and_observables():
     cost = UnbinnedNLL(decay, fit_range=WINDOWS)
     with pytest.raises(ValueError, match="for one observable, but the events have 2"):
         cost.rows(Ragged(np.ones((2, 4)), np.array([0, 4])))
+
+
+def test_a_density_with_which_no_fit_can_begin():
+    with pytest.warns(UserWarning, match="the density of the model 'decay' has the integral 0, which must be positive"):
+        fit_batch(UnbinnedNLL(decay, fit_range=WINDOWS), [np.full(5, 2.0)], {"lam": 0.0}, retries=0)
