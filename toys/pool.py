@@ -18,7 +18,7 @@ from toys import storage
 from toys.files import reading
 from toys.regenerate import stored_toys
 from toys.simultaneous import Simultaneous
-from toys.study import Study
+from toys.study import Study, generate
 from toys.throwing import Thrower, check_n_events
 
 __all__ = ["TIE", "NoFitError", "ToyPool", "pool_for"]
@@ -177,8 +177,10 @@ class ToyPool:
         return float(lower[i]), float(upper[i])
 
     def _expected_data(self) -> Any:
+        # where the density tells nothing of the number of events, the sampler may
+        like = generate(self.study, 1, 0) if hasattr(self.study.sampler, "n_events") else None
         try:
-            return asimov(self.study.cost, self._truth, observable=self.study.observable)
+            return asimov(self.study.cost, self._truth, observable=self.study.observable, like=like)
         except NoAsimovError as reason:
             told = str(reason).removesuffix(": pass like=")
             raise ValueError(

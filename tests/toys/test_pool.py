@@ -2,9 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine import NormalConstraint, PoissonConstraint, PoissonNLL
+from engine import BinnedNLL, NormalConstraint, PoissonConstraint, PoissonNLL, UnbinnedNLL, fit_batch
 from engine import test_statistic as statistic_of
-from toys import PoissonCounts, Simultaneous, Study, load_data
+from toys import MultinomialCounts, PoissonCounts, Resampled, Simultaneous, Study, load_data
 from toys.pool import ToyPool
 from toys.run import Options, run
 
@@ -191,3 +191,20 @@ def test_mistakes_in_questions():
         bad.theta_at(1.0)
     with pytest.raises(ValueError, match="the fit of the observation at mu = 1 failed"):
         bad.observed(1.0)
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [
+        UnbinnedNLL(lambda x, k: jnp.exp(k * x), nodes=np.linspace(0.0, 1.0, 400)),
+        BinnedNLL(lambda x, k: jnp.expm1(k * x), np.linspace(0.0, 1.0, 9)),
+    ],
+)
+def test_the_sampler_tells_how_many_events_stand_for_data_that_are_not_there(cost):
+    sampler = Resampled(cost, 300) if isinstance(cost, UnbinnedNLL) else MultinomialCounts.of(cost, 300)
+    pool = made(Study(cost, sampler, {"k": 0.7}), "k")
+    assert not pool.has_data
+    fit = fit_batch(cost, pool.data, {"k": 0.5})
+    assert fit.values[0, 0] == pytest.approx(0.7, abs=1e-6)
+    weights = pool.data.weights[0] if isinstance(cost, UnbinnedNLL) else pool.data
+    assert np.sum(weights) == pytest.approx(300.0)
