@@ -164,6 +164,7 @@ class Cost:
             n_shared=rows.shared.shape[0],
             n_aux=rows.aux.shape[1],
             opaque=opaque,
+            adjacent=self.adjacent,
         )
 
     def kernel(self, rows: Rows) -> Callable:

@@ -189,7 +189,7 @@ class RangeIntegral(NumericalIntegral):
         """
         x = np.atleast_2d(observables)
         if len(x) != 1:
-            raise ValueError(f"a fit range is for one observable, but the events have {len(x)}")
+            raise ValueError(f"a fit range is for one observable, but the events have {len(x)}: pass nodes instead")
         inside = np.isnan(x[0])
         for lower, upper in self.ranges:
             inside |= (x[0] >= lower) & (x[0] <= upper)

@@ -36,9 +36,12 @@ class Edges(NamedTuple):
     rest: list[int]
 
 
-def split_at_edges(program: Program) -> Edges:
+def split_at_edges(program: Program) -> Edges | None:
+    """The two parts; None where nothing is spared, or rows have sums over tables, which are taken for rows alone."""
     graph = program.graph
     rows = [number for number in program.live if graph.on_row(number)]
+    if any(graph.nodes[number].op == "total" for number in rows):
+        return None
     side: dict[int, int | None] = {}  # the only edge on which a node depends
     for number in rows:
         op, args = graph.nodes[number][:2]
@@ -53,7 +56,7 @@ def split_at_edges(program: Program) -> Edges:
             same = number if at == LOWER else _at_lower(graph, number, known)
             read[number] = stored.setdefault(same, len(stored)), at
     numbers = [number for number in graph.live(list(stored)) if graph.on_row(number)]
-    return Edges(numbers, list(stored), read, sorted([*of_rows, *read]))
+    return Edges(numbers, list(stored), read, sorted([*of_rows, *read])) if stored else None
 
 
 def _at_lower(graph: Graph, number: int, known: dict[int, int]) -> int:

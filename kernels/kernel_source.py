@@ -33,8 +33,8 @@ def kernel_source(program: Program, adjacent: bool = False) -> str:
     lines += [f"s{m} = 0.0" for m in range(len(cores))]
     # unsigned, or numba would look for negative indices at every row
     lines += [f"for k in range({len(program.rest)}):", "    out[k] = 0.0", "first = np.uint64(begin)"]
-    edges = split_at_edges(program) if adjacent and not outer.vectors and not graph.tables else None
-    if edges is not None and edges.stored:
+    edges = split_at_edges(program) if adjacent and not outer.vectors else None
+    if edges is not None:
         lines += _by_edges(program, edges)
     else:
         lines += _by_rows(program, live)

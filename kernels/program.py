@@ -217,6 +217,7 @@ def build_program(
     n_shared: int = 0,
     n_aux: int = 0,
     opaque: bool = False,
+    adjacent: bool = False,
 ) -> Program:
     """The program of a cost.
 
@@ -232,6 +233,8 @@ def build_program(
     opaque : bool
         Whether operations without scalar form may be taken as they are where they depend on the data alone, see
         `kernels.known`.
+    adjacent : bool
+        Whether the rows lie side by side, see `kernels.edges`.
 
     Raises
     ------
@@ -247,7 +250,7 @@ def build_program(
     kinds = [("theta", k) for k in range(n_params)]
     kinds += [("row", k) for k in range(n_columns)] + [("shared", k) for k in range(n_shared)]
     kinds += [("aux", k) for k in range(n_aux)]
-    tables = Tables(graph)
+    tables = Tables(graph, adjacent)
 
     def outputs_of(function: Callable) -> tuple[dict[int, int], Outer]:
         """The outputs of a function that are not zero, and what is to be added to them."""
@@ -278,6 +281,10 @@ def build_program(
     sums_of_rest = [rest_outputs.get(k) for k in range(n)]
     program = Program(graph, cores, combinations, sums_of_rest, n_params, n_columns, n_shared, outer, outer_rest)
     if len(program.live) > MAX_LENGTH:
+        if adjacent:  # with more of its sums over tables it may be shorter
+            return build_program(
+                term, rest, n_params=n_params, n_columns=n_columns, n_shared=n_shared, n_aux=n_aux, opaque=opaque
+            )
         raise too_long(MAX_LENGTH)
     return program
 

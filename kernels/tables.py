@@ -5,6 +5,7 @@ constants from a table, before derivatives are taken: the program is as long as 
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 
 from kernels.nodes import COMMUTATIVE, LEAVES, Graph, Partials
@@ -12,18 +13,21 @@ from kernels.secondorder import MAX_SINGLE
 
 __all__ = ["Tables"]
 
-# Terms become one where this spares so many operations: written out, a short sum is faster.
-WORTHWHILE = 150
+# Terms become one where this spares so many operations: written out, a short sum is faster; so is one of 48 nodes where
+# rows lie side by side, since then each edge is computed once (see `kernels.edges`).
+WORTHWHILE, WORTHWHILE_AT_EDGES = 150, 350
+FEWEST = 4  # terms
 
 
 class Tables:
-    """Rewrites nodes of a graph.
+    """Rewrites nodes of a graph; `adjacent` says that its rows lie side by side.
 
     Terms are alike if they have one pattern: the same operations on the same leaves, with any constants.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, adjacent: bool = False) -> None:
         self.graph = graph
+        self.least = WORTHWHILE_AT_EDGES if adjacent else WORTHWHILE
         self.new: dict[int, int] = {}  # what stands for a node
         self.patterns: list[int] = []
         self._numbers: dict[tuple, int] = {}
@@ -132,26 +136,29 @@ class Tables:
         found, n_joining = self.terms(output, sum_of)
         for term, factor in found.items():
             groups.setdefault(self.pattern(term), {})[term] = factor
+        gains = Counter[int]()  # sums of one length are taken in one loop
+        for terms in groups.values():
+            gains[len(terms)] += self.gain([*terms])
         # a term that comes often, as a parameter times many constants, stands once
-        spared = n_joining - 2 * len(found)
-        if spared <= WORTHWHILE and not any(self.worthwhile([*terms]) for terms in groups.values()):
+        if n_joining - 2 * len(found) <= self.least and not any(gain > self.least for gain in gains.values()):
             return None
         total = graph.const(0.0)
         for terms in groups.values():
-            if self.worthwhile([*terms]):
+            if gains[len(terms)] > self.least and self.gain([*terms]):
                 total = graph.apply("add", total, self.merged([*terms], [*terms.values()]))
             else:
                 for term, factor in terms.items():
                     total = graph.apply("add", total, graph.apply("mul", graph.const(factor), term))
         return total
 
-    def worthwhile(self, terms: list[int]) -> bool:
+    def gain(self, terms: list[int]) -> int:
+        """How many operations are spared where terms become one; 0 where they cannot."""
         graph = self.graph
-        if len(terms) < 2 or graph.support(terms[0]).bit_count() > MAX_SINGLE:
-            return False
+        if len(terms) < FEWEST or graph.support(terms[0]).bit_count() > MAX_SINGLE:
+            return 0
         [first, second] = (graph.live([term]) for term in terms[:2])
         own = [n for n in set(first).difference(second) if graph.nodes[n].op not in LEAVES]
-        return (len(terms) - 1) * (len(own) + 1) > WORTHWHILE  # one for the addition
+        return (len(terms) - 1) * (len(own) + 1)  # one for the addition
 
     def merged(self, terms: list[int], factors: list[float]) -> int:
         """The sum of terms that have one pattern, times their factors, as the total of one term over a table."""

@@ -100,7 +100,7 @@ class Resampled(Sampler):
         assert integral is not None
         cpu = jax.devices("cpu")[0]
         with jax.enable_x64(True), jax.default_device(cpu), jax.ensure_compile_time_eval():
-            contents = np.array(_contents(integral, theta), np.float64)
+            contents = np.array(_contents(integral, theta, integral.points), np.float64)
         at = dict(zip(self.names, theta.tolist(), strict=True))
         wrong = np.flatnonzero(~(np.isfinite(contents) & (contents >= 0.0)))
         if len(wrong):
@@ -138,6 +138,6 @@ class Resampled(Sampler):
 
 
 @partial(jax.jit, static_argnums=0)
-def _contents(integral: NumericalIntegral, theta: Any) -> Array:
+def _contents(integral: NumericalIntegral, theta: Any, nodes: np.ndarray) -> Array:
     """Weight times density of all nodes."""
-    return integral.terms(theta, integral.points)
+    return integral.terms(theta, nodes)

@@ -151,8 +151,8 @@ def count_program(program: Program, adjacent: bool = False) -> tuple[Counter, Co
     """Operations of a program for each row, and once for each evaluation; of `adjacent` rows one edge counts."""
     each, once = Counter[str](), Counter[str]()
     rows = [number for number in program.live if program.graph.on_row(number)]
-    if adjacent and not program.outer.vectors and not program.graph.tables:
-        edges = split_at_edges(program)
+    edges = split_at_edges(program) if adjacent and not program.outer.vectors else None
+    if edges is not None:
         rows = edges.numbers + [number for number in edges.rest if number not in edges.read]
     for numbers, count in ((rows, each), (set(program.live).difference(rows), once)):
         for number, node in ((number, program.graph.nodes[number]) for number in numbers):

@@ -80,3 +80,17 @@ def test_nothing_of_an_edge_is_evaluated_twice():
     assert not {"erf", "erfc", "exp"} & {graph.nodes[n].op for n in own}
     # F, and its derivatives by the parameters of the shapes, at both sides
     assert 10 < len(edges.stored) < 30 and {at for _, at in edges.read.values()} == {LOWER, UPPER}
+
+
+def test_a_long_sum_is_written_out_for_edges_and_a_very_long_one_is_not():
+    """Loops over tables take both edges of a row: worth it only where what is written out would be too long."""
+
+    def program(n_nodes):
+        nodes = np.linspace(-1.0, 1.0, n_nodes)
+        below = lambda x, mu: jnp.sum(jnp.exp(-jnp.sqrt(1.0 + (x - mu - nodes) ** 2)))  # noqa: E731
+        term = lambda mu, n, low, high: (n - below(high, mu) + below(low, mu)) ** 2  # noqa: E731
+        return build_program(term, None, n_params=1, n_columns=1, n_shared=2, adjacent=True)
+
+    short, long = program(20), program(400)
+    assert split_at_edges(short) is not None and not short.graph.tables
+    assert split_at_edges(long) is None and long.graph.tables
