@@ -19,6 +19,7 @@ from numba.core.sigutils import normalize_signature
 from engine import numba_bfgs, numba_matrices, numba_step, rules
 from engine.numba_bfgs import approach_some
 from engine.numba_matrices import (
+    CURVED,
     FREE,
     GRADIENT,
     MATRIX,
@@ -47,13 +48,14 @@ from engine.rules import (
     STALLED,
     UNBOUNDED,
 )
+from kernels import blocks
 from kernels.program import SECOND
 from kernels.translate import KERNEL_SIGNATURE, import_source
 
 __all__ = ["approach_toys", "evaluate_toys", "fingerprint", "fit_toys"]
 
 #: The files of all that the fit is made of.
-PARTS = (*(str(part.__file__) for part in (rules, numba_matrices, numba_step, numba_bfgs)), __file__)
+PARTS = (*(str(part.__file__) for part in (blocks, rules, numba_matrices, numba_step, numba_bfgs)), __file__)
 _ENTRY = {"error_model": "numpy", "cache": True, "nogil": True}
 
 _KERNEL = types.FunctionType(types.void(*normalize_signature(KERNEL_SIGNATURE)[0]))
@@ -79,7 +81,7 @@ def _fit_some(
     out = np.zeros(2 + n_params + n_params * (n_params + 1) // 2 + memory)
     trial, trial_gradient, origin = np.empty(n_params), np.empty(n_params), np.empty(n_params)
     hessian, trial_hessian = np.empty((n_params, n_params)), np.empty((n_params, n_params))
-    work = np.empty((MATRIX + 3 * n_params, n_params))
+    work = np.empty((MATRIX + 2 * n_params, n_params))
     theta, gradient, step = work[THETA], work[GRADIENT], work[STEP]
     index = np.empty(n_params, np.int64)
     active = np.empty(n_params, np.bool_)
@@ -166,10 +168,7 @@ def _fit_some(
         if status == CONVERGED:
             # the last Newton step is taken, and its result is known well enough not to be evaluated
             for i in range(n_params):
-                total = 0.0
-                for j in range(n_params):
-                    total += hessian[i, j] * step[j]
-                trial_gradient[i] = gradient[i] + total
+                trial_gradient[i] = gradient[i] + work[CURVED, i]
             move(theta, step, lower_limit, upper_limit, theta)
             value -= gain
             copy_row(trial_gradient, gradient)

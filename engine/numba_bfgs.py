@@ -176,7 +176,7 @@ def approach_some(
     hessian, common, own = (
         np.empty((n_params, n_params)), np.empty((n_params, n_params)), np.empty((n_params, n_params))
     )  # fmt: skip
-    work = np.empty((MATRIX + 3 * n_params, n_params))
+    work = np.empty((MATRIX + 2 * n_params, n_params))
     index = np.empty(n_params, np.int64)
     for i in range(n_params):
         active[i] = not free[i]

@@ -4,9 +4,11 @@ import numpy as np
 from numba import njit
 
 from engine.rules import PIVOT, WIDE
+from kernels.blocks import COLUMNS, ROWS, WIDE_COLUMNS, block_of_products
 
 __all__ = [
     "CLIPPED",
+    "CURVED",
     "DIRECTION",
     "FREE",
     "GRADIENT",
@@ -45,13 +47,23 @@ SUMS = {"fastmath": {"reassoc", "contract", "nsz"}, **HELPER}  # sums in vectors
 
 # The vectors and matrices of a fit are rows of one array `work`, and named by the first of them: an array that is cut
 # out of another is counted, in atomic operations, which takes longer than the work on a few parameters, and each one
-# that is passed is seven numbers. FREE and MOVING are flags; a step leads from THETA, between LOW and HIGH.
-# MATRIX has n_params rows, and after it come as many of the Cholesky factor and of the inverse.
-THETA, GRADIENT, LOW, HIGH, FREE, STEP, SCALE, MOVING, WRONG, B, P, W, WHOLE, CLIPPED, DIRECTION, MATRIX = map(
-    np.int64, range(16)
+# that is passed is seven numbers. FREE and MOVING are flags; a step leads from THETA, between LOW and HIGH; CURVED is
+# the Hessian times the step.
+# MATRIX has n_params rows, and after it come as many of the Cholesky factor, or of the inverse. Of symmetric matrices
+# the upper triangle is written, of inverses the lower.
+THETA, GRADIENT, LOW, HIGH, FREE, STEP, SCALE, MOVING, WRONG, B, P, W, WHOLE, CLIPPED, DIRECTION, CURVED, MATRIX = map(
+    np.int64, range(17)
 )
 # not plain integers, for each of which numba would compile the helpers anew
 ZERO = np.int64(0)
+
+_corner = block_of_products(COLUMNS, given=True, subtracted=True, solved=False)
+_row_of_factor = block_of_products(COLUMNS, given=True, subtracted=True, solved=True)
+_row_of_factor_wide = block_of_products(WIDE_COLUMNS, given=True, subtracted=True, solved=True)
+_row_of_inverse = block_of_products(COLUMNS, given=False, subtracted=True, solved=True)
+_row_of_inverse_wide = block_of_products(WIDE_COLUMNS, given=False, subtracted=True, solved=True)
+_products = block_of_products(COLUMNS, given=False, subtracted=False, solved=False)
+_products_wide = block_of_products(WIDE_COLUMNS, given=False, subtracted=False, solved=False)
 
 
 # Loops, because an assignment to a slice compiles the text of its error message too, which takes seconds.
@@ -85,130 +97,189 @@ def fill(matrix, value):
 
 @njit(**HELPER)
 def factorise(work, n, shift):
-    """Cholesky factor of MATRIX + shift * I, whose lower triangle is read; False where a pivot is not positive."""
+    """Cholesky factor U of MATRIX + shift * I = U^T U; False where a pivot is not positive.
+
+    Upper triangles are read and written. The diagonal of the factor holds the inverses of its own.
+    """
     factor = MATRIX + work.shape[1]
     if n >= WIDE:
         return _factorise_wide(work, n, shift, factor)
-    for j in range(n):
-        total = work[MATRIX + j, j] + shift
-        for k in range(j):
-            total -= work[factor + j, k] * work[factor + j, k]
+    for i in range(n):
+        total = work[MATRIX + i, i] + shift
+        for k in range(i):
+            total -= work[factor + k, i] * work[factor + k, i]
         if not total > PIVOT * (1.0 + shift):
             return False
-        pivot = np.sqrt(total)
-        work[factor + j, j] = pivot
-        inverse = 1.0 / pivot
-        for i in range(j + 1, n):
+        inverse = 1.0 / np.sqrt(total)
+        work[factor + i, i] = inverse
+        for j in range(i + 1, n):
             total = work[MATRIX + i, j]
-            for k in range(j):
-                total -= work[factor + i, k] * work[factor + j, k]
+            for k in range(i):
+                total -= work[factor + k, i] * work[factor + k, j]
             work[factor + i, j] = total * inverse
     return True
 
 
-@njit(**SUMS)
+@njit(**HELPER)
 def _factorise_wide(work, n, shift, factor):
-    for j in range(n):
-        total = work[MATRIX + j, j] + shift
-        for k in range(j):
-            total -= work[factor + j, k] * work[factor + j, k]
-        if not total > PIVOT * (1.0 + shift):
+    for begin in range(0, n, ROWS):
+        i = min(begin, n - ROWS)  # where n is no multiple of four, some rows are made twice
+        at = min(i, n - COLUMNS)
+        _corner(work, MATRIX + i, factor + i, at, factor, factor, i, i, ZERO)
+        good, corner = _factor_of_corner(work, factor + i, i, shift)
+        if not good:
             return False
-        pivot = np.sqrt(total)
-        work[factor + j, j] = pivot
-        inverse = 1.0 / pivot
-        left = j + 1 + (n - j - 1) // 4 * 4
-        for i in range(j + 1, left, 4):
-            # four rows share what is read of row j
-            s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
-            for k in range(j):
-                x = work[factor + j, k]
-                s0 += work[factor + i, k] * x
-                s1 += work[factor + i + 1, k] * x
-                s2 += work[factor + i + 2, k] * x
-                s3 += work[factor + i + 3, k] * x
-            work[factor + i, j] = (work[MATRIX + i, j] - s0) * inverse
-            work[factor + i + 1, j] = (work[MATRIX + i + 1, j] - s1) * inverse
-            work[factor + i + 2, j] = (work[MATRIX + i + 2, j] - s2) * inverse
-            work[factor + i + 3, j] = (work[MATRIX + i + 3, j] - s3) * inverse
-        for i in range(left, n):
-            total = work[MATRIX + i, j]
-            for k in range(j):
-                total -= work[factor + i, k] * work[factor + j, k]
-            work[factor + i, j] = total * inverse
+        _write_corner(work, factor + i, i, corner)
+        column = i + ROWS
+        while column + WIDE_COLUMNS <= n:
+            _row_of_factor_wide(work, MATRIX + i, factor + i, column, factor, factor, i, i, factor + i)
+            column += WIDE_COLUMNS
+        while column < n:
+            at = min(column, n - COLUMNS)
+            _row_of_factor(work, MATRIX + i, factor + i, at, factor, factor, i, i, factor + i)
+            column += COLUMNS
+        _write_corner(work, factor + i, i, corner)  # the last columns may have begun before it
     return True
+
+
+@njit(**HELPER)
+def _factor_of_corner(work, row, i, shift):
+    """Factor of four rows and columns from (row, i), and whether it exists: its rows, with inverses of the diagonal."""
+    least = PIVOT * (1.0 + shift)
+    pivot = work[row, i] + shift
+    good = pivot > least
+    u00 = 1.0 / np.sqrt(pivot)
+    u01, u02, u03 = work[row, i + 1] * u00, work[row, i + 2] * u00, work[row, i + 3] * u00
+    pivot = work[row + 1, i + 1] + shift - u01 * u01
+    good &= pivot > least
+    u11 = 1.0 / np.sqrt(pivot)
+    u12, u13 = (work[row + 1, i + 2] - u01 * u02) * u11, (work[row + 1, i + 3] - u01 * u03) * u11
+    pivot = work[row + 2, i + 2] + shift - u02 * u02 - u12 * u12
+    good &= pivot > least
+    u22 = 1.0 / np.sqrt(pivot)
+    u23 = (work[row + 2, i + 3] - u02 * u03 - u12 * u13) * u22
+    pivot = work[row + 3, i + 3] + shift - u03 * u03 - u13 * u13 - u23 * u23
+    good &= pivot > least
+    return good, (u00, u01, u02, u03, u11, u12, u13, u22, u23, 1.0 / np.sqrt(pivot))
+
+
+@njit(**HELPER)
+def _write_corner(work, row, i, corner):
+    u00, u01, u02, u03, u11, u12, u13, u22, u23, u33 = corner
+    work[row, i], work[row, i + 1], work[row, i + 2], work[row, i + 3] = u00, u01, u02, u03
+    work[row + 1, i + 1], work[row + 1, i + 2], work[row + 1, i + 3] = u11, u12, u13
+    work[row + 2, i + 2], work[row + 2, i + 3], work[row + 3, i + 3] = u22, u23, u33
 
 
 @njit(**HELPER)
 def solve_lower(work, n, b, x):
-    """Solve factor x = b."""
+    """Solve U^T x = b."""
     factor = MATRIX + work.shape[1]
     for i in range(n):
-        total = work[b, i]
-        for k in range(i):
-            total -= work[factor + i, k] * work[x, k]
-        work[x, i] = total / work[factor + i, i]
+        work[x, i] = work[b, i]
+    for i in range(n):
+        found = work[x, i] * work[factor + i, i]
+        work[x, i] = found
+        for k in range(np.uint64(i + 1), np.uint64(n)):
+            work[x, k] -= work[factor + i, k] * found
 
 
 @njit(**HELPER)
 def solve_upper(work, n, b, x):
-    """Solve factor^T x = b, row by row of the factor; b is not kept."""
+    """Solve U x = b."""
     factor = MATRIX + work.shape[1]
     for i in range(n - 1, -1, -1):
-        found = work[b, i] / work[factor + i, i]
-        work[x, i] = found
-        for k in range(i):
-            work[b, k] -= work[factor + i, k] * found
+        if n >= WIDE:
+            total = work[b, i] - _dot_behind(work, factor + i, x, i + 1, n)
+        else:
+            total = work[b, i]
+            for k in range(i + 1, n):
+                total -= work[factor + i, k] * work[x, k]
+        work[x, i] = total * work[factor + i, i]
+
+
+@njit(**SUMS)
+def _dot_behind(work, row, x, first, n):
+    total = 0.0
+    for k in range(np.uint64(first), np.uint64(n)):
+        total += work[row, k] * work[x, k]
+    return total
 
 
 @njit(**HELPER)
 def newton_point(work, n):
-    """P = -(factor factor^T)^-1 B."""
+    """P = -(U^T U)^-1 B."""
     solve_lower(work, n, B, W)
     solve_upper(work, n, W, P)
     for i in range(n):
         work[P, i] = -work[P, i]
 
 
-@njit(**SUMS)
+@njit(**HELPER)
 def _invert(work, n):
-    """The lower triangle of (factor factor^T)^-1, behind the factor; MATRIX becomes the inverse of the factor."""
-    factor, result = MATRIX + work.shape[1], MATRIX + 2 * work.shape[1]
+    """The lower triangle of (U^T U)^-1, in place of the factor; that of MATRIX becomes that of U^-T."""
+    factor = MATRIX + work.shape[1]
     for i in range(n):
         for c in range(n):
             work[MATRIX + i, c] = 0.0
-            work[result + i, c] = 0.0
+    if n >= WIDE:
+        _invert_wide(work, n, factor)
+        return
     for i in range(n):
-        done = i // 4 * 4
-        for k in range(0, done, 4):
-            f0, f1, f2, f3 = (
-                work[factor + i, k], work[factor + i, k + 1], work[factor + i, k + 2], work[factor + i, k + 3]
-            )  # fmt: skip
-            for c in range(k + 4):
-                work[MATRIX + i, c] += (f0 * work[MATRIX + k, c] + f1 * work[MATRIX + k + 1, c]) + (
-                    f2 * work[MATRIX + k + 2, c] + f3 * work[MATRIX + k + 3, c]
-                )
-        for k in range(done, i):
+        for k in range(i):
             for c in range(k + 1):
-                work[MATRIX + i, c] += work[factor + i, k] * work[MATRIX + k, c]
-        inverse = 1.0 / work[factor + i, i]
+                work[MATRIX + i, c] += work[factor + k, i] * work[MATRIX + k, c]
+        inverse = work[factor + i, i]
         for c in range(i):
             work[MATRIX + i, c] *= -inverse
         work[MATRIX + i, i] = inverse
-    done = n // 4 * 4
-    for k in range(0, done, 4):
-        for r in range(k + 4):
-            f0, f1, f2, f3 = (
-                work[MATRIX + k, r], work[MATRIX + k + 1, r], work[MATRIX + k + 2, r], work[MATRIX + k + 3, r]
-            )  # fmt: skip
-            for c in range(r + 1):
-                work[result + r, c] += (f0 * work[MATRIX + k, c] + f1 * work[MATRIX + k + 1, c]) + (
-                    f2 * work[MATRIX + k + 2, c] + f3 * work[MATRIX + k + 3, c]
-                )
-    for k in range(done, n):
-        for r in range(k + 1):
-            for c in range(r + 1):
-                work[result + r, c] += work[MATRIX + k, r] * work[MATRIX + k, c]
+    for r in range(n):
+        for c in range(r + 1):
+            total = 0.0
+            for k in range(r, n):
+                total += work[MATRIX + k, r] * work[MATRIX + k, c]
+            work[factor + r, c] = total
+
+
+@njit(**HELPER)
+def _invert_wide(work, n, factor):
+    for begin in range(0, n, ROWS):
+        i = min(begin, n - ROWS)
+        column = ZERO
+        while column + WIDE_COLUMNS <= i:
+            _row_of_inverse_wide(
+                work, ZERO, MATRIX + i, column, factor + column, MATRIX + column, i, i - column, factor + i
+            )
+            column += WIDE_COLUMNS
+        while column < i:
+            at = min(column, n - COLUMNS)
+            _row_of_inverse(work, ZERO, MATRIX + i, at, factor + at, MATRIX + at, i, i - at, factor + i)
+            column += COLUMNS
+        _inverse_of_corner(work, factor + i, MATRIX + i, i)
+    for begin in range(0, n, ROWS):
+        i = min(begin, n - ROWS)
+        column = ZERO
+        while column + WIDE_COLUMNS <= n and column + WIDE_COLUMNS <= i + COLUMNS:
+            _products_wide(work, ZERO, factor + i, column, MATRIX + i, MATRIX + i, i, n - i, ZERO)
+            column += WIDE_COLUMNS
+        while column < i + ROWS:
+            _products(work, ZERO, factor + i, min(column, n - COLUMNS), MATRIX + i, MATRIX + i, i, n - i, ZERO)
+            column += COLUMNS
+
+
+@njit(**HELPER)
+def _inverse_of_corner(work, row, target, i):
+    """Write the inverse of the transposed corner of the factor."""
+    u01, u02, u03 = work[row, i + 1], work[row, i + 2], work[row, i + 3]
+    u12, u13, u23 = work[row + 1, i + 2], work[row + 1, i + 3], work[row + 2, i + 3]
+    w00, w11, w22, w33 = work[row, i], work[row + 1, i + 1], work[row + 2, i + 2], work[row + 3, i + 3]
+    w10, w21, w32 = -w11 * u01 * w00, -w22 * u12 * w11, -w33 * u23 * w22
+    w20, w31 = -w22 * (u02 * w00 + u12 * w10), -w33 * (u13 * w11 + u23 * w21)
+    w30 = -w33 * (u03 * w00 + u13 * w10 + u23 * w20)
+    work[target, i] = w00
+    work[target + 1, i], work[target + 1, i + 1] = w10, w11
+    work[target + 2, i], work[target + 2, i + 1], work[target + 2, i + 2] = w20, w21, w22
+    work[target + 3, i], work[target + 3, i + 1], work[target + 3, i + 2], work[target + 3, i + 3] = w30, w31, w32, w33
 
 
 @njit(**HELPER)
@@ -223,16 +294,26 @@ def norm_of(work, row, n):
 def unpack(out, gradient, hessian):
     n_params = len(gradient)
     finite = np.isfinite(out[0])
-    k = 2 + n_params
+    k = np.uint64(2 + n_params)
     for i in range(n_params):
         gradient[i] = out[2 + i]
         finite &= np.isfinite(gradient[i])
-        for j in range(i + 1):
-            hessian[i, j] = out[k]
-            hessian[j, i] = out[k]
-            finite &= np.isfinite(out[k])
-            k += 1
+        for j in range(np.uint64(i + 1)):
+            hessian[i, j] = out[k + j]
+            finite &= np.isfinite(out[k + j])
+        k += np.uint64(i + 1)
+    _mirror(hessian, ZERO, n_params)
     return finite
+
+
+@njit(**HELPER)
+def _mirror(matrix, first, n):
+    """Copy the lower triangle of n rows to the upper, some columns at a time: rows are far from each other."""
+    for begin in range(ZERO, n, COLUMNS):
+        end = min(begin + COLUMNS, n)
+        for j in range(end):
+            for i in range(np.uint64(max(begin, j)), np.uint64(end)):
+                matrix[first + j, i] = matrix[np.uint64(first) + i, j]
 
 
 @njit(**HELPER)
@@ -248,7 +329,7 @@ def factorised(hessian, active, work, index):
             n += 1
     for r in range(n):
         i = index[r]
-        for c in range(r + 1):
+        for c in range(r, n):
             work[MATRIX + r, c] = hessian[i, index[c]] * work[SCALE, i] * work[SCALE, index[c]]
     return factorise(work, n, 0.0)
 
@@ -260,16 +341,19 @@ def write_covariance(active, errordef, covariance, work, index):
     n = ZERO
     for i in range(n_params):
         n += not active[i]
+    _invert(work, n)
+    inverse, inflation = MATRIX + n_params, 0.0
+    _mirror(work, inverse, n)
     if n < n_params:
         fill(covariance, 0.0)
-    _invert(work, n)
-    inverse, inflation = MATRIX + 2 * n_params, 0.0
     for r in range(n):
-        i = index[r]
         inflation += work[inverse + r, r]
-        for c in range(r + 1):
-            j = index[c]
-            value = 2.0 * errordef * work[inverse + r, c] * work[SCALE, i] * work[SCALE, j]
-            covariance[i, j] = value
-            covariance[j, i] = value
+        scale = work[SCALE, index[r]]
+        if n == n_params:
+            for c in range(n):
+                covariance[r, c] = 2.0 * errordef * work[inverse + r, c] * (scale * work[SCALE, c])
+        else:
+            for c in range(n):
+                value = 2.0 * errordef * work[inverse + r, c]
+                covariance[index[r], index[c]] = value * (scale * work[SCALE, index[c]])
     return inflation

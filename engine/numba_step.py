@@ -5,6 +5,7 @@ from numba import njit
 
 from engine.numba_matrices import (
     CLIPPED,
+    CURVED,
     DIRECTION,
     FREE,
     GRADIENT,
@@ -73,7 +74,7 @@ def at_rest(theta, step):
 def _shifted(work, n, radius, posdef):
     """Minimise B.p + p.MATRIX.p / 2 over the ball |p| = radius (More and Sorensen 1983); P is the result.
 
-    Of MATRIX the lower triangle is read; if it is positive definite, its factor is there. Returns the multiplier.
+    If MATRIX is positive definite, its factor is there. Returns the multiplier.
     """
     if radius == np.inf:
         radius = FIRST_RADIUS
@@ -81,7 +82,7 @@ def _shifted(work, n, radius, posdef):
     for i in range(n):
         row = 0.0
         for j in range(n):
-            row += abs(work[MATRIX + max(i, j), min(i, j)])
+            row += abs(work[MATRIX + min(i, j), max(i, j)])
         size = max(size, row)
     # a little above Gershgorin's bound: there the shifted matrix has pivots that count as positive
     low, high = 0.0, norm_of(work, B, n) / radius + (1.0 + 1e-6) * size + 1e-12
@@ -146,25 +147,25 @@ def _gain(hessian, work, step):
     """What the quadratic model falls by along a step, which is a row."""
     n_params = work.shape[1]
     if n_params >= WIDE:
-        return _gain_wide(hessian, work, step)
+        _curve_wide(hessian, work, step)
+    else:
+        for i in range(n_params):
+            work[CURVED, i] = 0.0
+            for j in range(n_params):
+                work[CURVED, i] += hessian[i, j] * work[step, j]
     gain = 0.0
     for i in range(n_params):
-        curved = 0.0
-        for j in range(n_params):
-            curved += hessian[i, j] * work[step, j]
-        gain -= work[step, i] * (work[GRADIENT, i] + 0.5 * curved)
+        gain -= work[step, i] * (work[GRADIENT, i] + 0.5 * work[CURVED, i])
     return gain
 
 
 @njit(**SUMS)
-def _gain_wide(hessian, work, step):
-    gain = 0.0
+def _curve_wide(hessian, work, step):
     for i in range(work.shape[1]):
-        curved = 0.0
+        total = 0.0
         for j in range(work.shape[1]):
-            curved += hessian[i, j] * work[step, j]
-        gain -= work[step, i] * (work[GRADIENT, i] + 0.5 * curved)
-    return gain
+            total += hessian[i, j] * work[step, j]
+        work[CURVED, i] = total
 
 
 @njit(**HELPER)
@@ -198,10 +199,10 @@ def _block(hessian, work, index):
                     total += hessian[i, j] * work[STEP, j]
         work[B, r] = total * work[SCALE, i]
         if n == n_params:
-            for c in range(r + 1):
+            for c in range(np.uint64(r), np.uint64(n)):
                 work[MATRIX + r, c] = hessian[r, c] * work[SCALE, r] * work[SCALE, c]
         else:
-            for c in range(r + 1):
+            for c in range(r, n):
                 work[MATRIX + r, c] = hessian[i, index[c]] * work[SCALE, i] * work[SCALE, index[c]]
     return n
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from numba import njit
 from numba.core.dispatcher import Dispatcher
 
 from engine import Cost, NormalConstraint, PoissonNLL, Status, cholesky, fit_batch, newton, newton_numba, xla
@@ -364,19 +365,23 @@ def test_optax_transformation_wants_the_parameters():
 
 
 def test_packed_hessian_is_unpacked_symmetrically():
-    from engine.numba_matrices import unpack
+    from engine import numba_matrices
 
-    n = 4
+    @njit
+    def unpack(outputs, gradient, hessian):
+        return numba_matrices.unpack(outputs, gradient, hessian)
+
+    n = 11
     outputs = np.arange(2.0 + n + n * (n + 1) // 2)
     gradient, hessian = np.empty(n), np.empty((n, n))
-    assert unpack.py_func(outputs, gradient, hessian)
+    assert unpack(outputs, gradient, hessian)
     np.testing.assert_array_equal(gradient, outputs[2 : 2 + n])
     np.testing.assert_array_equal(hessian, hessian.T)
     for i in range(n):
         for j in range(i + 1):
             assert hessian[i, j] == outputs[2 + n + packed_index(i, j)]
     outputs[-1] = np.nan
-    assert not unpack.py_func(outputs, gradient, hessian)
+    assert not unpack(outputs, gradient, hessian)
 
 
 @pytest.mark.parametrize("backend", ["numba", "jax"])
