@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.translate import compile_source
+from kernels.vectors import LANES
 
 __all__ = [
     "TINY",
@@ -93,7 +94,8 @@ def packed_templates(channels: Sequence[Sequence[Sample]]) -> np.ndarray:
     channels : sequence of sequences of Sample
         All samples of a channel have the same bins. Parameters of bins stand behind all others.
     """
-    packed: list[Any] = []
+    alphas = sorted({shape.parameter for samples in channels for s in samples for shape in s.shapes})
+    packed: list[Any] = [[len(alphas)], alphas]
     sizes = np.zeros((len(channels), 5), int)
     for c, samples in enumerate(channels):
         whole = [
@@ -106,15 +108,23 @@ def packed_templates(channels: Sequence[Sequence[Sample]]) -> np.ndarray:
         packed += [sizes[c], list(local), *sets]
         for sample, acting in zip(samples, whole, strict=True):
             parts = acting, sample.factors, sample.normalisations, sample.shapes, sample.of_bins
-            packed += [[len(part) for part in parts], sample.nominal, [local[p] for p in acting]]
+            packed += [[len(part) for part in parts], _filled_up(sample.nominal), [local[p] for p in acting]]
             packed += [[acting.index(p) for p in sample.factors]]
             for parameter, low, high in sample.normalisations:
                 polynomial = normalisation_polynomials(np.array([low]), np.array([high]))
                 packed += [[acting.index(parameter), np.log(low), np.log(high)], polynomial[:, 0]]
             for shape in sample.shapes:
-                packed += [[acting.index(shape.parameter)], shape.low, shape.high]
+                numbers = alphas.index(shape.parameter), acting.index(shape.parameter), local[shape.parameter]
+                packed += [numbers, _filled_up(shape.low), _filled_up(shape.high)]
             packed += [[sets.index(positions) for positions in sample.of_bins]]
-    return np.concatenate([[len(channels)], sizes.max(axis=0), *packed]).astype(np.float64)
+    most = sizes.max(axis=0)
+    most[0] = len(_filled_up(np.zeros(most[0])))
+    return np.concatenate([[len(channels)], most, *packed]).astype(np.float64)
+
+
+def _filled_up(of_bins: np.ndarray) -> np.ndarray:
+    """With zeros behind, so that there are whole vectors."""
+    return np.pad(of_bins, (0, -len(of_bins) % LANES))
 
 
 @functools.cache
@@ -128,6 +138,19 @@ def template_kernel(weighted: bool = False) -> Callable:
 
 
 _SOURCE = '''
+from kernels.blocks import ROWS, block_of_products
+from kernels.vectors import LANES, over_vectors
+
+copy = over_vectors(lambda target, x: x, pieces=2)
+add = over_vectors(lambda target, x, a: target + a * x, pieces=2)
+add_two = over_vectors(lambda target, x, y, a, b: target + a * x + b * y, pieces=3)
+add_product = over_vectors(lambda target, x, y: target + x * y, pieces=3)
+add_product_of_two = over_vectors(lambda target, z, x, y, a, b: target + z * (a * x + b * y), pieces=4)
+multiply = over_vectors(lambda target, x, y: x * y, pieces=3)
+dot = over_vectors(lambda x, y: x * y, pieces=2, summed=True)
+block = block_of_products(LANES, given=False, subtracted=False, solved=False)
+
+
 @njit(**COMPILE_ROW)
 def sides(x):
     """How much of the events at -1 and 1 is added, and two derivatives: -x and 0, or 0 and x, beyond 1."""
@@ -141,10 +164,10 @@ def sides(x):
 
 @njit(**COMPILE_ROW)
 def normalisation(x, c, at):
-    """Logarithm of a factor; its derivative; second derivative of the factor over the factor."""
+    """A factor; the derivative of its logarithm; second derivative of the factor over the factor."""
     if not abs(x) < 1.0:
         side = c[at + 1] if x > 0.0 else -c[at]
-        return x * side, side, side * side
+        return exp(x * side), side, side * side
     value, slope, bend = 0.0, 0.0, 0.0
     for k in range(at + 7, at + 1, -1):
         bend = bend * x + 2.0 * slope
@@ -153,242 +176,227 @@ def normalisation(x, c, at):
     # the polynomial has no constant term
     bend = bend * x + 2.0 * slope
     slope = slope * x + value
-    value = value * x
-    return log1p(value), slope / (1.0 + value), bend / (1.0 + value)
+    value = 1.0 + value * x
+    inverse = 1.0 / value
+    return value if value > 0.0 else np.nan, slope * inverse, bend * inverse
 
 
 @njit(**COMPILE_ROW)
-def expand(theta, c, at, n_bins, whole, sets, events, scale, factor, slopes, bends, tangents):
-    """One sample: its T and F in each bin, and m_i, F_ii / F and T m_i + T_i of what acts on all of it.
-
-    F is in `factor`; in `scale` it has no zeros. Returns where the shapes stand, and where the next sample begins.
-    """
-    n_acting, n_factors, n_norms = int(c[at]), int(c[at + 1]), int(c[at + 2])
-    n_shapes, n_sets = int(c[at + 3]), int(c[at + 4])
-    nominal = c[at + 5 : at + 5 + n_bins]
-    at += 5 + n_bins
-    acting = c[at : at + n_acting]
-    at += n_acting
-    for a in range(n_acting):
-        slopes[a] = 0.0
-        bends[a] = 0.0
-    product, safe, logarithm = 1.0, 1.0, 0.0
-    for k in range(n_factors):
-        a = int(c[at + k])
-        x = theta[int(whole[int(acting[a])])]
-        product *= x
-        x = TINY if abs(x) < TINY else x
-        safe *= x
-        slopes[a] = 1.0 / x
-    at += n_factors
-    for _ in range(n_norms):
-        a = int(c[at])
-        value, slope, bend = normalisation(theta[int(whole[int(acting[a])])], c, at + 1)
-        logarithm += value
-        slopes[a] = slope
-        bends[a] = bend
-        at += 9
-    norm = exp(logarithm)
-    for b in range(n_bins):
-        events[b] = nominal[b]
-        factor[b] = product * norm
-        scale[b] = safe * norm
-    shapes = at
-    for _ in range(n_shapes):
-        x = theta[int(whole[int(acting[int(c[at])])])]
-        below, above, _, _, _ = sides(x)
-        low, high = c[at + 1 : at + 1 + n_bins], c[at + 1 + n_bins : at + 1 + 2 * n_bins]
-        for b in range(n_bins):
-            events[b] += below * low[b] + above * high[b]
-        at += 1 + 2 * n_bins
-    for a in range(n_acting):
-        for b in range(n_bins):
-            tangents[a, b] = slopes[a] * events[b]
-    at = shapes
-    for _ in range(n_shapes):
-        a = int(c[at])
-        _, _, below, above, _ = sides(theta[int(whole[int(acting[a])])])
-        low, high = c[at + 1 : at + 1 + n_bins], c[at + 1 + n_bins : at + 1 + 2 * n_bins]
-        for b in range(n_bins):
-            tangents[a, b] += below * low[b] + above * high[b]
-        at += 1 + 2 * n_bins
-    for k in range(n_sets):
-        first = int(c[at + k]) * n_bins
-        for b in range(n_bins):
-            if sets[first + b] >= 0.0:
-                x = theta[int(sets[first + b])]
-                factor[b] *= x
-                scale[b] *= TINY if abs(x) < TINY else x
-    return shapes, at + n_sets
+def away_from_zero(x):
+    return TINY if abs(x) < TINY else x
 
 
 @njit(**COMPILE_ROW)
-def add_products(jacobian, curvature, n_bins, n, turned, block):
-    """Add sum_b curvature_b J_b J_b^T to the lower triangle of a block; two rows at a time, and four bins."""
-    for start in range(0, n_bins, 4):
-        c0, c1, c2, c3 = curvature[start], 0.0, 0.0, 0.0
-        b1, b2, b3 = start, start, start
-        if start + 1 < n_bins:
-            b1, c1 = start + 1, curvature[start + 1]
-        if start + 2 < n_bins:
-            b2, c2 = start + 2, curvature[start + 2]
-        if start + 3 < n_bins:
-            b3, c3 = start + 3, curvature[start + 3]
-        j0, j1, j2, j3 = turned[0], turned[1], turned[2], turned[3]
-        for i in range(n):
-            j0[i], j1[i], j2[i], j3[i] = jacobian[i, start], jacobian[i, b1], jacobian[i, b2], jacobian[i, b3]
-        for i in range(0, n, 2):
-            last = i + 1 if i + 1 < n else i
-            x0, x1, x2, x3 = c0 * j0[i], c1 * j1[i], c2 * j2[i], c3 * j3[i]
-            y0, y1, y2, y3 = c0 * j0[last], c1 * j1[last], c2 * j2[last], c3 * j3[last]
-            row, below = block[i], block[i + 1]
-            # rows are longer than what is read of them, so that whole vectors are added
-            for j in range((i + 9) // 8 * 8):
-                row[j] += (x0 * j0[j] + x1 * j1[j]) + (x2 * j2[j] + x3 * j3[j])
-                below[j] += (y0 * j0[j] + y1 * j1[j]) + (y2 * j2[j] + y3 * j3[j])
+def set_rows(rows, start, value, n):
+    for k in range(np.uint64(start), np.uint64(start + n)):
+        rows[k] = value
 
 
 def row_sums(theta, rows, shared, aux, begin, end, order, out):
-    c = shared[0]
     n_params = len(theta)
     hessian = 2 + n_params
-    for i in range(hessian if order == FIRST else hessian + n_params * (n_params + 1) // 2):
-        out[i] = 0.0
+    set_rows(out, 0, 0.0, hessian if order == FIRST else hessian + n_params * (n_params + 1) // 2)
+    c = shared[0]
     most_bins, most_whole, most_sets = int(c[1]), int(c[2]), int(c[3])
     most_samples, most_acting = int(c[4]), int(c[5])
-    events, scale = np.empty((most_samples, most_bins)), np.empty((most_samples, most_bins))
-    slopes, bends = np.empty((most_samples, most_acting)), np.empty((most_samples, most_acting))
-    tangents = np.empty((most_samples, most_acting, most_bins))
-    factor, along = np.empty(most_bins), np.empty(most_acting)
-    expected, slope, curvature = np.empty(most_bins), np.empty(most_bins), np.empty(most_bins)
-    jacobian = np.empty((most_whole + most_sets, most_bins))
-    width = (most_whole + 8) // 8 * 8
-    block, turned = np.empty((most_whole + 1, width)), np.zeros((4, width))
-    at, place = 6, np.empty((most_samples, 3), np.int64)
+    # places in w: rows of all bins of a channel, and behind them of what acts on a sample
+    events, scale, turned = 0, most_samples * most_bins, 2 * most_samples * most_bins
+    factor, both, expected, slope, curvature, weight = (
+        turned, turned + most_bins, turned + 2 * most_bins, turned + 3 * most_bins, turned + 4 * most_bins,
+        turned + 5 * most_bins,
+    )
+    jacobian = turned + 6 * most_bins
+    mixed = jacobian + (most_whole + most_sets) * most_bins
+    slopes = mixed + (0 if order == FIRST else most_sets * most_whole * most_bins)
+    bends = slopes + most_samples * most_acting
+    own = bends + most_samples * most_acting
+    # rows over the parameters, of which a product reads whole vectors
+    wide = (most_whole + LANES - 1) // LANES * LANES
+    before, behind = own + most_acting, own + most_acting + wide
+    w = np.empty(behind + wide)
+    # three matrices below each other: derivatives of the bins, the same times curvatures, and products of both
+    matrix = np.empty((0 if order == FIRST else 2 * most_bins + wide, wide))
+    products = 2 * most_bins
+    place, index = np.empty((most_samples, 3), np.int64), np.empty(most_whole, np.int64)
+    n_alphas = int(c[6])
+    alphas = np.empty((n_alphas, 5))
+    for k in range(n_alphas):
+        alphas[k, 0], alphas[k, 1], alphas[k, 2], alphas[k, 3], alphas[k, 4] = sides(theta[int(c[7 + k])])
+    at = 7 + n_alphas
     first = begin
     for _ in range(int(c[0])):
         n_bins, n_whole, n_sets, n_samples = int(c[at]), int(c[at + 1]), int(c[at + 2]), int(c[at + 3])
-        whole = c[at + 5 : at + 5 + n_whole]
-        at += 5 + n_whole
-        sets = c[at : at + n_sets * n_bins]
-        at += n_sets * n_bins
-        for b in range(n_bins):
-            expected[b] = 0.0
-        for i in range(n_whole + n_sets):
-            for b in range(n_bins):
-                jacobian[i, b] = 0.0
+        n = (n_bins + LANES - 1) // LANES * LANES
+        for i in range(n_whole):
+            index[i] = int(c[at + 5 + i])
+        sets = at + 5 + n_whole
+        at = sets + n_sets * n_bins
+        set_rows(w, expected, 0.0, n)
+        set_rows(w, jacobian, 0.0, (n_whole + n_sets) * n)
         for s in range(n_samples):
+            n_acting, n_factors, n_norms = int(c[at]), int(c[at + 1]), int(c[at + 2])
+            n_shapes, n_of_bins = int(c[at + 3]), int(c[at + 4])
             place[s, 0] = at
-            place[s, 1], at = expand(
-                theta, c, at, n_bins, whole, sets, events[s], scale[s], factor, slopes[s], bends[s], tangents[s]
-            )
-            place[s, 2] = at
-            own = place[s, 0]
-            acting = c[own + 5 + n_bins : own + 5 + n_bins + int(c[own])]
-            of_bins = c[at - int(c[own + 4]) : at]
-            for b in range(n_bins):
-                expected[b] += factor[b] * events[s, b]
-            for a in range(len(acting)):
-                i = int(acting[a])
+            nominal, acting = at + 5, at + 5 + n
+            at = acting + n_acting
+            m, t, f = slopes + s * most_acting, events + s * n, scale + s * n
+            set_rows(w, m, 0.0, n_acting)
+            set_rows(w, bends + s * most_acting, 0.0, n_acting)
+            product, safe = 1.0, 1.0
+            for k in range(n_factors):
+                a = int(c[at + k])
+                x = theta[index[int(c[acting + a])]]
+                product *= x
+                safe *= away_from_zero(x)
+                w[m + a] = 1.0 / away_from_zero(x)
+            at += n_factors
+            norm = 1.0
+            for _ in range(n_norms):
+                a = int(c[at])
+                value, along, bend = normalisation(theta[index[int(c[acting + a])]], c, at + 1)
+                norm *= value
+                w[m + a] = along
+                w[bends + s * most_acting + a] = bend
+                at += 9
+            set_rows(w, factor, product * norm, n)
+            set_rows(w, f, safe * norm, n)
+            copy(n, w, t, c, nominal)
+            place[s, 1], place[s, 2] = at, at + n_shapes * (3 + 2 * n)
+            for k in range(place[s, 2], place[s, 2] + n_of_bins):
+                position = sets + int(c[k]) * n_bins
                 for b in range(n_bins):
-                    jacobian[i, b] += scale[s, b] * tangents[s, a, b]
-            for k in of_bins:
+                    if c[position + b] >= 0.0:
+                        x = theta[int(c[position + b])]
+                        w[factor + b] *= x
+                        w[f + b] *= away_from_zero(x)
+            for _ in range(n_shapes):
+                k, row = int(c[at]), jacobian + int(c[at + 2]) * n
+                add_two(n, w, t, c, at + 3, c, at + 3 + n, alphas[k, 0], alphas[k, 1])
+                add_product_of_two(n, w, row, w, f, c, at + 3, c, at + 3 + n, alphas[k, 2], alphas[k, 3])
+                at += 3 + 2 * n
+            multiply(n, w, both, w, f, w, t)
+            add_product(n, w, expected, w, factor, w, t)
+            for a in range(n_acting):
+                if w[m + a] != 0.0:
+                    add(n, w, jacobian + int(c[acting + a]) * n, w, both, w[m + a])
+            for k in range(at, at + n_of_bins):
+                position, row = sets + int(c[k]) * n_bins, jacobian + (n_whole + int(c[k])) * n
                 for b in range(n_bins):
-                    if sets[int(k) * n_bins + b] >= 0.0:
-                        x = theta[int(sets[int(k) * n_bins + b])]
-                        jacobian[n_whole + int(k), b] += scale[s, b] * events[s, b] / (TINY if abs(x) < TINY else x)
+                    if c[position + b] >= 0.0:
+                        w[row + b] += w[both + b] / away_from_zero(theta[int(c[position + b])])
+            at += n_of_bins
 
+        set_rows(w, slope, 0.0, n)
+        set_rows(w, curvature, 0.0, n)
         for b in range(n_bins):
-            n, mu = rows[0, first + b], expected[b]
-            term, slope[b], curvature[b] = np.nan, np.nan, np.nan
-            if n > 0.0:
-                term = (mu - n) - n * log1p((mu - n) / n)
-                slope[b] = (mu - n) / mu
-                curvature[b] = n / (mu * mu)
-            elif n == 0.0 and mu >= 0.0:
-                term, slope[b], curvature[b] = mu, 1.0, 0.0
-            elif WEIGHTED and n < 0.0 and mu > 0.0:
-                term = (mu - n) - n * log(mu * rows[1, first + b])
-                slope[b] = (mu - n) / mu
-                curvature[b] = n / (mu * mu)
+            count, mu = rows[0, first + b], w[expected + b]
+            term, along, curved = np.nan, np.nan, np.nan
+            if count > 0.0:
+                term = (mu - count) - count * log1p((mu - count) / count)
+                along = (mu - count) / mu
+                curved = count / (mu * mu)
+            elif count == 0.0 and mu >= 0.0:
+                term, along, curved = mu, 1.0, 0.0
+            elif WEIGHTED and count < 0.0 and mu > 0.0:
+                term = (mu - count) - count * log(mu * rows[1, first + b])
+                along = (mu - count) / mu
+                curved = count / (mu * mu)
             if order == EXPECTED:
-                curvature[b] = 1.0 / mu if mu > 0.0 else 0.0
+                curved = 1.0 / mu if mu > 0.0 else 0.0
             if WEIGHTED:
                 term *= rows[1, first + b]
-                slope[b] *= rows[1, first + b]
-                curvature[b] *= rows[1, first + b]
+                along *= rows[1, first + b]
+                curved *= rows[1, first + b]
             out[0] += term
             out[1] += abs(term)
+            w[slope + b], w[curvature + b] = along, curved
         first += n_bins
         for i in range(n_whole):
-            total = 0.0
-            for b in range(n_bins):
-                total += slope[b] * jacobian[i, b]
-            out[2 + int(whole[i])] += total
+            out[2 + index[i]] += dot(n, w, slope, w, jacobian + i * n)
         for k in range(n_sets):
             for b in range(n_bins):
-                if sets[k * n_bins + b] >= 0.0:
-                    out[2 + int(sets[k * n_bins + b])] += slope[b] * jacobian[n_whole + k, b]
+                position = sets + k * n_bins + b
+                if c[position] >= 0.0:
+                    out[2 + int(c[position])] += w[slope + b] * w[jacobian + (n_whole + k) * n + b]
         if order == FIRST:
             continue
 
-        for i in range(n_whole + 1):
-            for j in range(width):
-                block[i, j] = 0.0
-        add_products(jacobian, curvature, n_bins, n_whole, turned, block)
+        for b in range(n_bins):
+            curved = w[curvature + b]
+            for i in range(n_whole):
+                matrix[b, i] = w[jacobian + i * n + b]
+                matrix[most_bins + b, i] = curved * matrix[b, i]
+        for i in range(0, n_whole, ROWS):
+            for j in range(0, i + ROWS, LANES):
+                block(matrix, 0, products + i, j, most_bins, 0, i, n_bins, 0)
+        # derivatives by a parameter of a bin and by one of whole samples: a row over the bins for each of the latter
+        for k in range(n_sets):
+            multiply(n, w, weight, w, curvature, w, jacobian + (n_whole + k) * n)
+            for i in range(n_whole):
+                multiply(n, w, mixed + (k * n_whole + i) * n, w, weight, w, jacobian + i * n)
+            for b in range(n_bins):
+                position = int(c[sets + k * n_bins + b])
+                for l in range(n_sets):
+                    other = int(c[sets + l * n_bins + b])
+                    if 0 <= other <= position:
+                        place_of = hessian + position * (position + 1) // 2 + other
+                        out[place_of] += w[weight + b] * w[jacobian + (n_whole + l) * n + b]
+        if order == SECOND:
+            set_rows(w, before, 0.0, 2 * wide)
+            for s in range(n_samples):
+                at_sample, shapes, of_bins = place[s, 0], place[s, 1], place[s, 2]
+                n_acting, acting = int(c[at_sample]), at_sample + 5 + n
+                n_of_bins = int(c[at_sample + 4])
+                m, t, f = slopes + s * most_acting, events + s * n, scale + s * n
+                multiply(n, w, f, w, f, w, slope)
+                total = dot(n, w, f, w, t)
+                set_rows(w, own, 0.0, n_acting)
+                for p in range(shapes, of_bins, 3 + 2 * n):
+                    k, a, i = int(c[p]), int(c[p + 1]), int(c[p + 2])
+                    below, above = dot(n, w, f, c, p + 3), dot(n, w, f, c, p + 3 + n)
+                    w[own + a] += alphas[k, 2] * below + alphas[k, 3] * above
+                    matrix[products + i, i] += alphas[k, 4] * (below + above)
+                # each with all before it
+                for a in range(n_acting):
+                    i, along = int(c[acting + a]), w[m + a] * total + w[own + a]
+                    row = (products + i) * wide
+                    add_two((i + LANES) // LANES * LANES, matrix, row, w, before, w, behind, along, w[m + a])
+                    matrix[products + i, i] += w[bends + s * most_acting + a] * total + 2.0 * w[m + a] * w[own + a]
+                    w[before + i], w[behind + i] = w[m + a], w[own + a]
+                for a in range(n_acting):
+                    i = int(c[acting + a])
+                    w[before + i], w[behind + i] = 0.0, 0.0
+                for q in range(of_bins, of_bins + n_of_bins):
+                    k = int(c[q])
+                    set_rows(w, weight, 0.0, n)
+                    for b in range(n_bins):
+                        if c[sets + k * n_bins + b] >= 0.0:
+                            position = int(c[sets + k * n_bins + b])
+                            w[weight + b] = w[f + b] / away_from_zero(theta[position])
+                            for r in range(of_bins, of_bins + n_of_bins):
+                                other = int(c[sets + int(c[r]) * n_bins + b])
+                                if 0 <= other < position:
+                                    bent = w[weight + b] * w[t + b] / away_from_zero(theta[other])
+                                    out[hessian + position * (position + 1) // 2 + other] += bent
+                    multiply(n, w, both, w, weight, w, t)
+                    for a in range(n_acting):
+                        if w[m + a] != 0.0:
+                            add(n, w, mixed + (k * n_whole + int(c[acting + a])) * n, w, both, w[m + a])
+                    for p in range(shapes, of_bins, 3 + 2 * n):
+                        j, row = int(c[p]), mixed + (k * n_whole + int(c[p + 2])) * n
+                        add_product_of_two(
+                            n, w, row, w, weight, c, p + 3, c, p + 3 + n, alphas[j, 2], alphas[j, 3]
+                        )
+        # whole numbers without sign: one that may be negative counts from the end, which takes longer than to add
+        for i in range(n_whole):
+            row = np.uint64(hessian + index[i] * (index[i] + 1) // 2)
+            for j in range(i + 1):
+                out[row + np.uint64(index[j])] += matrix[products + i, j]
         for k in range(n_sets):
             for b in range(n_bins):
-                if sets[k * n_bins + b] >= 0.0:
-                    position = int(sets[k * n_bins + b])
-                    row, x = hessian + position * (position + 1) // 2, curvature[b] * jacobian[n_whole + k, b]
+                if c[sets + k * n_bins + b] >= 0.0:
+                    position = int(c[sets + k * n_bins + b])
+                    row = np.uint64(hessian + position * (position + 1) // 2)
                     for i in range(n_whole):
-                        out[row + int(whole[i])] += x * jacobian[i, b]
-                    for m in range(n_sets):
-                        other = int(sets[m * n_bins + b])
-                        if 0 <= other <= position:
-                            out[row + other] += x * jacobian[n_whole + m, b]
-        if order == SECOND:
-            for s in range(n_samples):
-                own, shapes, behind = place[s, 0], place[s, 1], place[s, 2]
-                acting = c[own + 5 + n_bins : own + 5 + n_bins + int(c[own])]
-                of_bins = c[behind - int(c[own + 4]) : behind]
-                total = 0.0
-                for b in range(n_bins):
-                    scale[s, b] *= slope[b]
-                    total += scale[s, b] * events[s, b]
-                for a in range(len(acting)):
-                    i, m = int(acting[a]), slopes[s, a]
-                    along[a] = 0.0
-                    for b in range(n_bins):
-                        along[a] += scale[s, b] * tangents[s, a, b]
-                    for d in range(a):
-                        block[i, int(acting[d])] += along[a] * slopes[s, d] + m * (along[d] - total * slopes[s, d])
-                    # a factor has no T_i, and T m_i would not cancel to zero where it is large
-                    block[i, i] += bends[s, a] * total
-                for k in range(int(c[own + 3])):
-                    start = shapes + k * (1 + 2 * n_bins)
-                    a = int(c[start])
-                    i = int(acting[a])
-                    _, _, _, _, bend = sides(theta[int(whole[i])])
-                    both = 0.0
-                    for b in range(n_bins):
-                        both += scale[s, b] * (c[start + 1 + b] + c[start + 1 + n_bins + b])
-                    block[i, i] += 2.0 * slopes[s, a] * (along[a] - slopes[s, a] * total) + bend * both
-                for k in of_bins:
-                    for b in range(n_bins):
-                        if sets[int(k) * n_bins + b] >= 0.0:
-                            position = int(sets[int(k) * n_bins + b])
-                            x = theta[position]
-                            row, x = hessian + position * (position + 1) // 2, TINY if abs(x) < TINY else x
-                            for a in range(len(acting)):
-                                out[row + int(whole[int(acting[a])])] += scale[s, b] / x * tangents[s, a, b]
-                            for m in of_bins:
-                                other = int(sets[int(m) * n_bins + b])
-                                if 0 <= other < position:
-                                    y = theta[other]
-                                    out[row + other] += scale[s, b] / x / (TINY if abs(y) < TINY else y) * events[s, b]
-        for i in range(n_whole):
-            row = hessian + int(whole[i]) * (int(whole[i]) + 1) // 2
-            for j in range(i + 1):
-                out[row + int(whole[j])] += block[i, j]
+                        out[row + np.uint64(index[i])] += w[mixed + (k * n_whole + i) * n + b]
 '''

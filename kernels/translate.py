@@ -24,7 +24,7 @@ import llvmlite
 import numba
 from llvmlite import binding
 
-from kernels import lowering, vectormath, vectorpower, vectortrig
+from kernels import blocks, lowering, vectormath, vectorpower, vectors, vectortrig
 from kernels.graph import trace
 from kernels.kernel_source import DEFINITION, kernel_source
 from kernels.nodes import Graph
@@ -112,7 +112,7 @@ def import_source(source: str) -> types.ModuleType:
     source = _HEADER + source
     made_by = compiled_by()
     made_by += [
-        Path(str(m.__file__)).read_text(encoding="utf-8") for m in (lowering, vectormath, vectorpower, vectortrig)
+        Path(str(m.__file__)).read_text(encoding="utf-8") for m in (blocks, lowering, vectormath, vectorpower, vectors, vectortrig)
     ]
     digest = hashlib.sha256("\0".join([source, *made_by]).encode()).hexdigest()[:24]
     name = f"batchfit_kernel_{digest}"
