@@ -48,14 +48,14 @@ from engine.rules import (
     STALLED,
     UNBOUNDED,
 )
-from kernels import blocks
+from kernels import blocks, vectors
 from kernels.program import SECOND
 from kernels.translate import KERNEL_SIGNATURE, import_source
 
 __all__ = ["approach_toys", "evaluate_toys", "fingerprint", "fit_toys"]
 
 #: The files of all that the fit is made of.
-PARTS = (*(str(part.__file__) for part in (blocks, rules, numba_matrices, numba_step, numba_bfgs)), __file__)
+PARTS = (*(str(part.__file__) for part in (blocks, vectors, rules, numba_matrices, numba_step, numba_bfgs)), __file__)
 _ENTRY = {"error_model": "numpy", "cache": True, "nogil": True}
 
 _KERNEL = types.FunctionType(types.void(*normalize_signature(KERNEL_SIGNATURE)[0]))

@@ -4,7 +4,7 @@ import numpy as np
 from numba import njit
 
 from engine.rules import PIVOT, WIDE
-from kernels.blocks import COLUMNS, ROWS, WIDE_COLUMNS, block_of_products
+from kernels.blocks import COLUMNS, ROWS, block_of_products
 
 __all__ = [
     "CLIPPED",
@@ -57,13 +57,10 @@ THETA, GRADIENT, LOW, HIGH, FREE, STEP, SCALE, MOVING, WRONG, B, P, W, WHOLE, CL
 # not plain integers, for each of which numba would compile the helpers anew
 ZERO = np.int64(0)
 
-_corner = block_of_products(COLUMNS, given=True, subtracted=True, solved=False)
-_row_of_factor = block_of_products(COLUMNS, given=True, subtracted=True, solved=True)
-_row_of_factor_wide = block_of_products(WIDE_COLUMNS, given=True, subtracted=True, solved=True)
-_row_of_inverse = block_of_products(COLUMNS, given=False, subtracted=True, solved=True)
-_row_of_inverse_wide = block_of_products(WIDE_COLUMNS, given=False, subtracted=True, solved=True)
-_products = block_of_products(COLUMNS, given=False, subtracted=False, solved=False)
-_products_wide = block_of_products(WIDE_COLUMNS, given=False, subtracted=False, solved=False)
+_corner = block_of_products(given=True, subtracted=True, solved=False)
+_row_of_factor = block_of_products(given=True, subtracted=True, solved=True)
+_row_of_inverse = block_of_products(given=False, subtracted=True, solved=True)
+_products = block_of_products(given=False, subtracted=False, solved=False)
 
 
 # Loops, because an assignment to a slice compiles the text of its error message too, which takes seconds.
@@ -130,14 +127,9 @@ def _factorise_wide(work, n, shift, factor):
         if not good:
             return False
         _write_corner(work, factor + i, i, corner)
-        column = i + ROWS
-        while column + WIDE_COLUMNS <= n:
-            _row_of_factor_wide(work, MATRIX + i, factor + i, column, factor, factor, i, i, factor + i)
-            column += WIDE_COLUMNS
-        while column < n:
+        for column in range(i + ROWS, n, COLUMNS):
             at = min(column, n - COLUMNS)
             _row_of_factor(work, MATRIX + i, factor + i, at, factor, factor, i, i, factor + i)
-            column += COLUMNS
         _write_corner(work, factor + i, i, corner)  # the last columns may have begun before it
     return True
 
@@ -245,26 +237,14 @@ def _invert(work, n):
 def _invert_wide(work, n, factor):
     for begin in range(0, n, ROWS):
         i = min(begin, n - ROWS)
-        column = ZERO
-        while column + WIDE_COLUMNS <= i:
-            _row_of_inverse_wide(
-                work, ZERO, MATRIX + i, column, factor + column, MATRIX + column, i, i - column, factor + i
-            )
-            column += WIDE_COLUMNS
-        while column < i:
+        for column in range(0, i, COLUMNS):
             at = min(column, n - COLUMNS)
             _row_of_inverse(work, ZERO, MATRIX + i, at, factor + at, MATRIX + at, i, i - at, factor + i)
-            column += COLUMNS
         _inverse_of_corner(work, factor + i, MATRIX + i, i)
     for begin in range(0, n, ROWS):
         i = min(begin, n - ROWS)
-        column = ZERO
-        while column + WIDE_COLUMNS <= n and column + WIDE_COLUMNS <= i + COLUMNS:
-            _products_wide(work, ZERO, factor + i, column, MATRIX + i, MATRIX + i, i, n - i, ZERO)
-            column += WIDE_COLUMNS
-        while column < i + ROWS:
+        for column in range(0, i + ROWS, COLUMNS):
             _products(work, ZERO, factor + i, min(column, n - COLUMNS), MATRIX + i, MATRIX + i, i, n - i, ZERO)
-            column += COLUMNS
 
 
 @njit(**HELPER)

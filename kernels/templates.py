@@ -148,7 +148,7 @@ add_product = over_vectors(lambda target, x, y: target + x * y, pieces=3)
 add_product_of_two = over_vectors(lambda target, z, x, y, a, b: target + z * (a * x + b * y), pieces=4)
 multiply = over_vectors(lambda target, x, y: x * y, pieces=3)
 dot = over_vectors(lambda x, y: x * y, pieces=2, summed=True)
-block = block_of_products(LANES, given=False, subtracted=False, solved=False)
+block = block_of_products(given=False, subtracted=False, solved=False)
 
 
 @njit(**COMPILE_ROW)

@@ -99,6 +99,10 @@ FIRST, SECOND, EXPECTED = {FIRST}, {SECOND}, {EXPECTED}
 """
 
 
+# what is compiled into kernels
+_HELPERS = blocks, lowering, vectormath, vectorpower, vectors, vectortrig
+
+
 def compiled_by() -> list[str]:
     """What machine code depends on besides its source."""
     return [numba.__version__, llvmlite.__version__, binding.get_host_cpu_name(), sys.version]
@@ -111,9 +115,7 @@ def import_source(source: str) -> types.ModuleType:
     """
     source = _HEADER + source
     made_by = compiled_by()
-    made_by += [
-        Path(str(m.__file__)).read_text(encoding="utf-8") for m in (blocks, lowering, vectormath, vectorpower, vectors, vectortrig)
-    ]
+    made_by += [Path(str(module.__file__)).read_text(encoding="utf-8") for module in _HELPERS]
     digest = hashlib.sha256("\0".join([source, *made_by]).encode()).hexdigest()[:24]
     name = f"batchfit_kernel_{digest}"
     with _IMPORTING:

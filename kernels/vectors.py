@@ -14,27 +14,58 @@ from numba import types
 from numba.core import cgutils
 from numba.core.extending import intrinsic
 
-__all__ = ["LANES", "over_vectors"]
+__all__ = ["LANES", "Vector", "over_vectors"]
 
 LANES = 8
 
-_DOUBLE, _INTEGER, _INDEX = ir.DoubleType(), ir.IntType(64), ir.IntType(32)
-_VECTOR = ir.VectorType(_DOUBLE, LANES)
+_INDEX = ir.IntType(32)
+_VECTOR = ir.VectorType(ir.DoubleType(), LANES)
 _UNKNOWN = ir.Constant(_VECTOR, ir.Undefined)
 _ALIGNMENT = 8  # bytes: a piece may begin anywhere
+_FUSED = ("contract",)  # a product and a sum may be one instruction
 
 
-class _Vector(NamedTuple):
-    """Eight numbers, with which a function can compute."""
+class Vector(NamedTuple):
+    """Eight numbers in a function that is being written."""
 
     builder: Any
     value: Any
 
-    def __add__(self, other: "_Vector") -> "_Vector":  # type: ignore[override]
-        return _Vector(self.builder, self.builder.fadd(self.value, other.value, flags=("contract",)))
+    @classmethod
+    def zero(cls, builder: Any) -> "Vector":
+        return cls(builder, ir.Constant(_VECTOR, [0.0] * LANES))
 
-    def __mul__(self, other: "_Vector") -> "_Vector":  # type: ignore[override]
-        return _Vector(self.builder, self.builder.fmul(self.value, other.value, flags=("contract",)))
+    @classmethod
+    def repeated(cls, builder: Any, number: Any) -> "Vector":
+        one = builder.insert_element(_UNKNOWN, number, _INDEX(0))
+        return cls(builder, one).in_order([0] * LANES)
+
+    @classmethod
+    def read(cls, builder: Any, place: Any) -> "Vector":
+        return cls(builder, builder.load(builder.bitcast(place, _VECTOR.as_pointer()), align=_ALIGNMENT))
+
+    def write(self, place: Any) -> None:
+        self.builder.store(self.value, self.builder.bitcast(place, _VECTOR.as_pointer()), align=_ALIGNMENT)
+
+    def __add__(self, other: "Vector") -> "Vector":  # type: ignore[override]
+        return Vector(self.builder, self.builder.fadd(self.value, other.value, flags=_FUSED))
+
+    def __sub__(self, other: "Vector") -> "Vector":
+        return Vector(self.builder, self.builder.fsub(self.value, other.value, flags=_FUSED))
+
+    def __mul__(self, other: "Vector") -> "Vector":  # type: ignore[override]
+        return Vector(self.builder, self.builder.fmul(self.value, other.value, flags=_FUSED))
+
+    def in_order(self, order: list[int]) -> "Vector":
+        mask = ir.Constant(ir.VectorType(_INDEX, LANES), order)
+        return Vector(self.builder, self.builder.shuffle_vector(self.value, _UNKNOWN, mask))
+
+    def total(self) -> Any:
+        """The sum of all: of halves, quarters, pairs."""
+        result, half = self, LANES // 2
+        while half:
+            result, half = result + result.in_order([k ^ half for k in range(LANES)]), half // 2
+        return self.builder.extract_element(result.value, _INDEX(0))
 
 
 def over_vectors(function: Callable, *, pieces: int, summed: bool = False) -> Callable:
@@ -58,46 +89,30 @@ def over_vectors(function: Callable, *, pieces: int, summed: bool = False) -> Ca
     names = list(inspect.signature(function).parameters)
     given = ", ".join(["n", *(f"{name}, {name}_at" for name in names[:pieces]), *names[pieces:]])
 
-    def define(n: Any, *argument_types: Any) -> tuple[Any, Callable]:
-        integers = [types.int64, *(types.int64 if k % 2 else known for k, known in enumerate(argument_types[: 2 * pieces]))]
-        numbers = [types.float64] * (len(names) - pieces)
-
+    def define(n: Any, *known: Any) -> tuple[Any, Callable]:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            n, *args = args
             starts = [
-                builder.gep(context.make_array(signature.args[k])(context, builder, args[k]).data, [args[k + 1]])
-                for k in range(1, 1 + 2 * pieces, 2)
+                builder.gep(context.make_array(array)(context, builder, args[k]).data, [args[k + 1]])
+                for k, array in enumerate(known[: 2 * pieces])
+                if k % 2 == 0
             ]
-            scalars = [_repeated(builder, number) for number in args[1 + 2 * pieces :]]
-            sums = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * LANES))
-            with cgutils.for_range_slice(builder, _INTEGER(0), args[0], _INTEGER(LANES)) as (k, _):
-                places = [builder.bitcast(builder.gep(start, [k]), _VECTOR.as_pointer()) for start in starts]
-                vectors = [builder.load(place, align=_ALIGNMENT) for place in places]
-                result = function(*(_Vector(builder, value) for value in (*vectors, *scalars))).value
+            numbers = [Vector.repeated(builder, number) for number in args[2 * pieces :]]
+            kept = cgutils.alloca_once_value(builder, Vector.zero(builder).value)
+            with cgutils.for_range_slice(builder, n.type(0), n, n.type(LANES)) as (k, _):
+                places = [builder.gep(start, [k]) for start in starts]
+                result = function(*(Vector.read(builder, place) for place in places), *numbers)
                 if summed:
-                    builder.store(builder.fadd(builder.load(sums), result, flags=("contract",)), sums)
+                    builder.store((Vector(builder, builder.load(kept)) + result).value, kept)
                 else:
-                    builder.store(result, places[0], align=_ALIGNMENT)
-            return _total(builder, builder.load(sums)) if summed else context.get_dummy_value()
+                    result.write(places[0])
+            return Vector(builder, builder.load(kept)).total() if summed else context.get_dummy_value()
 
-        return (types.float64 if summed else types.void)(*integers, *numbers), codegen
+        of_pieces = [types.int64 if k % 2 else array for k, array in enumerate(known[: 2 * pieces])]
+        numbers = [types.float64] * (len(names) - pieces)
+        return (types.float64 if summed else types.void)(types.int64, *of_pieces, *numbers), codegen
 
     # numba wants functions with named arguments
     made: dict[str, Any] = {"define": define}
     exec(f"def operation(typingctx, {given}): return define({given})", made)
     return intrinsic(made["operation"])
-
-
-def _repeated(builder: Any, number: Any) -> Any:
-    one = builder.insert_element(_UNKNOWN, number, _INDEX(0))
-    return builder.shuffle_vector(one, _UNKNOWN, ir.Constant(ir.VectorType(_INDEX, LANES), [0] * LANES))
-
-
-def _total(builder: Any, vector: Any) -> Any:
-    """The sum of the elements, of halves and halves of halves."""
-    half = LANES // 2
-    while half:
-        order = [k + half if k < half else k for k in range(LANES)]
-        moved = builder.shuffle_vector(vector, _UNKNOWN, ir.Constant(ir.VectorType(_INDEX, LANES), order))
-        vector = builder.fadd(vector, moved)
-        half //= 2
-    return builder.extract_element(vector, _INDEX(0))
