@@ -11,6 +11,7 @@ from engine.binned import saturated_poisson
 from engine.cost import Cost
 from engine.data import Rows, as_float64, shown
 from engine.leastsquares import covariance_factor
+from engine.rowwise import all_of_row
 from kernels.expectation import saturated, term_derivatives
 from kernels.program import EXPECTED
 from kernels.translate import compile_source
@@ -72,7 +73,7 @@ class _Constraint(Cost):
             offsets=np.zeros(len(measured) + 1, dtype=np.int64),
             shared=np.zeros((0, 0)),
             aux=np.ascontiguousarray(measured),
-            bad=~good.all(axis=1),
+            bad=~all_of_row(good),
         )
 
 

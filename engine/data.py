@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from engine.rowwise import all_of_row
+
 __all__ = [
     "Ragged",
     "Rows",
@@ -355,7 +357,7 @@ def counts_of(data: Any, n_bins: int, mask: np.ndarray | None = None) -> tuple[n
         )
     counts = counts if mask is None else counts[:, mask]
     if counts.ndim == 2:
-        return counts[None], ~(np.isfinite(counts) & (counts >= 0)).all(axis=1)
+        return counts[None], ~all_of_row(np.isfinite(counts) & (counts >= 0))
     total, squares = counts[..., 0], counts[..., 1]
     good = np.isfinite(total) & np.isfinite(squares) & (squares >= 0) & ((squares > 0) | (total == 0))
     filled = good & (squares > 0)
@@ -364,7 +366,7 @@ def counts_of(data: Any, n_bins: int, mask: np.ndarray | None = None) -> tuple[n
         for k in np.flatnonzero(~filled.all(axis=1)):
             scale[k, ~filled[k]] = np.median(scale[k, filled[k]]) if filled[k].any() else 1.0
     good &= np.isfinite(scale)
-    return np.stack([total, scale]), ~good.all(axis=1)
+    return np.stack([total, scale]), ~all_of_row(good)
 
 
 def _ends(offsets: np.ndarray) -> str:

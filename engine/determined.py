@@ -8,6 +8,7 @@ the last step still holds the slope there, and judged by its smallest eigenvalue
 import numpy as np
 
 from engine.drivers import Fits, Problem
+from engine.rowwise import all_of_row, any_of_row
 from engine.rules import ROUNDING
 from engine.status import Status
 from kernels.derivatives import unpacked_hessian
@@ -35,14 +36,13 @@ def mark_undetermined(problem: Problem, fits: Fits, start: np.ndarray, rescued: 
         Becomes False for these toys.
     """
     settings = problem.settings
-    variance = np.diagonal(fits.covariance, axis1=1, axis2=2)
     with np.errstate(invalid="ignore"):
-        good = (fits.status == Status.CONVERGED) & fits.posdef & np.isfinite(variance).all(axis=1)
-        errors = np.sqrt(np.where(good[:, None], variance, 0.0))
-    scale = np.maximum(np.maximum(np.abs(fits.values), np.abs(start)), 1.0)
-    far = (np.abs(fits.values) > FAR * np.maximum(np.abs(start), 1.0)) & (errors > np.abs(fits.values))
-    suspect = np.flatnonzero(good)
-    suspect = suspect[(fits.inflation[good] > SUSPECT) | (errors[good] > LARGE * scale[good]).any(axis=1)]
+        errors = np.sqrt(np.diagonal(fits.covariance, axis1=1, axis2=2))
+        good = (fits.status == Status.CONVERGED) & fits.posdef & all_of_row(np.isfinite(errors))
+        size, begun = np.abs(fits.values), np.maximum(np.abs(start), 1.0)
+        scale = np.maximum(size, begun)
+        far = good & any_of_row((size > FAR * begun) & (errors > size))
+        suspect = np.flatnonzero(good & ((fits.inflation > SUSPECT) | any_of_row(errors > LARGE * scale)))
     undefined = np.zeros(len(good), dtype=bool)
     if len(suspect):
         outputs = problem.driver.evaluate(problem.toys[suspect], fits.values[suspect])
@@ -53,8 +53,8 @@ def mark_undetermined(problem: Problem, fits: Fits, start: np.ndarray, rescued: 
         # a parameter that may change by itself, and the cost by its rounding
         noise = 10.0 * ROUNDING * (outputs[:, ABSOLUTE, None] + settings.errordef) / scale[suspect] ** 2
         singular = np.linalg.eigvalsh(_unit_diagonal(hessian, diagonal, active))[:, 0] < DEFINED
-        undefined[suspect] = singular | (active & (diagonal <= noise)).any(axis=1)
-    for toys, status in ((undefined, Status.HESSIAN_NOT_POSDEF), (good & far.any(axis=1), Status.UNBOUNDED)):
+        undefined[suspect] = singular | any_of_row(active & (diagonal <= noise))
+    for toys, status in ((undefined, Status.HESSIAN_NOT_POSDEF), (far, Status.UNBOUNDED)):
         fits.status[toys] = status
         fits.posdef[toys] = False
         fits.covariance[toys] = np.nan

@@ -19,6 +19,7 @@ from engine.optimizers import MAX_STEPS, Transformation
 from engine.regularity import warn_of_irregularities
 from engine.rescue import rescue
 from engine.result import FitResult
+from engine.rowwise import all_of_row, any_of_row
 from engine.rules import EDM_GOAL
 from engine.sandwich import sandwich
 from engine.status import Status
@@ -210,7 +211,7 @@ def _finished(problem: Problem, fits: Fits, start: np.ndarray, rescued: np.ndarr
     if score_covariance is not None:
         fits.covariance[:] = sandwich(problem, score_covariance, fits.values, fits.covariance)
         with np.errstate(invalid="ignore"):
-            undefined = (np.diagonal(fits.covariance, axis1=1, axis2=2) < 0.0).any(axis=1)
+            undefined = any_of_row(np.diagonal(fits.covariance, axis1=1, axis2=2) < 0.0)
         fits.status[undefined & (fits.status == Status.CONVERGED)] = Status.HESSIAN_NOT_POSDEF
         fits.posdef[undefined], fits.covariance[undefined], rescued[undefined] = False, np.nan, False
     return as_result(problem, fits, rescued)
@@ -220,7 +221,7 @@ def is_valid(fits: Fits, settings: Settings) -> np.ndarray:
     """Converged, EDM below 1e-6 errordef, finite, free Hessian positive definite."""
     # no covariance exceeds the larger of its two variances
     variance = np.diagonal(fits.covariance, axis1=1, axis2=2)
-    finite = np.isfinite(fits.fval) & np.isfinite(fits.values).all(axis=1) & np.isfinite(variance).all(axis=1)
+    finite = np.isfinite(fits.fval) & all_of_row(np.isfinite(fits.values)) & all_of_row(np.isfinite(variance))
     with np.errstate(invalid="ignore"):
         return (fits.status == Status.CONVERGED) & fits.posdef & finite & (fits.edm < VALID_EDM * settings.errordef)
 

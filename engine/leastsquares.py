@@ -12,6 +12,7 @@ from jax.scipy.linalg import solve_triangular
 from engine.binned import checked_mask
 from engine.cost import Cost, call_model, parameter_names, scalar_result
 from engine.data import Rows, as_float64
+from engine.rowwise import all_of_row
 from kernels.expectation import VectorKernel, expectation_kernel, expectation_outputs
 
 __all__ = ["LeastSquares", "covariance_factor"]
@@ -101,7 +102,7 @@ class LeastSquares(Cost):
             raise ValueError(f"y must have shape (n_toys, {len(self.covariance)}) as the covariance has, got {y.shape}")
         used = np.ones(n, dtype=bool) if self.mask is None else checked_mask(self.mask, n)
         y = y if self.mask is None else y[:, used]
-        own, shared, bad = {"y": y}, {}, ~np.isfinite(y).all(axis=1)
+        own, shared, bad = {"y": y}, {}, ~all_of_row(np.isfinite(y))
         for name, values in given.items():
             for column, array in _columns(name, values, n, n_toys if self.covariance is None else None):
                 positive = name in ("yerror", "xerror")
@@ -109,7 +110,7 @@ class LeastSquares(Cost):
                 good |= ~used
                 if array.ndim == 2:
                     own[column] = array[:, used]
-                    bad |= ~good.all(axis=1)
+                    bad |= ~all_of_row(good)
                 else:
                     if not good.all():
                         k = int(np.argmin(good))
