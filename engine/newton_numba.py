@@ -26,9 +26,11 @@ from engine.numba_matrices import (
     MOVING,
     STEP,
     THETA,
+    alive,
     copy_row,
     factorised,
     fill,
+    uncounted,
     unpack,
     write_covariance,
 )
@@ -78,13 +80,16 @@ def _fit_some(
 ):  # fmt: skip
     """Fit some toys one after the other, in memory that is taken once."""
     n_params = start.shape[1]
-    out = np.zeros(2 + n_params + n_params * (n_params + 1) // 2 + memory)
-    trial, trial_gradient, origin = np.empty(n_params), np.empty(n_params), np.empty(n_params)
-    hessian, trial_hessian = np.empty((n_params, n_params)), np.empty((n_params, n_params))
-    work = np.empty((MATRIX + 2 * n_params, n_params))
+    taken = (
+        np.zeros(2 + n_params + n_params * (n_params + 1) // 2 + memory), np.empty((3, n_params)),
+        np.empty((2, n_params, n_params)), np.empty((MATRIX + 2 * n_params, n_params)), np.empty(n_params, np.int64),
+        np.empty(n_params, np.bool_),
+    )  # fmt: skip
+    out, vectors, matrices = uncounted(taken[0]), uncounted(taken[1]), uncounted(taken[2])
+    work, index, active = uncounted(taken[3]), uncounted(taken[4]), uncounted(taken[5])
+    trial, trial_gradient, origin = vectors[0], vectors[1], vectors[2]
+    hessian, trial_hessian = matrices[0], matrices[1]
     theta, gradient, step = work[THETA], work[GRADIENT], work[STEP]
-    index = np.empty(n_params, np.int64)
-    active = np.empty(n_params, np.bool_)
     for i in range(n_params):
         work[FREE, i] = 1.0 if free[i] else 0.0
     for t in range(first, last):
@@ -191,16 +196,19 @@ def _fit_some(
         copy_row(theta, values[t])
         fit[t, 0], fit[t, 1], fit[t, 2], fit[t, 3] = value, edm, status, nfev
         fit[t, 4], fit[t, 5] = 1.0 if posdef else 0.0, inflation
+    alive(taken)
 
 
 def _evaluate_some(first, last, kernel, memory, rows, shared, aux, offsets, toys, theta, results):
     n_outputs = results.shape[1]
-    out = np.zeros(n_outputs + memory)
+    outputs = np.zeros(n_outputs + memory)
+    out = uncounted(outputs)
     for t in range(first, last):
         k = toys[t]
         kernel(theta[t], rows, shared, aux[k], offsets[k], offsets[k + 1], SECOND, out)
         for i in range(n_outputs):
             results[t, i] = out[i]
+    alive(outputs)
 
 
 # One call per turn, through a pointer, so that nothing is compiled twice: array expressions inside a parallel function

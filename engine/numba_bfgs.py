@@ -9,10 +9,12 @@ from engine.numba_matrices import (
     SUMS,
     ZERO,
     B,
+    alive,
     copy_matrix,
     copy_row,
     differ,
     factorised,
+    uncounted,
     unpack,
     write_covariance,
 )
@@ -169,15 +171,16 @@ def approach_some(
     edm_goal, values, nfev,
 ):  # fmt: skip
     n_params = start.shape[1]
-    out = np.zeros(2 + n_params + n_params * (n_params + 1) // 2 + memory)
-    trial, gradient, trial_gradient = np.empty(n_params), np.empty(n_params), np.empty(n_params)
-    step, weights, active = np.empty(n_params), np.empty(MOST_PAIRS), np.empty(n_params, np.bool_)
-    steps, changes = np.empty((MOST_PAIRS, n_params)), np.empty((MOST_PAIRS, n_params))
-    hessian, common, own = (
-        np.empty((n_params, n_params)), np.empty((n_params, n_params)), np.empty((n_params, n_params))
+    taken = (
+        np.zeros(2 + n_params + n_params * (n_params + 1) // 2 + memory), np.empty((4, n_params)),
+        np.empty((2, MOST_PAIRS, n_params)), np.empty((3, n_params, n_params)),
+        np.empty((MATRIX + 2 * n_params, n_params)), np.empty(MOST_PAIRS), np.empty(n_params, np.int64),
+        np.empty(n_params, np.bool_),
     )  # fmt: skip
-    work = np.empty((MATRIX + 2 * n_params, n_params))
-    index = np.empty(n_params, np.int64)
+    out, vectors, pairs, matrices = uncounted(taken[0]), uncounted(taken[1]), uncounted(taken[2]), uncounted(taken[3])
+    work, weights, index, active = uncounted(taken[4]), uncounted(taken[5]), uncounted(taken[6]), uncounted(taken[7])
+    trial, gradient, trial_gradient, step = vectors[0], vectors[1], vectors[2], vectors[3]
+    steps, changes, hessian, common, own = pairs[0], pairs[1], matrices[0], matrices[1], matrices[2]
     for i in range(n_params):
         active[i] = not free[i]
     usable = False
@@ -197,3 +200,4 @@ def approach_some(
                 kernel, rows, shared, measured, begin, end, out, theta, lower_limit, upper_limit, errordef, edm_goal,
                 common, own, steps, changes, weights, gradient, trial, trial_gradient, step, work,
             )  # fmt: skip
+    alive(taken)

@@ -1,7 +1,8 @@
 """Vectors and matrices of one fit, as numba functions in loops."""
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.core.extending import intrinsic
 
 from engine.rules import PIVOT, WIDE
 from kernels.blocks import COLUMNS, ROWS, block_of_products
@@ -27,6 +28,7 @@ __all__ = [
     "B",
     "P",
     "W",
+    "alive",
     "copy_matrix",
     "copy_row",
     "differ",
@@ -37,6 +39,7 @@ __all__ = [
     "norm_of",
     "solve_lower",
     "solve_upper",
+    "uncounted",
     "unpack",
     "write_covariance",
 ]
@@ -61,6 +64,27 @@ _corner = block_of_products(given=True, subtracted=True, solved=False)
 _row_of_factor = block_of_products(given=True, subtracted=True, solved=True)
 _row_of_inverse = block_of_products(given=False, subtracted=True, solved=True)
 _products = block_of_products(given=False, subtracted=False, solved=False)
+
+
+@intrinsic
+def uncounted(typingctx, array):
+    """The same array, and parts of it, whose users are not counted: half of the time of a tiny fit went to that.
+
+    The array itself must live as long; see `alive`.
+    """
+
+    def codegen(context, builder, signature, args):
+        view = context.make_array(array)(context, builder, args[0])
+        view.meminfo, view.parent = view.meminfo.type(None), view.parent.type(None)
+        return view._getvalue()
+
+    return array(array), codegen
+
+
+@intrinsic
+def alive(typingctx, arrays):
+    """Does nothing, but what it is called with lives until then."""
+    return types.void(arrays), lambda context, builder, signature, args: context.get_dummy_value()
 
 
 # Loops, because an assignment to a slice compiles the text of its error message too, which takes seconds.

@@ -7,9 +7,9 @@ __all__ = ["all_of_row", "any_of_row"]
 
 def all_of_row(condition: np.ndarray) -> np.ndarray:
     """`condition.all(axis=1)`, (n_rows,) bool."""
-    return np.ones(len(condition), dtype=bool) if condition.all() else condition.all(axis=1)
+    return np.ones(len(condition), dtype=bool) if condition.all() else np.all(condition, axis=1)
 
 
 def any_of_row(condition: np.ndarray) -> np.ndarray:
     """`condition.any(axis=1)`, (n_rows,) bool."""
-    return condition.any(axis=1) if condition.any() else np.zeros(len(condition), dtype=bool)
+    return np.any(condition, axis=1) if condition.any() else np.zeros(len(condition), dtype=bool)
