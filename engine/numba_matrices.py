@@ -48,10 +48,9 @@ __all__ = [
 HELPER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "error_model": "numpy", "nogil": True}
 SUMS = {"fastmath": {"reassoc", "contract", "nsz"}, **HELPER}  # sums in vectors; NaN and infinity as ever
 
-# The vectors and matrices of a fit are rows of one array `work`, and named by the first of them: an array that is cut
-# out of another is counted, in atomic operations, which takes longer than the work on a few parameters, and each one
-# that is passed is seven numbers. FREE and MOVING are flags; a step leads from THETA, between LOW and HIGH; CURVED is
-# the Hessian times the step.
+# The vectors and matrices of a fit are rows of one array `work`, and named by the first of them: each array that is
+# passed is seven numbers. FREE and MOVING are flags; a step leads from THETA, between LOW and HIGH; CURVED is the
+# Hessian times the step.
 # MATRIX has n_params rows, and after it come as many of the Cholesky factor, or of the inverse. Of symmetric matrices
 # the upper triangle is written, of inverses the lower.
 THETA, GRADIENT, LOW, HIGH, FREE, STEP, SCALE, MOVING, WRONG, B, P, W, WHOLE, CLIPPED, DIRECTION, CURVED, MATRIX = map(
@@ -68,9 +67,10 @@ _products = block_of_products(given=False, subtracted=False, solved=False)
 
 @intrinsic
 def uncounted(typingctx, array):
-    """The same array, and parts of it, whose users are not counted: half of the time of a tiny fit went to that.
+    """The same array, whose users numba does not count, nor those of what is cut out of it.
 
-    The array itself must live as long; see `alive`.
+    It counts by atomic operations, which took half of the time of a tiny fit. The array itself must live as long as
+    what this returns; see `alive`.
     """
 
     def codegen(context, builder, signature, args):
