@@ -21,7 +21,7 @@ from numba.core import cgutils
 from numba.core.extending import intrinsic
 from numba.np import arrayobj
 
-__all__ = ["lowered"]
+__all__ = ["lowered", "named_intrinsic"]
 
 _DOUBLE, _WHOLE, _BIT = ir.DoubleType(), ir.IntType(64), ir.IntType(1)
 _MEMORY = {np.empty, np.zeros}
@@ -46,6 +46,13 @@ class _Array(NamedTuple):
     dtype: Any
 
 
+def named_intrinsic(given: str, define: Callable) -> Callable:
+    """An intrinsic of numba, which wants names of arguments, made by `define` of their types."""
+    made: dict[str, Any] = {"define": define}
+    exec(f"def body(typingctx, {given}): return define({given})", made)
+    return intrinsic(made["body"])
+
+
 def lowered(*signature: str, **options: Any) -> Callable:
     """What `numba.njit` is, for a function of a file that was generated."""
 
@@ -66,10 +73,8 @@ def lowered(*signature: str, **options: Any) -> Callable:
 
             return types.void(*argument_types), codegen
 
-        # numba wants functions with named arguments, and one that stands where its cache on disk looks for changes
-        made: dict[str, Any] = {"define": define}
-        exec(f"def body(typingctx, {given}): return define({given})", made)
-        namespace = function.__globals__ | {"body": intrinsic(made["body"])}
+        # a function that stands where numba's cache on disk looks for changes
+        namespace = function.__globals__ | {"body": named_intrinsic(given, define)}
         text = [f"def {function.__name__}({', '.join(names)}):", *map(ast.unparse, memory), f"body({given})"]
         exec(compile("\n    ".join(text), code.co_filename, "exec"), namespace)
         return njit(*signature, **options)(namespace[function.__name__])

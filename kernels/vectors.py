@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.extending import intrinsic
+
+from kernels.lowering import named_intrinsic
 
 __all__ = ["LANES", "Vector", "over_vectors"]
 
@@ -112,7 +113,4 @@ def over_vectors(function: Callable, *, pieces: int, summed: bool = False) -> Ca
         numbers = [types.float64] * (len(names) - pieces)
         return (types.float64 if summed else types.void)(types.int64, *of_pieces, *numbers), codegen
 
-    # numba wants functions with named arguments
-    made: dict[str, Any] = {"define": define}
-    exec(f"def operation(typingctx, {given}): return define({given})", made)
-    return intrinsic(made["operation"])
+    return named_intrinsic(given, define)

@@ -29,7 +29,8 @@ ALLOWED = {
     ("kernels/translate.py", "spec_from_file_location"),
 }
 HARMLESS = {"json.loads", "np.load", "storage.load", "parts.load", "final.load", "toys.load",
-            "workers.compile", "function.compile", "platform.system", "plt.load", "self.builder.load"}  # fmt: skip
+            "workers.compile", "function.compile", "platform.system", "plt.load", "builder.load",
+            "self.builder.load"}  # fmt: skip
 
 
 def calls(path):
