@@ -85,9 +85,9 @@ def _fit_some(
         np.empty((2, n_params, n_params)), np.empty((MATRIX + 2 * n_params, n_params)), np.empty(n_params, np.int64),
         np.empty(n_params, np.bool_),
     )  # fmt: skip
-    out, vectors, matrices = uncounted(taken[0]), uncounted(taken[1]), uncounted(taken[2])
+    out, points, matrices = uncounted(taken[0]), uncounted(taken[1]), uncounted(taken[2])
     work, index, active = uncounted(taken[3]), uncounted(taken[4]), uncounted(taken[5])
-    trial, trial_gradient, origin = vectors[0], vectors[1], vectors[2]
+    trial, trial_gradient, origin = points[0], points[1], points[2]
     hessian, trial_hessian = matrices[0], matrices[1]
     theta, gradient, step = work[THETA], work[GRADIENT], work[STEP]
     for i in range(n_params):

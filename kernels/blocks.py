@@ -53,9 +53,8 @@ def block_of_products(*, given: bool, subtracted: bool, solved: bool) -> Callabl
             rows = [ir.IntType(64)(r) for r in range(ROWS)]
             zero = Vector.zero(builder)
             first = [Vector.read(builder, place(source, r, column)) if given else zero for r in rows]
-            kept = [
-                cgutils.alloca_once_value(builder, vector.value) for vector in first
-            ]  # LLVM makes registers of them
+            # LLVM makes registers of them
+            kept = [cgutils.alloca_once_value(builder, vector.value) for vector in first]
             with cgutils.for_range(builder, n) as loop:
                 row = Vector.read(builder, place(y, loop.index, column))
                 for r in range(ROWS):
