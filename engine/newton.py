@@ -157,8 +157,10 @@ def newton_step(
     ended = (gain <= jnp.maximum(goal, ROUNDING * best.absolute)) & full
     at_end = (gain <= edm_goal * errordef) & full
     edm = jnp.where(live & ((shift == 0.0) | ended), gain, state.edm)
+    # a parameter on which the cost depends through others alone may go far by a step of no length
+    gains = gain > 100.0 * ROUNDING * best.absolute
     status = jnp.select(
-        [first & ~finite, ran_away, ended & posdef, ended, nfev >= max_steps, ~(length > SMALLEST_RADIUS)],
+        [first & ~finite, ran_away, ended & posdef, ended, nfev >= max_steps, ~((length > SMALLEST_RADIUS) | gains)],
         [
             Status.NONFINITE,
             Status.UNBOUNDED,

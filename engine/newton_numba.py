@@ -128,7 +128,7 @@ def _fit_some(
             if nfev >= max_steps:
                 status = MAX_STEPS
                 break
-            if not length > SMALLEST_RADIUS:
+            if not (length > SMALLEST_RADIUS or gain > 100.0 * ROUNDING * absolute):
                 status = STALLED
                 break
             move(theta, step, lower_limit, upper_limit, trial)

@@ -326,7 +326,10 @@ def bounded_step(hessian, radius, posdef, work, index):
     if not posdef:
         # from a saddle point only negative curvature leads away: along the limits, or as far as the first
         for i in range(n_params):
-            work[WHOLE, i] *= fraction
+            part = work[WHOLE, i] * fraction
+            # the first limit itself, and not next to it
+            meets = work[CLIPPED, i] != work[WHOLE, i] and work[CLIPPED, i] / work[WHOLE, i] == fraction
+            work[WHOLE, i] = work[CLIPPED, i] if meets else part
         gain, other = _gain(hessian, work, CLIPPED), _gain(hessian, work, WHOLE)
         if max(gain, other) > ENOUGH * _gain(hessian, work, STEP):
             best = CLIPPED if gain > other else WHOLE

@@ -180,7 +180,10 @@ def _bounded(model: _Quadratic, moving: Array, radius: Array, posdef: Array, ins
     )
     whole = jnp.where(moving, p * model.scale, 0.0)
     room = jnp.clip(whole, model.below, model.above)
-    fraction = jnp.min(jnp.where(room != whole, room / jnp.where(whole == 0, 1.0, whole), 1.0))
+    fractions = jnp.where(room != whole, room / jnp.where(whole == 0, 1.0, whole), 1.0)
+    fraction = jnp.min(fractions)
+    # the first limit itself, and not next to it
+    part = jnp.where((room != whole) & (fractions == fraction), room, whole * fraction)
     shift = jnp.maximum(shift, LEAST_SHIFT)
     most = (1.0 + RADIUS_TOLERANCE) * jnp.where(jnp.isinf(radius), FIRST_RADIUS, radius)
 
@@ -194,8 +197,8 @@ def _bounded(model: _Quadratic, moving: Array, radius: Array, posdef: Array, ins
     start = (whole, shift, shift, 0, inside | (fraction == 1.0))
     step, _, shift, *_ = lax.while_loop(lambda c: ~c[-1] & (c[-2] < MAX_SHIFTS), further, start)
     # from a saddle point only negative curvature leads away: along the limits, or as far as the first
-    gain, other = model.gain(room), model.gain(whole * fraction)
-    curved = jnp.where(gain > other, room, whole * fraction)
+    gain, other = model.gain(room), model.gain(part)
+    curved = jnp.where(gain > other, room, part)
     enough = (fraction < 1.0) & ~posdef & (jnp.maximum(gain, other) > ENOUGH * model.gain(step))
     return jnp.where(enough, curved, step), shift
 

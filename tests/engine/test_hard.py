@@ -12,6 +12,7 @@ from engine import (
     ExtendedBinnedNLL,
     ExtendedUnbinnedNLL,
     LeastSquares,
+    NormalConstraint,
     Status,
     UnbinnedNLL,
     fit_batch,
@@ -119,6 +120,20 @@ def test_an_empty_toy_has_its_minimum_on_the_limit():
     # without the limit the cost of the empty toy is n, and has no minimum
     open_ = fit_batch(cost, toys[:1], start, fixed=["tau"], backend="numba")
     assert open_.status[0] == Status.UNBOUNDED and not open_.valid[0]
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_no_event_near_a_peak(backend):
+    """The curvature of the yield is next to nothing there, and no length of the step onto its limit in its units."""
+    cost = ExtendedUnbinnedNLL(
+        lambda x, s, b, mu: (s + b, s * truncnorm.pdf(x, 0.0, 10.0, mu, 0.3) + b / 10.0)
+    ) + NormalConstraint("mu", 5.0, 0.1)
+    toys = [np.array([9.5]), np.array([0.3, 1.0, 2.0, 8.0, 9.0])]
+    limits = {"s": (0, None), "b": (0, None)}
+    start = {"s": 1.0, "b": 5.0, "mu": 5.0}
+    result = fit_batch(cost, (toys, [5.0, 5.1]), start, limits=limits, backend=backend, retries=0)
+    assert result.valid.all() and result.at_limit[:, 0].all()
+    np.testing.assert_allclose(result.values, [[0.0, 1.0, 5.0], [0.0, 5.0, 5.1]], atol=1e-9)
 
 
 # --- regions without a finite cost -------------------------------------------------------------------------------

@@ -430,3 +430,20 @@ def test_quadratics_within_limits_are_solved_in_few_steps(backend):
         on_limit = result.values == 0.0
         assert on_limit.any(axis=1).all()
         assert slope[on_limit].min() > -1e-6 and np.abs(slope[~on_limit]).max() < 1e-6
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_a_step_as_far_as_a_limit_ends_on_it(backend):
+    """From a saddle point: a hair's breadth beside the limit another set of parameters would move next."""
+    rng = np.random.default_rng(11)
+    problems = [
+        {"aa": 1.0, "bb": -1.0, "ab": ab, "a1": a1, "quartic": 1e-3, "constant": 1.0}
+        for ab, a1 in rng.uniform(-0.5, 0.5, (200, 2))
+    ]
+    starts = np.column_stack([np.full(200, 0.3), rng.uniform(-0.1, 0.1, 200)])
+    box = {"a": (0.05, 0.7), "b": (-0.35, 0.65)}
+    result = fit(problems, starts, backend, limits=box, max_steps=2)
+    lower, upper = np.array(list(box.values())).T
+    on = (result.values == lower) | (result.values == upper)
+    beside = np.minimum(result.values - lower, upper - result.values) < 1e-12
+    assert on[:, 1].any() and not (beside & ~on).any()
