@@ -12,16 +12,17 @@ from engine.rowwise import all_of_row, any_of_row
 from engine.rules import ROUNDING
 from engine.status import Status
 from kernels.derivatives import unpacked_hessian
-from kernels.program import ABSOLUTE, GRADIENT
+from kernels.program import ABSOLUTE, GRADIENT, VALUE
 
 __all__ = ["mark_undetermined"]
 
 SUSPECT = 1e4  # inflation of the variances by correlations, above which the Hessian is taken again
-LARGE = 30.0  # an error in terms of its parameter, above which it is taken again
+LARGE = 30.0  # an error in terms of its parameter, above which it is taken again, and tried
 # Smallest eigenvalue of a Hessian in units of its diagonal: at the end of a fit of degenerate parameters there remain
 # up to 4e-10 of either sign, and the worst of the certified regression problems has 9e-10.
 DEFINED = 6e-10
-FAR = 1e6  # a parameter that has grown so many times, with an error beyond itself, has run away
+FAR = 1e6  # a parameter that has grown so many times, with an error beyond itself, may have run away
+RISES = 0.1  # what the cost rises by at least, in units of errordef, one such error further away, if it has not
 
 
 def mark_undetermined(problem: Problem, fits: Fits, start: np.ndarray, rescued: np.ndarray) -> None:
@@ -40,20 +41,31 @@ def mark_undetermined(problem: Problem, fits: Fits, start: np.ndarray, rescued: 
         errors = np.sqrt(np.diagonal(fits.covariance, axis1=1, axis2=2))
         good = (fits.status == Status.CONVERGED) & fits.posdef & all_of_row(np.isfinite(errors))
         size, begun = np.abs(fits.values), np.maximum(np.abs(start), 1.0)
-        scale = np.maximum(size, begun)
-        far = good & any_of_row((size > FAR * begun) & (errors > size))
-        suspect = np.flatnonzero(good & ((fits.inflation > SUSPECT) | any_of_row(errors > LARGE * scale)))
-    undefined = np.zeros(len(good), dtype=bool)
+        grown = (size > FAR * begun) & (errors > size)
+        tried = grown | (errors > LARGE * np.maximum(size, begun))
+        suspect = np.flatnonzero(good & ((fits.inflation > SUSPECT) | any_of_row(tried)))
+    undefined, far = np.zeros((2, len(good)), dtype=bool)
     if len(suspect):
         outputs = problem.driver.evaluate(problem.toys[suspect], fits.values[suspect])
         n_params = fits.values.shape[1]
         hessian = unpacked_hessian(outputs[:, GRADIENT + n_params :], n_params)
         diagonal = np.abs(np.diagonal(hessian, axis1=1, axis2=2))
         active = settings.free & ~fits.at_limit[suspect]
-        # a parameter that may change by itself, and the cost by its rounding
-        noise = 10.0 * ROUNDING * (outputs[:, ABSOLUTE, None] + settings.errordef) / scale[suspect] ** 2
-        singular = np.linalg.eigvalsh(_unit_diagonal(hessian, diagonal, active))[:, 0] < DEFINED
-        undefined[suspect] = singular | any_of_row(active & (diagonal <= noise))
+        undefined[suspect] = np.linalg.eigvalsh(_unit_diagonal(hessian, diagonal, active))[:, 0] < DEFINED
+
+        # of a parameter in large units the cost rises one error away, of one that does nothing it does not
+        row, column = np.nonzero(tried[suspect] & active & (diagonal > 0))
+        toys = suspect[row]
+        error = np.sqrt(2.0 * settings.errordef / diagonal[row, column])
+        outwards = np.where(fits.values[toys, column] < start[toys, column], -error, error)
+        noise = 10.0 * ROUNDING * (outputs[row, ABSOLUTE] + settings.errordef)
+        for step in (-outwards, outwards):
+            away = fits.values[toys]
+            away[np.arange(len(toys)), column] += step
+            within = ((away >= settings.lower) & (away <= settings.upper)).all(axis=1)
+            rise = problem.driver.evaluate(problem.toys[toys], away)[:, VALUE] - outputs[row, VALUE]
+            undefined[toys[within & (np.abs(rise) <= noise)]] = True
+        far[toys[within & grown[toys, column] & (rise < RISES * settings.errordef)]] = True
     for toys, status in ((undefined, Status.HESSIAN_NOT_POSDEF), (far, Status.UNBOUNDED)):
         fits.status[toys] = status
         fits.posdef[toys] = False

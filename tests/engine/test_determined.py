@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine import ExtendedUnbinnedNLL, LeastSquares, Status, UnbinnedNLL, fit_batch
+from engine import ExtendedUnbinnedNLL, LeastSquares, PoissonNLL, Status, UnbinnedNLL, fit_batch
 from kernels import norm
 
 TOYS = np.random.default_rng(0).normal(0.0, 1.0, (60, 100))
@@ -63,3 +63,25 @@ def test_yields_beside_fractions_stay_valid():
     result = fit_batch(cost, toys, {"n": 1e-6, "tiny": 1e-10})
     assert result.valid.all()
     np.testing.assert_allclose(result.values[:, 0], [1e-9 * len(x) for x in toys], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e8, 1e11])
+def test_a_line_is_valid_in_any_units(scale):
+    """Also where a value is small beside its error, in units of which both are large, and the start is 0."""
+    x = np.linspace(-1.0, 1.0, 20)
+    y = np.random.default_rng(3).normal(0.0, 1.0, (200, 20))
+    y[0] = 3.0 * x  # whose constant is 0
+    cost = LeastSquares(lambda x, a, b: a + b * x)
+    result, plain = (fit_batch(cost, (x, s * y, s), {"a": 0.0, "b": 0.0}) for s in (scale, 1.0))
+    assert result.valid.all() and not result.rescued.any()
+    np.testing.assert_allclose(result.values / scale, plain.values, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(result.errors / scale, plain.errors, rtol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+@pytest.mark.parametrize("scale", [1.0, 1e5])
+def test_a_parameter_without_a_minimum_runs_away_in_any_units(scale, backend):
+    cost = PoissonNLL(lambda t: jnp.stack([100.0 / (1.0 + (scale / t) ** 2), 50.0 + 0.0 * t]))
+    result = fit_batch(cost, np.array([[120.0, 50.0], [90.0, 50.0]]), {"t": 0.1 * scale}, backend=backend)
+    np.testing.assert_array_equal(result.status, [Status.UNBOUNDED, Status.CONVERGED])
+    assert result.values[1, 0] == pytest.approx(3.0 * scale)
