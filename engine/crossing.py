@@ -42,8 +42,6 @@ __all__ = [
     "Rays",
     "blocks",
     "crossings",
-    "lower_by",
-    "solve_definite",
 ]
 
 FOUND, AT_LIMIT, LOWER, FAILED = range(4)
@@ -185,7 +183,9 @@ def _newton(driver: NumbaDriver | XlaDriver, rays: Rays, start: np.ndarray, sett
             bend = np.fmax(np.abs(third * s / move.curvature), 1.0)
             settled = move.gain * bend <= GAIN * rise[here]
             end = s + move.ds + correction
-            still = settled & (np.abs(correction) <= REMAINDER * end)
+            still = settled & (np.abs(correction) <= REMAINDER * end) & (np.abs(move.height) <= LEVEL * rise[here])
+            # whoever meets or leaves a limit on the way bends the profile there
+            still &= ~move.turns | (np.abs(move.ds) <= REMAINDER * end)
         usable = move.definite & np.isfinite(move.step).all(axis=1) & np.isfinite(move.ds)
         usable &= value - ray.minimum <= (1.0 + OVERSHOOT) * rise[here]
         on_limit = s + move.ds >= room[here]
@@ -229,6 +229,8 @@ class _Move(NamedTuple):
         What the other parameters gain at the same s.
     definite : (n,) bool
         Whether their Hessian is positive definite.
+    turns : (n,) bool
+        Whether one of them meets or leaves a limit by the step.
     """
 
     step: np.ndarray
@@ -238,6 +240,7 @@ class _Move(NamedTuple):
     curvature: np.ndarray
     gain: np.ndarray
     definite: np.ndarray
+    turns: np.ndarray
 
 
 def _propose(
@@ -251,7 +254,8 @@ def _propose(
     on_limit = np.zeros_like(theta)  # displacement of those that the step would bring beyond a limit
     hu = _times(hessian, ray.direction)
     ds, height, slope, curvature, gain = np.empty((5, n))
-    move = _Move(np.empty_like(theta), ds, height, slope, curvature, gain, np.empty(n, dtype=bool))
+    definite, turns = np.empty(n, dtype=bool), np.zeros(n, dtype=bool)
+    move = _Move(np.empty_like(theta), ds, height, slope, curvature, gain, definite, turns)
     todo = np.arange(n)
     for round_ in range(n_params + 1):
         h, g, m, c, u = hessian[todo], gradient[todo], moving[todo], on_limit[todo], ray.direction[todo]
@@ -274,17 +278,21 @@ def _propose(
         again = crossed.any(axis=1) & move.definite[todo]
         if not again.any():
             break
+        move.turns[todo[again]] = True
         on_limit[todo] = np.where(crossed, np.where(below, settings.lower, settings.upper) - theta[todo], c)
         moving[todo] = m & ~crossed
         todo = todo[again]
+    after = gradient + _times(hessian, move.step)
+    inward = ((theta <= settings.lower) & (after < 0)) | ((theta >= settings.upper) & (after > 0))
+    turns |= (settings.free & ~ray.held & outward & inward).any(axis=1)
     return move
 
 
 def _root(height: np.ndarray, slope: np.ndarray, curvature: np.ndarray, s: np.ndarray, rise: np.ndarray) -> np.ndarray:
     """ds at which height + slope ds + curvature ds^2 / 2 rises through 0.
 
-    Where the parabola never does, the root of z = sqrt(F - F0), which is nearly straight, by its slope; where the
-    profile falls, as far again as s.
+    Where the parabola never does, the root of z = sqrt(F - F0), which is nearly straight, by its slope, at F0 itself
+    that of F; where the profile falls, as far again as s.
     """
     square = slope**2 - 2.0 * height * curvature
     root = np.sqrt(np.maximum(square, 0.0))
@@ -292,7 +300,7 @@ def _root(height: np.ndarray, slope: np.ndarray, curvature: np.ndarray, s: np.nd
         # of two forms the one without cancellation
         ds = np.where(slope > 0, -2.0 * height / (slope + root), (root - slope) / curvature)
         z = np.sqrt(np.maximum(height + rise, 0.0))
-        straight = 2.0 * z * (np.sqrt(rise) - z) / slope
+        straight = np.where(z > 0, 2.0 * z * (np.sqrt(rise) - z), -height) / slope
     rises = (square >= 0) & ((curvature > 0) | (slope > 0))
     return np.where(rises, ds, np.where(slope > 0, straight, s))
 

@@ -22,7 +22,7 @@ from engine import (
 from engine.fit import EDM_GOAL
 from engine.minos import level
 from engine.reference import IndependentCost
-from kernels import norm
+from kernels import norm, truncexpon, truncnorm
 from toys import generate
 from toys.models import STUDIES
 
@@ -280,3 +280,66 @@ def test_weighted_events_are_warned_of():
     result = fit_batch(UnbinnedNLL(norm.pdf), data, [0.0, 1.0], limits={"scale": (0, None)})
     with pytest.warns(UserWarning, match="do not cover"):
         result.minos("loc")
+
+
+# --- limits of the other parameters, and profiles that bend ------------------------------------------------------
+
+
+def shaped(mu, b, a):
+    """A peak over a falling background, whose slope is uncertain."""
+    bins = np.arange(5.0)
+    peak = np.array([0.1, 1.0, 3.0, 1.0, 0.1])
+    return mu * peak + b * (5.0 - bins) / 15.0 * jnp.exp(0.2 * a * (bins - 2.0))
+
+
+SHAPED = PoissonNLL(shaped) + NormalConstraint("a", 0.0, 1.0)
+SHAPED_LIMITS = {"mu": (0, None), "b": (0, None)}
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_ends_lie_on_the_level(backend):
+    """Also from a limit, where the profile rises in a straight line, and where others meet or leave theirs."""
+    rng = np.random.default_rng(8)
+    counts = rng.poisson([0.3, 2.0, 1.5, 0.5, 0.1], (60, 5)).astype(float)
+    counts[:2] = [[0, 4, 1, 0, 0], [1, 3, 1, 0, 0]]
+    measured = rng.normal(0.0, 1.0, 60)
+    measured[:2] = [2.3, 0.419]
+    data = counts, measured
+    start = {"mu": 1.0, "b": 3.0, "a": 0.0}
+    result = fit_batch(SHAPED, data, start, limits=SHAPED_LIMITS, backend=backend)
+    found = result.minos()
+    assert result.valid.all() and np.any(result.at_limit[:, 1]) and np.any(result.at_limit[:, 0])
+    for k, name in enumerate(result.names):
+        for side, at in ((found.lower, found.at_lower_limit), (found.upper, found.at_upper_limit)):
+            ended = found.valid[:, k] & ~at[:, k]
+            held = {name: np.where(ended, result.values[:, k] + side[:, k], result.values[:, k])}
+            there = fit_batch(SHAPED, data, start, limits=SHAPED_LIMITS, fixed=held, backend=backend)
+            assert ended.sum() > 10
+            np.testing.assert_allclose((there.fval - result.fval)[ended], 0.5, rtol=1e-4)
+
+
+# at a mass of 4 the profile is flat
+FLAT = [
+    1.2627, 3.397, 1.7905, 1.6193, 0.3054, 0.1348, 2.5312, 1.5363, 3.1875, 2.1548, 0.41, 2.0815, 0.9576, 1.2954,
+    0.8574, 8.3285, 2.814, 3.0587, 2.239, 3.285, 4.56, 5.3305, 5.401, 4.4635, 4.3742, 5.2367, 4.7161, 5.4428,
+]  # fmt: skip
+
+
+def test_a_profile_that_is_flat_above_the_level_ends_below_its_limit():
+    rng = np.random.default_rng(9)
+    toys = [np.concatenate([rng.exponential(3.0, 23) % 10.0, rng.normal(5.0, 0.3, 4)]) for _ in range(40)]
+    toys.append(np.array(FLAT))
+    pdf = lambda x, f, lam, mu: (  # noqa: E731
+        f * truncnorm.pdf(x, 0.0, 10.0, mu, 0.3) + (1 - f) * truncexpon.pdf(x, 0.0, 10.0, 0.0, lam)
+    )
+    limits = {"f": (0, 1), "lam": (0.1, 100), "mu": (4, 6)}
+    cost, start = UnbinnedNLL(pdf), {"f": 0.2, "lam": 3.0, "mu": 5.0}
+    result = fit_batch(cost, toys, start, limits=limits)
+    found = result.minos("mu", cl=2)
+    ended = np.flatnonzero(found.valid[:, 0] & ~found.at_lower_limit[:, 0])
+    assert len(ended) > 10
+    ends = result.values[ended, 2] + found.lower[ended, 0]
+    there = fit_batch(cost, [toys[k] for k in ended], start, limits=limits, fixed={"mu": ends})
+    rise = there.fval - result.fval[ended]
+    assert np.all(rise < 2.001)  # a fit from the start may find a lower minimum of the others
+    assert np.mean(np.abs(rise - 2.0) < 2e-4) > 0.9
