@@ -47,6 +47,7 @@ class Validation(NamedTuple):
     toy : (n,) int64
         Number of the toy.
     values, errors : (n, n_params) float64
+        Of MIGRAD; where a parameter is on a limit the errors are those that the steps have led to (strategy 0).
     fval, edm : (n,) float64
     valid : (n,) bool
         Whether MIGRAD calls its fit valid.
@@ -115,10 +116,17 @@ class IndependentCost:
         with jax.enable_x64(True), self.lock:
             if self.toy != toy:
                 leaves = zip(self.rows.leaves, self.padded, strict=True)
-                lanes = [lane_data(leaf, np.array([toy]), n) for leaf, n in leaves]
+                lanes = [_lane(leaf, toy, n) for leaf, n in leaves]
                 data = jax.tree.map(lambda a: a[0], tuple(lanes))
                 self.toy, self.data = toy, jax.device_put((data, self.shared), jax.devices("cpu")[0])
             return f(np.asarray(theta, dtype=np.float64), *self.data)
+
+
+def _lane(leaf: Rows, toy: int, n_padded: int) -> tuple:
+    columns, aux, n_rows = lane_data(leaf, np.array([toy]), n_padded)
+    if n_rows[0] == 0 and leaf.columns.size:  # it is padded by 0, where the model may have no derivative
+        columns = np.broadcast_to(leaf.columns[None, :, :1], columns.shape)
+    return columns, aux, n_rows
 
 
 def _padded(n_rows: int) -> int:
@@ -130,6 +138,18 @@ def _padded(n_rows: int) -> int:
 def _hessian(f: Callable, theta: Array, data: tuple, shared: tuple) -> Array:
     slope = jax.linearize(lambda t: jax.grad(f)(t, data, shared), theta)[1]
     return jax.vmap(slope)(jnp.eye(len(theta)))
+
+
+def _inside(start: np.ndarray, hessian: Callable[[], np.ndarray], settings: Settings) -> np.ndarray:
+    """The start, of which no free parameter is on a limit."""
+    at_lower, at_upper = start <= settings.lower, start >= settings.upper
+    if not (settings.free & (at_lower | at_upper)).any():
+        return start
+    curvature = np.diagonal(hessian())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = np.sqrt(2.0 * settings.errordef / curvature)
+    step = 0.01 * np.fmin(np.where(error < np.inf, error, np.abs(start) + 1.0), settings.upper - settings.lower)
+    return np.where(settings.free, start + np.where(at_lower, step, 0.0) - np.where(at_upper, step, 0.0), start)
 
 
 @contextlib.contextmanager
@@ -157,9 +177,10 @@ def migrad(
     """Fit one toy with MIGRAD: exact gradient, strategy 2, tolerance 1e-6; with `quick` strategy 0, and one attempt.
 
     With `exact_hessian` it starts and ends with the Hessian of `evaluate`; where it cannot, and without, with finite
-    differences.
+    differences. From a limit, where Minuit's own parameter has no slope, it starts a hundredth of the error inside.
     """
     evaluate = evaluate or IndependentCost(cost, rows)
+    start = _inside(start, lambda: evaluate.hessian(toy, start), settings)
     last: dict[bytes, tuple[float, np.ndarray]] = {}
 
     def both(theta: np.ndarray) -> tuple[float, np.ndarray]:
@@ -224,7 +245,9 @@ def validate(
     toys = np.asarray(toys, dtype=np.int64)
     fits, ours = [], np.empty(len(toys))
     for i, k in enumerate(toys.tolist()):
-        fits.append(migrad(cost, rows, k, starts[k], settings, evaluate, exact_hessian=True))
+        # on a limit there is no Hessian to end with, and by differences it takes thousands of gradients
+        quick = bool(result.at_limit[k].any())
+        fits.append(migrad(cost, rows, k, starts[k], settings, evaluate, exact_hessian=True, quick=quick))
         ours[i] = evaluate(k, result.values[k])[0]
         if progress is not None:
             progress(1)
@@ -239,7 +262,7 @@ def validate(
         difference = np.where(~settings.free, 0.0, difference)
         on_limit = result.at_limit[toys]
         spread = np.array([f.errors for f in fits]).reshape(-1, n_params)
-        difference = np.where(on_limit & (np.abs(result.values[toys] - values) < 0.05 * spread), 0.0, difference)
+        difference = np.where(on_limit & (np.abs(result.values[toys] - values) <= 0.05 * spread), 0.0, difference)
         above = fval > ours + 1e-3 * result.errordef
         difference = np.where(above[:, None], np.nan, difference)  # it is in another minimum
         same_cost = np.abs(result.fval[toys] - ours) < 1e-3 * result.errordef

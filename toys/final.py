@@ -37,15 +37,16 @@ def summary(study: Study, report: Report, out: str) -> tuple[str, bool]:
         if checked is not None:
             n_bad = int((~checked.agrees).sum())
             console.print(
-                f"MIGRAD on {len(checked.toy)} toys: {int(checked.valid.sum())} valid, worst difference "
-                f"{checked.worst:.1e} sigma, {n_bad} disagree"
+                f"MIGRAD on {len(checked.toy)} toys: {int(checked.valid.sum())} valid, "
+                f"{int(checked.compared.sum())} in the same minimum, worst difference {checked.worst:.1e} sigma, "
+                f"{n_bad} disagree"
             )
             if n_bad:
                 doubts.append(
                     f"MIGRAD disagrees on {n_bad} toys ({', '.join(map(str, checked.toy[~checked.agrees][:5]))})"
                 )
-            if not checked.valid.any():
-                doubts.append("MIGRAD has no valid fit of the toys that it refitted: nothing was validated")
+            elif not checked.compared.any():
+                doubts.append("MIGRAD is in the same minimum for none of the toys: nothing was validated")
         if report.n_resumed:
             console.print(f"{report.n_resumed} toys were there from an earlier run")
         times = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.times.items())

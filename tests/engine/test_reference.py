@@ -2,15 +2,16 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from iminuit import Minuit
 from scipy import stats
 
-from engine import ExtendedUnbinnedNLL, fit_batch
+from engine import ExtendedUnbinnedNLL, NormalConstraint, PoissonNLL, fit_batch, reference
 from engine.drivers import Settings
 from engine.reference import AGREEMENT, IndependentCost, _padded, migrad, validate
-from kernels import norm
+from kernels import norm, truncexpon
 
 N_TOYS = 12
 
@@ -205,3 +206,36 @@ def test_minuit_is_silent_and_its_level_is_left_alone(monkeypatch, toys):
         assert levels == [-1] and of_a_user.print_level == 1
     finally:
         of_a_user.print_level = 0
+
+
+def test_a_start_on_a_limit():
+    """There the parameter that Minuit sees has no slope, so that MIGRAD would stay, and call that a minimum."""
+    cost = PoissonNLL(lambda s, b: jnp.array([1.0, 0.2]) * s + jnp.array([10.0, 20.0]) * b)
+    counts = np.array([[14, 21], [8, 20], [13, 19], [9, 22], [17, 20]])
+    upper = np.array([30.0, np.inf])
+    task = Settings(np.zeros(2), upper, np.ones(2, dtype=bool), 0.5, 1e-13, 200)
+    for s in (0.0, 30.0):
+        result = fit_batch(cost, counts, {"s": s, "b": 1.0}, limits={"s": (0, 30), "b": (0, None)})
+        checked = validate(cost, cost.rows(counts), result, np.arange(5), np.array([s, 1.0]), task)
+        assert checked.valid.all() and checked.compared.all() and checked.agrees.all()
+        assert result.at_limit[:, 0].tolist() == [False, True, False, True, False]
+        np.testing.assert_allclose(checked.values[:, 0], result.values[:, 0], atol=1e-3)
+
+
+def test_both_on_the_limit_agree(monkeypatch):
+    toy = [np.array([1.0, 1.5, 2.0])]
+    result = fit_batch(COST, toy, {"n": 3.0, "mu": 1.0, "sigma": 2.0}, limits={"sigma": (2.0, None)})
+    there = reference.ReferenceFit(result.values[0], np.array([1.0, 1.0, 0.0]), float(result.fval[0]), 0.0, True, 1)
+    monkeypatch.setattr(reference, "migrad", lambda *_, **__: there)
+    checked = validate(COST, COST.rows(toy), result, np.arange(1), result.values[0], settings())
+    assert result.at_limit[0, 2] and checked.compared[0] and checked.agrees[0]
+
+
+def test_a_toy_without_events():
+    cost = ExtendedUnbinnedNLL(lambda x, n, tau: (n, n * truncexpon.pdf(x, 1.0, 9.0, 1.0, tau))) + NormalConstraint(
+        "tau", 2.0, 0.1
+    )
+    rows = cost.rows(([np.zeros(0), np.array([2.0, 3.0])], None))
+    value, gradient = IndependentCost(cost, rows)(0, np.array([5.0, 2.0]))
+    assert value == 5.0
+    np.testing.assert_allclose(gradient, [1.0, 0.0])

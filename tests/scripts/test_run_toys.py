@@ -36,7 +36,7 @@ def test_run_ends_with_a_table(tmp_path):
         "20 valid, 0 at a limit",
     ):
         assert words in out
-    assert "MIGRAD on 3 toys: 3 valid, worst difference" in out and "0 disagree" in out
+    assert "MIGRAD on 3 toys: 3 valid, 3 in the same minimum, worst difference" in out and "0 disagree" in out
     for time_of in ("start", "compile", "generate", "fit", "write", "validate", "join", "total"):
         assert f"{time_of} " in out.split("seconds: ")[1]
     assert "written: my.h5" in out and "WARNING" not in out
