@@ -212,10 +212,9 @@ def test_a_start_on_a_limit():
     """There the parameter that Minuit sees has no slope, so that MIGRAD would stay, and call that a minimum."""
     cost = PoissonNLL(lambda s, b: jnp.array([1.0, 0.2]) * s + jnp.array([10.0, 20.0]) * b)
     counts = np.array([[14, 21], [8, 20], [13, 19], [9, 22], [17, 20]])
-    upper = np.array([30.0, np.inf])
-    task = Settings(np.zeros(2), upper, np.ones(2, dtype=bool), 0.5, 1e-13, 200)
-    for s in (0.0, 30.0):
-        result = fit_batch(cost, counts, {"s": s, "b": 1.0}, limits={"s": (0, 30), "b": (0, None)})
+    for s, upper in ((0.0, np.inf), (0.0, 30.0), (30.0, 30.0)):
+        task = Settings(np.zeros(2), np.array([upper, np.inf]), np.ones(2, dtype=bool), 0.5, 1e-13, 200)
+        result = fit_batch(cost, counts, {"s": s, "b": 1.0}, limits={"s": (0, upper), "b": (0, None)})
         checked = validate(cost, cost.rows(counts), result, np.arange(5), np.array([s, 1.0]), task)
         assert checked.valid.all() and checked.compared.all() and checked.agrees.all()
         assert result.at_limit[:, 0].tolist() == [False, True, False, True, False]
