@@ -21,6 +21,7 @@ from kernels.program import GRADIENT, VALUE
 __all__ = ["Contour", "Profile", "contour", "contour_of", "profile", "profile_of"]
 
 CONTOUR_CL = 0.68
+MOST_SWEEPS = 4  # along a profile
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,10 +147,15 @@ def profile_of(
             start[:, i] = x.flat[at]
             start = np.clip(start, settings.lower, settings.upper)
             fits = problem.driver.fit(problem.toys[at // n], start, settings)
-            good = is_valid(fits, settings)
+            good = is_valid(fits, settings) & ~(fits.fval >= fval.flat[at])
             values.reshape(-1, shape[2])[at[good]] = fits.values[good]
             fval.flat[at[good]] = fits.fval[good]
             valid.flat[at[good]] = True
+
+    def cost_at(toys: np.ndarray, theta: np.ndarray) -> np.ndarray:
+        parts = blocks(np.arange(len(toys)), 1, shape[2])
+        found = [problem.driver.evaluate(problem.toys[toys[some]], theta[some])[:, VALUE] for some in parts]
+        return np.concatenate([np.empty(0), *found])
 
     usable = np.flatnonzero(np.repeat(result.valid, n))
     variance = result.covariance[:, i, i]
@@ -159,13 +165,21 @@ def profile_of(
     distance = (x - result.values[:, i, None])[..., None]
     guess = (result.values[:, None] + distance * along[:, None]).reshape(-1, shape[2])
     fit(usable, guess[usable])
-    for step in (1, -1) * 2:  # what failed starts again from its neighbour, which carries good fits outwards
-        failed = (result.valid[:, None] & ~valid).ravel()
-        order = range(1, n) if step == 1 else range(n - 2, -1, -1)
-        for column in order if failed.any() else ():
-            at = np.flatnonzero(failed.reshape(n_toys, n)[:, column] & valid[:, column - step]) * n + column
-            if len(at):
-                fit(at, values.reshape(-1, shape[2])[at - step])
+    # what failed, or is higher than the cost beside its neighbour, starts again there, which carries good fits outwards
+    for _ in range(MOST_SWEEPS if n > 1 else 0):
+        changed = False
+        for step in (1, -1):
+            for column in range(1, n) if step == 1 else range(n - 2, -1, -1):
+                toys = np.flatnonzero(valid[:, column - step])
+                moved = (x[toys, column] - x[toys, column - step])[:, None] * along[toys]
+                start = np.clip(values[toys, column - step] + moved, settings.lower, settings.upper)
+                start[:, i] = x[toys, column]
+                before = np.where(valid[toys, column], fval[toys, column], np.inf)
+                high = before > cost_at(toys, start) + NEW_MINIMUM * result.errordef
+                fit(toys[high] * n + column, start[high])
+                changed |= bool(np.any(fval[toys, column] < before - NEW_MINIMUM * result.errordef))
+        if not changed:
+            break
     with np.errstate(invalid="ignore"):
         below = fval < (result.fval - NEW_MINIMUM * result.errordef)[:, None]
     return Profile(

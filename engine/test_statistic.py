@@ -9,6 +9,7 @@ import numpy as np
 from engine.arguments import held, held_names, known, limit_arrays, one_of, per_toy, start_points
 from engine.cost import Cost
 from engine.fit import check_fits, fit_batch, refit
+from engine.profile import profile_of
 from engine.result import FitResult
 
 __all__ = ["TEST_STATISTICS", "TestStatistic", "checked_poi", "lower_bounded", "test_statistic"]
@@ -16,6 +17,8 @@ __all__ = ["TEST_STATISTICS", "TestStatistic", "checked_poi", "lower_bounded", "
 #: Those of Cowan et al.: eq. 8, 11, 14, 16 and 12.
 TEST_STATISTICS = ("t", "ttilde", "q", "qtilde", "q0")
 WORSE = 1e-6  # errordef by which a free fit may lie above the fixed one before it is done again
+ASIDE = 3.0  # errors of another parameter by which its fixed fit may leave the line along the covariance
+STEPS = 17  # from the minimum to the tested value, where it has
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +162,15 @@ def test_statistic(
         from_start = points[unsettled]
         from_start[:, i] = tested[unsettled]
         conditional = _better(conditional, unsettled, refit(problem, unsettled, from_start))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        aside = np.abs(conditional.values - near) > ASIDE * free.errors
+    far = np.flatnonzero(conditional.valid & free.valid & aside.any(axis=1))
+    if len(far):  # they may have come into the valley of another minimum, and not along that of their own
+        way = free.values[far, i, None] + (tested - free.values[:, i])[far, None] * np.linspace(0.0, 1.0, STEPS)
+        own = replace(free, problem=replace(problem, settings=replace(problem.settings, free=is_free)))[far]
+        led = profile_of(own, poi, grid=np.clip(way, lower[i], upper[i])).values[:, -1]
+        led = np.where(np.isfinite(led), led, conditional.values[far])
+        conditional = _better(conditional, far, refit(problem, far, led))
 
     # the same toys and limits, with the parameter of interest free
     problem = replace(problem, settings=replace(problem.settings, free=is_free))

@@ -7,6 +7,7 @@ from iminuit import Minuit
 from scipy import stats
 
 from engine import LeastSquares, NormalConstraint, PoissonNLL, contour, crossing, fit_batch, profile
+from engine.test_statistic import test_statistic as statistic
 
 COST = PoissonNLL(lambda s, b, e: jnp.stack([s * e + b, 2.0 * b])) + NormalConstraint("e", 1.0, 0.2)
 LIMITS = {"s": (0, None), "b": (0, None), "e": (0, None)}
@@ -150,3 +151,36 @@ def test_mistakes(fits):
     held = fit_batch(COST, COUNTS[:2], START, limits=LIMITS, fixed=["e"])
     with pytest.raises(ValueError, match="'e' is held"):
         held.profile("e")
+
+
+@pytest.fixture(scope="module")
+def waves():
+    """Damped oscillations, few of their fits with a single minimum."""
+    x = np.linspace(0.0, 10.0, 30)
+    clean = 3.0 * np.exp(-x / 2.0) * np.cos(2.0 * x + 0.3)
+    y = clean + np.random.default_rng(3).normal(0.0, 0.7, (400, 30))
+    cost = LeastSquares(lambda x, A, tau, w, phase: A * jnp.exp(-x / tau) * jnp.cos(w * x + phase))
+    start = {"A": 3.0, "tau": 2.0, "w": 2.0, "phase": 0.3}
+    options = {"limits": {"tau": (0.1, 50), "A": (0, None)}}
+    return cost, (x, y, 0.7), start, options, fit_batch(cost, (x, y, 0.7), start, **options)
+
+
+def test_a_profile_stays_in_its_valley(waves):
+    """Of the minima of the others it is the lowest that can be reached from the neighbours."""
+    profile = waves[-1].profile("A")
+    some = profile.valid.all(axis=1)
+    assert some.mean() > 0.9
+    # where two valleys cross it has a peak, but no spike that falls at once to both sides
+    spikes = profile.fval[some, 1:-1] - np.maximum(profile.fval[some, :-2], profile.fval[some, 2:])
+    assert spikes.max() < 0.3
+
+
+def test_the_statistic_at_the_end_of_an_interval_is_one(waves):
+    cost, data, start, options, result = waves
+    found = result.minos("A")
+    ended = result.valid & found.valid["A"]
+    tested = np.where(ended, result.values["A"] + found.upper["A"], 3.0)
+    value = statistic(cost, data, "A", tested, test_stat="t", start=start, free=result, **options).value
+    assert ended.sum() > 350
+    assert np.all(value[ended] < 1.001)  # one is lower: the profile has gone on to another valley
+    assert np.mean(np.abs(value[ended] - 1.0) < 1e-4) > 0.99
