@@ -199,7 +199,7 @@ def needed_problem(result: FitResult, what: str) -> Problem:
     """The problem of a result; ValueError if it has none."""
     if result.problem is None:
         raise ValueError(
-            f"a result that was read from a file or joined has no data: call engine.{what}(cost, data, result, ...)"
+            f"a result that was read from a file, copied or joined has no data: call engine.{what}(cost, data, result, ...)"
         )
     return result.problem
 
@@ -236,7 +236,7 @@ def as_result(problem: Problem, fits: Fits, rescued: np.ndarray) -> FitResult:
         errors=errors,
         covariance=fits.covariance,
         fval=fits.fval,
-        edm=fits.edm,
+        edm=np.maximum(fits.edm, 0.0) + 0.0,  # nor -0
         valid=is_valid(fits, problem.settings),
         status=fits.status,
         nfev=fits.nfev,

@@ -140,7 +140,8 @@ class Lanes:
 
 def strong(state: Any) -> Any:
     """The same without JAX's weak types: a state whose types change would be compiled for again."""
-    return jax.tree.map(lambda a: jax.lax.convert_element_type(a, np.dtype(a.dtype)), state)
+    numbers = lambda a: jnp.issubdtype(a.dtype, np.number) or a.dtype == bool  # noqa: E731, not keys of jax.random
+    return jax.tree.map(lambda a: jax.lax.convert_element_type(a, a.dtype) if numbers(a) else a, state)
 
 
 def bucket(n: int, multiple: int) -> int:

@@ -1,5 +1,6 @@
 """Newton as an optax transformation, and optax transformations as what runs before Newton."""
 
+import inspect
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -37,6 +38,10 @@ def check_optimizer(optimizer: str | Transformation) -> None:
     elif not isinstance(optimizer, Transformation):
         raise TypeError(
             f"optimizer must be 'newton', 'lbfgs', 'adam' or an optax transformation, got {type(optimizer).__name__}"
+        )
+    elif "hessian" in inspect.signature(optimizer.update).parameters:
+        raise TypeError(
+            "a transformation that wants a Hessian, as engine.newton(), is for loops of your own: pass 'newton'"
         )
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from engine import Status, fit_batch
+from engine import Status, fit_batch, newton
 from tests.engine.normal_fits import (
     BACKENDS,
     COST,
@@ -167,6 +167,11 @@ def test_limits(backend):
             "optimizer must be 'newton', 'lbfgs', 'adam' or an optax transformation, got None",
         ),
         (
+            {"optimizer": newton()},
+            TypeError,
+            "a transformation that wants a Hessian, as engine.newton(), is for loops of your own: pass 'newton'",
+        ),
+        (
             {"backend": "numba", "device": "gpu"},
             ValueError,
             "backend 'numba' runs on the CPU only: pass backend='jax' for",
@@ -218,6 +223,7 @@ OPTIMIZERS = {
     "adam": "adam",
     "lbfgs": "lbfgs",
     # a transformation of one's own sees the parameters as they are, here of size 1
+    "noisy": optax.noisy_sgd(1e-3, eta=1e-4, gamma=0.5, key=0),  # its state holds a key of jax.random
     "own": optax.chain(optax.clip_by_global_norm(1.0), optax.trace(0.5), optax.scale(-3e-3)),
 }
 
@@ -225,12 +231,12 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_first_order_optimizers_reach_the_same_minimum(name):
     toys = normal_toys(6)
-    newton = fit(toys, backend="jax")
+    by_newton = fit(toys, backend="jax")
     result = fit(toys, {"n": 40.0, "mu": 0.1, "sigma": 1.3}, backend="auto", batch_size=2, optimizer=OPTIMIZERS[name])
     assert result.backend == "jax" and result.valid.all() and not result.rescued.any()
-    assert_close(result, newton, 1e-6)
+    assert_close(result, by_newton, 1e-6)
     # the optimiser did its part before Newton polished
-    assert np.all(result.nfev > newton.nfev)
+    assert np.all(result.nfev > by_newton.nfev)
 
 
 def test_step_limit_and_tolerance():
