@@ -199,7 +199,8 @@ def needed_problem(result: FitResult, what: str) -> Problem:
     """The problem of a result; ValueError if it has none."""
     if result.problem is None:
         raise ValueError(
-            f"a result that was read from a file, copied or joined has no data: call engine.{what}(cost, data, result, ...)"
+            f"a result that was read from a file, copied or joined has no data: call engine.{what}(cost, data, result, "
+            "...)"
         )
     return result.problem
 

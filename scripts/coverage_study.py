@@ -93,7 +93,7 @@ def study(args: argparse.Namespace, command: str, done: list) -> int:
             sample = read(model, args.file, **wanted)
             curves = first_curves(sample, path=args.file, **options)
         else:
-            model, _ = prepare(
+            model, *_ = prepare(
                 args.model or "peak",
                 data=[],
                 columns=[],

@@ -137,7 +137,7 @@ def test(args: argparse.Namespace, command: str) -> int:
     if args.file:
         study, n = study_of(args.file, args.model), args.n or read_attributes(args.file, "n_toys")["n_toys"]
     else:
-        study, _ = prepare(
+        study, *_ = prepare(
             args.model or "peak",
             data=[],
             columns=[],

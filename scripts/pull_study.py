@@ -66,7 +66,7 @@ def study(args: argparse.Namespace, command: str) -> int:
             curves = first_curves(sample, path=args.file, **options)
             origin = f"were read from {args.file}, thrown there with the seed {seed}"
         else:
-            model, _ = prepare(
+            model, *_ = prepare(
                 args.model or "peak",
                 data=[],
                 columns=[],

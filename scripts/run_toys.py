@@ -43,14 +43,16 @@ def arguments() -> argparse.ArgumentParser:
         default=[],
         metavar="FILE",
         help="observed data (csv, npy, h5, parquet, root), fitted first: the toys are thrown from its fit; a column of "
-        "events or counts, or the columns x, y, yerror[, xerror] of points; for a sum of costs once for each, in order",
+        "events or counts, a TH1 of counts, or the columns x, y, yerror[, xerror] of points; for a sum of costs once "
+        "for each, in order",
     )
     parser.add_argument(
         "--column",
         action="append",
         default=[],
         metavar="NAME",
-        help="column, dataset or tree:branch of the data, where there are several; once for each file, or observable",
+        help="column, dataset, TH1 or tree:branch of the data, where there are several; once for each file, or "
+        "observable",
     )
     add_values(parser)
     parser.add_argument("--seed", type=natural, default=1, help="toy k depends on (seed, k) alone (default: 1)")
@@ -124,6 +126,7 @@ def seen(out: str) -> tuple[tuple[int, int] | None, list[str] | None]:
 
 
 def study_toys(args: argparse.Namespace, command_line: str) -> int:
+    from toys.files import refuse_inputs
     from toys.final import summary
     from toys.finding import list_studies, prepare
     from toys.options import validated
@@ -133,8 +136,9 @@ def study_toys(args: argparse.Namespace, command_line: str) -> int:
     if args.list:
         print(list_studies())
         return DONE
+    refuse_inputs(args.out, [args.model, *args.data])
     screen = Screen(quiet=args.quiet)
-    study, source = prepare(
+    study, source, observed = prepare(
         args.model,
         data=args.data,
         columns=args.column,
@@ -144,6 +148,7 @@ def study_toys(args: argparse.Namespace, command_line: str) -> int:
         device="auto" if args.cluster else args.device,  # the device of the workers need not be here
         backend=args.backend,
         say=screen.say,
+        minos=args.minos,
     )
     options = Options(
         n_toys=args.n,
@@ -170,7 +175,8 @@ def study_toys(args: argparse.Namespace, command_line: str) -> int:
 
             workers = stack.enter_context(connect(args.cluster, args.model, source, study, device=args.device))
         stack.enter_context(screen)
-        report = run(study, args.out, options, phase=screen.phase, advance=screen.advance, workers=workers)
+        told = {"phase": screen.phase, "advance": screen.advance}
+        report = run(study, args.out, options, **told, workers=workers, observed=observed)
     report.times = {"start": start_seconds, **report.times, "total": time.perf_counter() - STARTED}
     text, doubtful = summary(study, report, args.out)
     print(text)

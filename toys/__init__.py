@@ -23,7 +23,7 @@ from toys.regenerate import regenerate
 from toys.resampling import Resampled
 from toys.sampling import Component, ExtendedMixture, Mixture, numerical_ppf
 from toys.simultaneous import Simultaneous
-from toys.storage import load, load_data, load_minos, load_toys
+from toys.storage import load, load_data, load_minos, load_observed, load_observed_minos, load_toys
 from toys.study import Study, generate
 from toys.upper_limit import upper_limit
 from toys.workspace import read_workspace
@@ -52,6 +52,8 @@ __all__ = [
     "load",
     "load_data",
     "load_minos",
+    "load_observed",
+    "load_observed_minos",
     "load_toys",
     "numerical_ppf",
     "poisson_interval",

@@ -16,7 +16,7 @@ from engine.poisson import PoissonNLL
 from engine.ranges import RangeIntegral
 from engine.sums import SumCost, observables_of
 from toys import storage
-from toys.files import refuse_directory, writing
+from toys.files import refuse_directory, refuse_inputs, writing
 from toys.regenerate import stored_toys
 from toys.statistics import known_pulls
 from toys.study import Study
@@ -189,6 +189,7 @@ def plot_run(study: Study, path: str | Path, out: str | Path, toy: int = 0, bins
         from matplotlib.figure import Figure
     except ImportError:
         raise FigureError("figures need matplotlib: pip install 'batchfit[plot]'") from None
+    refuse_inputs(out, [path])
     result = storage.load(path)
     if not 0 <= toy < len(result):
         raise FigureError(f"{path} has the toys 0 to {len(result) - 1}, not {toy}")

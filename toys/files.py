@@ -18,7 +18,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -39,6 +39,7 @@ __all__ = [
     "parts_directory",
     "reading",
     "refuse_directory",
+    "refuse_inputs",
     "synchronise",
     "writing",
 ]
@@ -96,6 +97,13 @@ def check_output(path: str | Path, *, overwrite: bool = False, resume: bool = Fa
             f"{parts} holds an unfinished run: pass --resume to continue it, --overwrite to start anew, "
             "or name another output"
         )
+
+
+def refuse_inputs(out: str | Path, inputs: Iterable[str | Path]) -> None:
+    """Raise StorageError if an output is one of the files that are read, under whatever name."""
+    for read in inputs:
+        if os.path.exists(out) and os.path.exists(read) and os.path.samefile(out, read):
+            raise StorageError(f"the output {out} is the input {read}: name another output")
 
 
 def identity(path: Path) -> tuple:

@@ -10,10 +10,13 @@ from pathlib import Path
 
 from engine.arguments import known
 from engine.devices import find_devices
+from engine.minos import MinosResult
+from engine.printing import Table
 from toys.files import reading, refuse_directory
 from toys.models import STUDIES
 from toys.observed import InputError, read_data
 from toys.packing import describe, pack
+from toys.parts import Fitted
 from toys.study import Study
 from toys.throwing import check_n_events
 from toys.workspace import read_workspace
@@ -103,8 +106,9 @@ def prepare(
     device: str,
     backend: str,
     say: Callable[[str], None],
-) -> tuple[Study, str]:
-    """The study to run and the source text of its model; with observed data, at the values fitted to them.
+    minos: bool = False,
+) -> tuple[Study, str, Fitted | None]:
+    """The study to run, the source text of its model and, of observed data, their fit, at whose values the study is.
 
     What is fixed is held at the value given, else at its start, which is by default the truth, in all fits.
 
@@ -131,6 +135,7 @@ def prepare(
     if fixed:
         at = {name: {**study.start, **truth, **start, **at}[name] for name in fixed}
         study = replace(study, fixed=tuple(dict.fromkeys((*study.fixed, *fixed))), start={**study.start, **at})
+    observed_fit = None
     if data:
         unknown = [name for name in study.names if name not in study.cost.names]
         if unknown:
@@ -141,6 +146,8 @@ def prepare(
         observed = read_data(study.cost, data, columns, study.observable)
         check_n_events(study, observed)
         fits = study.fit(observed, {**study.start, **start}, device=device, backend=backend)
+        intervals = fits.minos() if minos and fits.valid[0] else None
+        fits = intervals.result if intervals else fits  # a lower minimum may have been found
         told = " and ".join(data)
         if not fits.valid[0]:
             (fit,) = fits
@@ -148,10 +155,25 @@ def prepare(
         fitted_to = describe(study.cost, pack(study.cost, observed))
         say(f"fitted to {told}: {fitted_to}; the toys are thrown from these values")
         say(str(fits[0]))
+        if intervals:
+            say(_ends(intervals).text())
+        observed_fit = Fitted(fits, intervals)
         fitted = dict(zip(study.cost.names, fits.values[0].tolist(), strict=True))
         study = study.at({name: fitted[name] for name in study.names})
     if truth:
         study = study.at(truth)
     if start:
         study = study.at({}, {**study.start, **start})
-    return study, source
+    return study, source, observed_fit
+
+
+def _ends(minos: MinosResult) -> Table:
+    """The intervals of one fit."""
+    rows = []
+    for name in minos.names:
+        lower, upper, low, high = (
+            getattr(minos, field)[name][0] for field in ("lower", "upper", "at_lower_limit", "at_upper_limit")
+        )
+        note = "at limit" if low or high else "" if minos.valid[name][0] else "not found"
+        rows.append([name, f"{lower:.4g}", f"{upper:+.4g}", note])
+    return Table([], ["Name", "MINOS -", "MINOS +", "Note"], rows)

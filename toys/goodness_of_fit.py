@@ -220,7 +220,7 @@ def _degrees_of_freedom(cost: Cost, rows: Rows) -> int:
         if isinstance(part, UnbinnedNLL | ExtendedUnbinnedNLL):
             raise ValueError(
                 f"{type(part).__name__} has no saturated form, its value tells nothing of the goodness of fit: pass "
-                "statistic='ks' or 'ad'"
+                "statistic='ks' or 'ad' (--goodness-of-fit ks or ad)"
             )
         if "scale" in leaf.names:
             raise ValueError("weighted histograms have no saturated form: their value tells nothing")

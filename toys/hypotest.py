@@ -239,7 +239,8 @@ def hypotest(
     if poi_alt is None:
         poi_alt = 0.0 if value else float(study.truth.get(poi, 0.0))
     if test_stat in ("q", "qtilde") and not poi_alt < value:
-        raise ValueError(f"{test_stat} tests a value above its alternative {poi_alt:g}, got {value:g}")
+        q0 = "" if value else ": for a test of discovery pass test_stat='q0' (--test-stat q0, without --value)"
+        raise ValueError(f"{test_stat} tests a value above its alternative {poi_alt:g}, got {value:g}{q0}")
     observed = pool.observed(value, test_stat)
     q = float(observed.value[0])
     described: dict[str, Any] = {

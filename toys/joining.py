@@ -30,7 +30,7 @@ from toys.layout import (
     write_group,
 )
 from toys.packing import Arrays
-from toys.parts import Part, complete_parts, part_path, range_attributes, remove_parts
+from toys.parts import Fitted, Part, complete_parts, part_path, range_attributes, remove_parts, write_observed
 
 __all__ = ["Growing", "join", "join_files"]
 
@@ -50,6 +50,7 @@ def join(
     first: int = 0,
     base: int = 0,
     found: tuple | None = None,
+    observed: Fitted | None = None,
     grown: Callable[[Mapping[str, Any], Mapping[str, np.ndarray] | None], bool] = lambda attributes, validation: False,
 ) -> None:
     """Make the final file out of its parts, which must be toys `first` or `base` to n_toys - 1, and remove the parts.
@@ -66,6 +67,8 @@ def join(
         So many toys are taken from the file that is there, which is valid until the new one replaces it.
     found : tuple, optional
         What `files.identity` said of `path` when the run began.
+    observed : Fitted, optional
+        The fit of the observed data.
     grown : callable, optional
         Completes the file with attributes and validation if it has grown meanwhile, and tells whether it has.
 
@@ -82,7 +85,8 @@ def join(
         parts = [part for part in complete_parts(path) if part[0] >= begin]
         _check_cover(path, parts, n_toys, begin)
         files = ([(0, base, path)] if base else []) + parts
-        join_files(path, files, attributes, validation, aside=parts_directory(path), found=found)
+        aside = parts_directory(path)
+        join_files(path, files, attributes, validation, aside=aside, found=found, observed=observed)
     remove_parts(path)
 
 
@@ -94,6 +98,7 @@ def join_files(
     *,
     aside: Path | None = None,
     found: tuple | None = None,
+    observed: Fitted | None = None,
 ) -> None:
     """Make one file out of others, which are verified and stay.
 
@@ -105,7 +110,7 @@ def join_files(
     path : path of the new file
     files : sequence of (first, stop, path)
         Toys first to stop - 1 are the first rows of that file; the toys of all files follow each other.
-    attributes, validation, found
+    attributes, validation, found, observed
         As for `join`.
     aside : path, optional
         Directory where the new file lies until it is complete; by default its own.
@@ -116,7 +121,7 @@ def join_files(
         As `join`.
     """
     with hdf5.new_hdf5(path, aside=aside) as (file, disk):
-        joined = _Joined(file, disk, range(files[0][0], files[-1][1]))
+        joined = _Joined(file, disk, range(files[0][0], files[-1][1]), observed)
         for source in files:
             joined.add_file(*source)
         joined.complete(attributes, validation)
@@ -135,7 +140,7 @@ class Growing:
         All toys of the file.
     there : sequence of (first, stop, path)
         Files with toys that are there already, as for `join_files`.
-    found : tuple, optional
+    found, observed
         As for `join`.
     """
 
@@ -145,8 +150,9 @@ class Growing:
         toys: range,
         there: Sequence[tuple[int, int, Path]] = (),
         found: tuple | None = None,
+        observed: Fitted | None = None,
     ) -> None:
-        self.path, self.toys, self.there, self.found = path, toys, list(there), found
+        self.path, self.toys, self.there, self.found, self.observed = path, toys, list(there), found, observed
         self.stack = contextlib.ExitStack()
         self.disk: Disk | None = None
         self.joined: _Joined | None = None
@@ -174,7 +180,7 @@ class Growing:
     def _add(self, part: Part) -> None:
         if self.joined is None:
             file, self.disk = self.stack.enter_context(hdf5.new_hdf5(self.path, aside=parts_directory(self.path)))
-            self.joined = _Joined(file, self.disk, self.toys)
+            self.joined = _Joined(file, self.disk, self.toys, self.observed)
         self._add_there(self.joined, part.first)
         self.joined.add_part(part, part_path(self.path, part.first, part.stop))
         self.joined.disk.hurry()
@@ -240,8 +246,8 @@ class _Layout(NamedTuple):
 class _Joined:
     """A new file to which sources are added in the order of their toys."""
 
-    def __init__(self, file: hdf5.File, disk: Disk, toys: range) -> None:
-        self.file, self.disk, self.toys = file, disk, toys
+    def __init__(self, file: hdf5.File, disk: Disk, toys: range, observed: Fitted | None) -> None:
+        self.file, self.disk, self.toys, self.observed = file, disk, toys, observed
         self.next = toys.start
         self.first_source: tuple[Path, _Layout] | None = None
         self.labels = {label: set[str]() for label in LABELS}
@@ -275,6 +281,8 @@ class _Joined:
         hdf5.write_attributes(self.file["results"], layout.of_results | labels)
         write_group(self.file, "shared", layout.shared)
         write_group(self.file, "validation", dict(validation or {}))
+        if self.observed is not None:
+            write_observed(self.file, self.observed)
         self.disk.check()
 
     def _begin(self, layout: _Layout, first: int, stop: int, source: Path) -> None:

@@ -5,6 +5,8 @@
     /shared      named arrays that all toys have in common (optional)
     /results     the arrays of `FitResult`, one row per toy; attributes: names, errordef, backend, device
     /results/minos  lower, upper, valid, ... of all parameters, one row per toy (on request)
+    /observed    the same as /results, with /observed/minos, of the data that were observed: one row (optional, never in
+                 a part)
     /validation  named arrays, one row per refitted toy (optional, never in a part)
 
 The names are those of `toys.packing`; what belongs to the costs of a sum lies in the groups part0, part1, ... of both.
@@ -12,7 +14,7 @@ The chunks of arrays hold whole toys where there is one row per toy; where the t
 events, whichever toys they belong to. Of a run that does not keep its toys, /toys holds their checksums alone, and an
 attribute `kept`.
 
-/toys, /results and /results/minos are tables: each has `checksum`, one number for each toy over its row of all
+/toys, /results, /observed and their /minos are tables: each has `checksum`, one number for each toy over its row of all
 arrays of the table (`toys.checksums`), and whatever is read is compared with it. /shared and /validation have one for
 all their arrays, as an attribute. A chunk that is damaged, zeroed or missing is an error that names its toy.
 
@@ -51,6 +53,7 @@ __all__ = [
     "open_file",
     "read_group",
     "read_rows",
+    "refuse_foreign",
     "tables",
     "write_group",
     "write_table",
@@ -93,6 +96,21 @@ def open_file(path: str | Path) -> hdf5.File:
     raise StorageError(
         f"{path} has format version {told}, but this program reads versions up to {FORMAT_VERSION}: install a newer one"
     )
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise StorageError if the file that is to be replaced, if there is one, is none of ours."""
+    if not path.exists():
+        return
+    try:
+        with hdf5.open_hdf5(path) as file, reading(path):
+            ours = "format_version" in file.attrs
+    except StorageError:
+        ours = False
+    if not ours:
+        raise StorageError(
+            f"{path} is no file of run_toys.py, or a damaged one, and is not replaced: move it, or name another output"
+        )
 
 
 # --- tables ------------------------------------------------------------------------------------------------
@@ -150,8 +168,10 @@ def read_rows(file: hdf5.File, table: str, first: int, stop: int) -> Arrays:
     if CHECKSUM in file[table] and "kept" not in file[table].attrs:
         damaged = np.flatnonzero(checksums(rows, stop - first) != file[table][CHECKSUM][first:stop])
         if len(damaged):
-            what = "fit" if table == "results" else "interval" if table == "results/minos" else "data"
             path = Path(file.filename)
+            if table.startswith("observed"):
+                raise StorageError(f"{path} is damaged, the fit of the observed data in it: {advice(path)}")
+            what = "fit" if table == "results" else "interval" if table == "results/minos" else "data"
             toy = int(file.attrs["first"]) + first + int(damaged[0])
             raise StorageError(f"{path} is damaged, the {what} of toy {toy} in it: {advice(path)}")
     return Arrays(rows, {})

@@ -4,7 +4,8 @@ import csv
 import math
 import re
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ __all__ = ["InputError", "read_data", "read_observed"]
 
 # what is shown of names and cells
 _LONGEST, _MOST = 40, 20
+# edges of a histogram may be rounded to float32, by so much of a bin
+_SAME_EDGE = 1e-3
 # the header of an array file is a Python literal, which may be damaged in any way
 _BAD_HEADERS = (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError)
 
@@ -35,8 +38,8 @@ def read_data(cost: Cost, paths: Sequence[str], columns: Sequence[str], observab
     """Observed data as one toy, in the form that `fit_batch` takes.
 
     Unbinned data are a column of events (several columns for several observables), counts a column with one number for
-    each bin, points the columns x, y, yerror and, where the cost takes it, xerror. A sum takes one file for each cost
-    that needs data, in order; its constraints keep their values.
+    each bin, or a one-dimensional histogram of ROOT, points the columns x, y, yerror and, where the cost takes it,
+    xerror. A sum takes one file for each cost that needs data, in order; its constraints keep their values.
 
     Parameters
     ----------
@@ -97,7 +100,9 @@ def _read_part(cost: Cost, path: str, columns: list[str], observable: tuple[floa
     else:
         if len(columns) > 1:
             raise InputError(f"{path}: counts are one column, got {len(columns)} --column")
-        data = read_observed(path, columns[0] if columns else None)[None]
+        # with templates, bins have no edges
+        edges = getattr(cost, "edges", np.empty(0))
+        data = read_observed(path, columns[0] if columns else None, edges=edges)[None]
         negative = np.flatnonzero(data[0] < 0)
         if len(negative):
             k = negative[0]
@@ -112,7 +117,11 @@ def _read_part(cost: Cost, path: str, columns: list[str], observable: tuple[floa
 
 
 def read_observed(
-    path: str | Path, column: str | None = None, observable: tuple[float, float] | None = None
+    path: str | Path,
+    column: str | None = None,
+    observable: tuple[float, float] | None = None,
+    *,
+    edges: np.ndarray | None = None,
 ) -> np.ndarray:
     """One column of numbers from a file.
 
@@ -125,6 +134,8 @@ def read_observed(
         tree has it), where there are several.
     observable : (lower, upper), optional
         Range in which all data must lie.
+    edges : (n_bins + 1,) array, optional
+        Of counts, which a TH1 of a ROOT file with these edges holds, too; of any TH1 where there are none, (0,).
 
     Returns
     -------
@@ -137,8 +148,9 @@ def read_observed(
         of the range.
     """
     path = Path(path)
-    readers = {
-        ".csv": _csv, ".txt": _csv, ".npy": _npy, ".h5": _hdf5, ".hdf5": _hdf5, ".parquet": _parquet, ".root": _root,
+    readers: dict[str, Callable[[Path, str | None], np.ndarray]] = {
+        ".csv": _csv, ".txt": _csv, ".npy": _npy, ".h5": _hdf5, ".hdf5": _hdf5, ".parquet": _parquet,
+        ".root": partial(_root, edges=edges),
     }  # fmt: skip
     try:
         if not path.exists():
@@ -217,15 +229,18 @@ def _csv(path: Path, column: str | None) -> np.ndarray:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file, strict=True)
-            rows = [(lines.line_num, row) for row in lines if any(cell.strip() for cell in row)]
+            # an empty cell is no empty line: pandas writes a NaN of a single column as ""
+            rows = [(lines.line_num, row) for row in lines if row and not (len(row) == 1 and row[0].isspace())]
     except (UnicodeDecodeError, csv.Error):
         raise InputError(f"{path} is no comma-separated text in UTF-8") from None
     if not rows:
         raise InputError(f"{path} is empty")
     first = [cell.strip() for cell in rows[0][1]]
-    has_header = all(number(cell) is None for cell in first)
+    has_header = any(first) and all(number(cell) is None for cell in first)
     names = first if has_header else [str(k + 1) for k in range(len(first))]
     if has_header and (almost := [cell for cell in first if re.match(r"[-+]?\.?\d", cell)]):
+        if all(number(cell) is not None for cell in re.split(r"[\s;]+", almost[0])):
+            raise InputError(f"{path}, line {rows[0][0]}: columns are separated by commas, got {_short(almost[0])!r}")
         raise InputError(
             f"{path}, line {rows[0][0]}: {_short(almost[0])!r} is neither a number nor the name of a column, which "
             "starts with a letter"
@@ -250,6 +265,13 @@ def _csv(path: Path, column: str | None) -> np.ndarray:
                 "by commas, and decimals written with a point"
             )
         values.append(value)
+    # pandas numbers columns without names, and has none for that of the rows
+    nameless = not has_header and first[chosen] == str(chosen - (not first[0]))
+    if nameless and len(rows) > 1 and not any(row[chosen].strip().lstrip("+-").isdecimal() for _, row in rows[1:]):
+        raise InputError(
+            f"{path}, line {rows[0][0]}: {first[chosen]} may be the first number or, as of pandas, the name of a "
+            f"column: write {first[chosen]}.0, or a name that starts with a letter"
+        )
     return np.array(values)
 
 
@@ -293,7 +315,7 @@ def _parquet(path: Path, column: str | None) -> np.ndarray:
         raise InputError(f"{path} is no parquet file that can be read") from None
 
 
-def _root(path: Path, column: str | None) -> np.ndarray:
+def _root(path: Path, column: str | None, edges: np.ndarray | None) -> np.ndarray:
     try:
         import uproot
     except ImportError:
@@ -305,10 +327,29 @@ def _root(path: Path, column: str | None) -> np.ndarray:
             names = [f"{tree}:{branch}" for tree, branches in trees.items() for branch in branches]
             # the tree may be left out where only one has such a branch
             alike = [name for name in names if column is not None and name.endswith(f":{column}")]
-            chosen = _choose(path, names, alike[0] if len(alike) == 1 else column, "branch")
+            histograms = [] if edges is None else file.keys(cycle=False, filter_classname="TH1*")
+            what = "object" if histograms else "branch"
+            chosen = _choose(path, names + histograms, alike[0] if len(alike) == 1 else column, what)
+            if edges is not None and chosen in histograms:
+                return _contents(f"{path}: {_short(chosen)}", file[chosen], edges)
             tree, _, branch = chosen.partition(":")
-            return np.asarray(file[tree][branch].array(library="np"))
+            values = np.asarray(file[tree][branch].array(library="np"))
+            if values.dtype == object and len(values) and np.ndim(values[0]):
+                raise InputError(f"{path}: {_short(chosen)} is jagged, an array for each entry: write a flat branch")
+            return values
     except InputError:
         raise
     except Exception as error:  # uproot has no class of its own for files that it cannot read
         raise InputError(f"{path} is no ROOT file that can be read ({type(error).__name__})") from None
+
+
+def _contents(name: str, histogram: Any, edges: np.ndarray) -> np.ndarray:
+    """The counts of a TH1, without those below and above its range."""
+    found, counts = histogram.axis().edges(), histogram.values()
+    width = np.diff(found).min()
+    if len(edges) and not (len(found) == len(edges) and np.allclose(found, edges, rtol=0.0, atol=_SAME_EDGE * width)):
+        told = (f"{len(each) - 1} bins from {each[0]:g} to {each[-1]:g}" for each in (found, edges))
+        raise InputError("{} has {}, but the study {}: the edges must be the same".format(name, *told))
+    if not np.allclose(histogram.variances(), counts):
+        raise InputError(f"{name} is weighted, but the toys are counts: fill it without weights")
+    return counts

@@ -33,9 +33,25 @@ from toys.layout import (
     write_table,
 )
 
-__all__ = ["Part", "complete_parts", "part_path", "range_attributes", "remove_parts", "write_part"]
+__all__ = [
+    "Fitted",
+    "Part",
+    "complete_parts",
+    "part_path",
+    "range_attributes",
+    "remove_parts",
+    "write_observed",
+    "write_part",
+]
 
 _TEMPORARY = re.compile(r".+\.tmp\.(\d+)")
+
+
+class Fitted(NamedTuple):
+    """Fits, and their MINOS intervals if these are asked for."""
+
+    result: FitResult
+    minos: MinosResult | None = None
 
 
 class Part(NamedTuple):
@@ -144,22 +160,34 @@ def _part(
         if not NAME.fullmatch(name) or name.endswith("offsets") or name == CHECKSUM:
             raise ValueError(f"toys cannot be called {name!r}")
     rows: dict[str, Any] = {name: a if isinstance(a, Ragged) else np.asarray(a) for name, a in toys.items()}
-    fits: dict[str, Any] = {name: getattr(result, name) for name in RESULT_ARRAYS}
-    tables = {
-        "toys": (rows if save_toys else {}, checksums(rows, n_toys)),
-        "results": (fits, checksums(fits, n_toys)),
-    }
-    if minos is not None:
-        intervals: dict[str, Any] = {name: _of_all(minos, name) for name in MINOS_ARRAYS}
-        tables["results/minos"] = (intervals, checksums(intervals, n_toys))
     return Part(
         first,
         first + n_toys,
-        tables,
+        {"toys": (rows if save_toys else {}, checksums(rows, n_toys)), **_tables("results", Fitted(result, minos))},
         {} if save_toys else {"kept": False},
-        {name: getattr(result, name) for name in RESULT_ATTRIBUTES},
+        _labels(result),
         dict(shared),
     )
+
+
+def write_observed(file: hdf5.File, observed: Fitted) -> None:
+    """Write the fit of the observed data as toys are written."""
+    for table, (rows, sums) in _tables("observed", observed).items():
+        write_table(file, table, rows, sums)
+    hdf5.write_attributes(file["observed"], _labels(observed.result))
+
+
+def _tables(name: str, fitted: Fitted) -> dict[str, tuple[dict[str, Any], np.ndarray]]:
+    """The table of this name, with the fits, and that of their intervals."""
+    result, minos = fitted
+    arrays = {name: {each: getattr(result, each) for each in RESULT_ARRAYS}}
+    if minos is not None:
+        arrays[f"{name}/minos"] = {each: _of_all(minos, each) for each in MINOS_ARRAYS}
+    return {table: (rows, checksums(rows, len(result))) for table, rows in arrays.items()}
+
+
+def _labels(result: FitResult) -> dict[str, Any]:
+    return {name: getattr(result, name) for name in RESULT_ATTRIBUTES}
 
 
 def _of_all(minos: MinosResult, field: str) -> np.ndarray:

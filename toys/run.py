@@ -23,8 +23,10 @@ from toys import memory, storage
 from toys.files import check_output, identity, lock, reading
 from toys.fitting import Compiled, Fitter, compile_study
 from toys.joining import Growing
+from toys.layout import refuse_foreign
 from toys.options import Options, shard_range
 from toys.packing import pack
+from toys.parts import Fitted
 from toys.provenance import DECISIVE, PACKAGES, attributes_of, check_same, versions_of, warn_of_versions
 from toys.study import Study, generate
 from toys.tally import Tally
@@ -113,6 +115,7 @@ def run(
     phase: Callable[[str, int], None] = lambda name, total: None,
     advance: Callable[[int], None] = lambda n: None,
     workers: Workers | None = None,
+    observed: Fitted | None = None,
 ) -> Report:
     """Throw and fit toys, validate some with MIGRAD, and store everything.
 
@@ -128,6 +131,8 @@ def run(
         Told of the beginning of a phase ("compile", "fit", "validate", "join") with its total, and of steps done.
     workers : Workers, optional
         Who throws and fits; by default this process.
+    observed : Fitted, optional
+        The fit of the observed data, for the file; by default that of the file that is continued.
 
     Raises
     ------
@@ -138,6 +143,8 @@ def run(
     """
     out = Path(out)
     check_output(out, overwrite=options.overwrite, resume=options.resume, extend=options.extend)
+    if options.overwrite:
+        refuse_foreign(out)
     times: dict[str, float] = {}
     with lock(out), _QUICK_TURNS:
         found = identity(out)
@@ -178,6 +185,7 @@ def run(
             storage.remove_parts(out)
             return _counted(report, base)
         if base:
+            observed = observed or storage.read_fitted(out)
             made = {out: versions_of(out, storage.read_attributes(out)), **made}
         warn_of_versions(made, versions_of(out, attributes))
         done = [range(*part[:2]) for part in parts if part[0] >= base]
@@ -188,7 +196,7 @@ def run(
         n_validated = min(options.validate, options.n_toys)
         # of toys that are not kept, it is checked that they are thrown again as they were: at the end, from the file
         refits = Refits(study, options.n_toys, n_validated if options.save_toys else 0, chunk)
-        growing = None if workers else Growing(out, range(0 if base else first, stop), there, found)
+        growing = None if workers else Growing(out, range(0 if base else first, stop), there, found, observed)
         with Writer(out, attributes, options.save_toys, growing) as writer:
             phase("fit", stop - first)
             advance(n_resumed)
@@ -219,7 +227,8 @@ def run(
                 # so that a later run still warns of the toys that were there
                 oldest = next(filter(None, made.values()), versions_of(out, attributes))
                 joined = {**attributes, "versions": json.dumps(oldest)}
-                storage.join(out, joined, stop, summary, first=first, base=base, found=found, grown=writer.complete)
+                how: dict[str, Any] = {"first": first, "base": base, "found": found, "observed": observed}
+                storage.join(out, joined, stop, summary, **how, grown=writer.complete)
             if not workers:
                 times["write"] = writer.seconds
         advance(1)

@@ -30,6 +30,7 @@ from toys.study import Study, generate, thrown_by
 
 __all__ = ["Curves", "Sample", "curves", "first_curves", "is_one_sigma", "read", "study_of", "throw"]
 
+MOST_TOLD = 2048  # toys after which `advance` is told: MINOS at two levels takes some seconds for so many
 CURVE_TOYS, CURVE_POINTS, CURVE_BOUND, MOST_CURVES = 5, 31, 2.5, 12
 
 
@@ -237,7 +238,7 @@ def is_one_sigma(level: float) -> bool:
 
 
 def _chunks(n_toys: int, bytes_each: int) -> list[tuple[int, int]]:
-    chunk = toys_per_chunk(bytes_each)
+    chunk = min(toys_per_chunk(bytes_each), MOST_TOLD)
     return [(first, min(first + chunk, n_toys)) for first in range(0, n_toys, chunk)]
 
 

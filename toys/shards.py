@@ -14,7 +14,7 @@ import numpy as np
 
 from toys import storage
 from toys.files import StorageError, advice, check_output, lock, reading
-from toys.layout import n_toys_of, open_file
+from toys.layout import n_toys_of, open_file, refuse_foreign
 from toys.options import shard_range
 from toys.provenance import told_differences, versions_of, warn_of_versions
 
@@ -72,6 +72,7 @@ def merge(out: str | Path, shards: Sequence[str | Path], *, overwrite: bool = Fa
     with lock(out):
         if out.exists() and not overwrite:  # no other merge can write it now
             raise StorageError(f"{out} exists: pass --overwrite to replace it, or name another output")
+        refuse_foreign(out)
         found = sorted((_read(Path(path)) for path in shards), key=lambda shard: (shard.first, shard.stop))
         _check_same(found)
         _check_cover(found)
@@ -80,7 +81,9 @@ def merge(out: str | Path, shards: Sequence[str | Path], *, overwrite: bool = Fa
         for label in ("device", "jax_devices"):
             attributes[label] = ", ".join(sorted({shard.attributes[label] for shard in found}))
         validation = _validation(found)
-        storage.join_files(out, [shard[:3] for shard in found], attributes, validation)
+        # all were thrown from the values of this fit
+        observed = next(filter(None, (storage.read_fitted(shard.path) for shard in found)), None)
+        storage.join_files(out, [shard[:3] for shard in found], attributes, validation, observed=observed)
     agrees = validation.get("agrees", np.empty(0, dtype=bool))
     return Merged(found[-1].stop, len(agrees), int((~agrees).sum()))
 

@@ -35,7 +35,7 @@ from toys.layout import (
     read_rows,
 )
 from toys.packing import Arrays, unpack
-from toys.parts import complete_parts, remove_parts, write_part
+from toys.parts import Fitted, complete_parts, remove_parts, write_part
 
 __all__ = [
     "FORMAT_VERSION",
@@ -47,12 +47,15 @@ __all__ = [
     "load_blocks",
     "load_data",
     "load_minos",
+    "load_observed",
+    "load_observed_minos",
     "load_shared",
     "load_some",
     "load_toys",
     "read_attributes",
     "read_checksums",
     "read_dataset",
+    "read_fitted",
     "read_validation",
     "remove_parts",
     "same_run",
@@ -92,9 +95,7 @@ def load(path: str | Path, first: int = 0, stop: int | None = None) -> FitResult
     with open_file(path) as file:
         first, stop = _range(path, file, first, stop)
         with reading(path):
-            attributes = {name: hdf5.plain(file["results"])[name] for name in RESULT_ATTRIBUTES}
-            rows: dict[str, Any] = dict(read_rows(file, "results", first, stop).toys)
-            return FitResult(**attributes, **{name: rows[name] for name in RESULT_ARRAYS})
+            return _result(file, "results", first, stop)
 
 
 def load_minos(path: str | Path, first: int = 0, stop: int | None = None) -> MinosResult | None:
@@ -106,15 +107,48 @@ def load_minos(path: str | Path, first: int = 0, stop: int | None = None) -> Min
     with open_file(path) as file:
         first, stop = _range(path, file, first, stop)
         with reading(path):
-            if "minos" not in file["results"]:
-                return None
-            # not from the fits, of which some rows may not have a valid one
-            held = hdf5.plain(file).get("fixed", [])
-            names = tuple(name for name in result.names if name not in held)
-            rows: dict[str, Any] = dict(read_rows(file, "results/minos", first, stop).toys)
-            free = [result.names.index(name) for name in names]
-            arrays = {name: rows[name][:, free] for name in MINOS_ARRAYS}
-    return MinosResult(names=names, **arrays, result=result)
+            return _intervals(file, "results", first, stop, result)
+
+
+def load_observed(path: str | Path) -> FitResult | None:
+    """The fit of the observed data from which the toys of a file were thrown, one row, None if there were none.
+
+    Raises StorageError as `load` does.
+    """
+    return fitted.result if (fitted := read_fitted(path)) else None
+
+
+def load_observed_minos(path: str | Path) -> MinosResult | None:
+    """Its MINOS intervals, None if there are none. Raises StorageError as `load` does."""
+    return fitted.minos if (fitted := read_fitted(path)) else None
+
+
+def read_fitted(path: str | Path) -> Fitted | None:
+    """What `load_observed` and `load_observed_minos` give, together."""
+    with open_file(path) as file, reading(path):
+        if "observed" not in file:
+            return None
+        result = _result(file, "observed", 0, 1)
+        return Fitted(result, _intervals(file, "observed", 0, 1, result))
+
+
+def _result(file: hdf5.File, table: str, first: int, stop: int) -> FitResult:
+    labels = hdf5.plain(file[table])
+    rows: dict[str, Any] = dict(read_rows(file, table, first, stop).toys)
+    return FitResult(
+        **{name: labels[name] for name in RESULT_ATTRIBUTES}, **{name: rows[name] for name in RESULT_ARRAYS}
+    )
+
+
+def _intervals(file: hdf5.File, table: str, first: int, stop: int, result: FitResult) -> MinosResult | None:
+    if "minos" not in file[table]:
+        return None
+    # not from the fits, of which some rows may not have a valid one
+    held = hdf5.plain(file).get("fixed", [])
+    names = tuple(name for name in result.names if name not in held)
+    rows: dict[str, Any] = dict(read_rows(file, f"{table}/minos", first, stop).toys)
+    free = [result.names.index(name) for name in names]
+    return MinosResult(names=names, **{name: rows[name][:, free] for name in MINOS_ARRAYS}, result=result)
 
 
 def load_blocks(path: str | Path, *, minos: bool = False) -> Iterator[tuple[FitResult, MinosResult | None]]:

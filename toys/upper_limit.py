@@ -385,6 +385,12 @@ class _Scan:
         told += f"{self.n_background} without signal; {failed} fits of toys failed and are left out."
         if ties:
             told += f" {ties} are within {TIE:g} of the observation and count as extreme."
+        unknown = [f"{n:+d}" for n, expected in zip(BAND, self.expected(), strict=True) if np.isnan(expected)]
+        if unknown:
+            told += (
+                f" No tested values enclose the limit that is expected at {', '.join(unknown)} standard deviations, "
+                f"which is nan: raise the number of toys, or the upper limit of {self.pool.poi}."
+            )
         if not np.isfinite(limit):
             return f"{told} Every value is excluded: the interval is empty."
         if not error <= precision * limit:

@@ -37,6 +37,7 @@ def test_plot_that_cannot_be_made(tmp_path, finished_run, monkeypatch):
     assert "the following arguments are required: file" in told()
     told_of_missing = "missing, the directory of toys.png, does not exist: create it"
     assert told(path, "--out", "missing/toys.png") == told_of_missing
+    assert told(path, "--out", path) == f"the output {path} is the input {path}: name another output"
     assert told(path, "--out", ".") == ". is a directory: name a file in it"
     assert call(plot_toys.main, path, "--out", "figure") == (0, "written: figure\n", "")
     assert Path("figure").read_bytes().startswith(b"\x89PNG")

@@ -1,5 +1,6 @@
 """Observed data on the command line: fitted first, and the toys thrown from the fit."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from iminuit import Minuit
 from iminuit.cost import ExtendedUnbinnedNLL
 
 import toys
-from engine import fit_batch
+from engine import FitResult, fit_batch
 from tests.scripts.command_line import SMALL, finished, refused
 from toys import storage
 from toys.models import peak
+from toys.shards import merge
 from toys.study import generate
 
 pytestmark = pytest.mark.usefixtures("empty_directory")
@@ -46,6 +48,54 @@ def test_toys_are_thrown_from_the_fit_of_the_data():
     data = generate(peak().at(truth), 5, seed=1)
     np.testing.assert_array_equal(toys.load_toys("toys.h5")["values"].values, data.values)
     assert json.loads(storage.read_attributes("toys.h5")["start"])["ns"] == 100.0
+
+
+def assert_same_fit(mine, theirs):
+    for field in dataclasses.fields(FitResult):
+        if field.name != "problem":
+            np.testing.assert_array_equal(getattr(mine, field.name), getattr(theirs, field.name), err_msg=field.name)
+
+
+def test_the_fit_of_the_data_is_in_the_file():
+    """It is that of `fit_batch`, and stays where a run is resumed, extended, or merged out of shards."""
+    events = generate(peak().at({"ns": 120, "nb": 280}), 1, seed=11)[0]
+    np.savetxt("good.csv", events)
+    start = {**peak().start, "ns": 100.0, "nb": 300.0}
+    fit = fit_batch(peak().cost, [events], start, limits=peak().limits, fixed=["lam"], backend="numba")
+    minos = fit.minos()
+    of_run = ["--validate", "0", "--device", "cpu", "--start", "ns=100", "nb=300", "--fixed", "lam", "--minos"]
+    options = [*of_run, "--data", "good.csv", "--chunk", "4"]
+
+    def check(path):
+        found, intervals = toys.load_observed(path), toys.load_observed_minos(path)
+        assert_same_fit(found, fit)
+        assert_same_fit(intervals.result, fit)
+        assert intervals.names == minos.names == ("ns", "nb", "mu", "sigma")
+        for name in ("lower", "upper", "valid", "at_lower_limit", "at_upper_limit", "new_minimum", "nfev"):
+            np.testing.assert_array_equal(getattr(intervals, name), getattr(minos, name), err_msg=name)
+        assert len(toys.load(path)) == storage.read_attributes(path)["stop"] - storage.read_attributes(path)["first"]
+
+    out = finished(*options, "--n", "8")
+    printed = [" ".join(line.split()) for line in out.splitlines()]
+    assert "│ Name │ MINOS - │ MINOS + │ Note │" in printed
+    assert f"│ ns │ {minos.lower['ns'][0]:.4g} │ {minos.upper['ns'][0]:+.4g} │ │" in printed
+    check("toys.h5")
+    finished(*options, "--n", "8", "--resume")
+    check("toys.h5")
+    finished(*options, "--n", "12", "--extend")
+    check("toys.h5")
+    truth = [f"{name}={value!r}" for name, value in json.loads(storage.read_attributes("toys.h5")["truth"]).items()]
+    # without the data, it is kept
+    finished(*of_run, "--chunk", "4", "--n", "16", "--extend", "--truth", *truth)
+    check("toys.h5")
+    for shard in ("1/2", "2/2"):
+        finished(*options, "--n", "8", "--shard", shard, "--out", "part.h5")
+    merge("merged.h5", ["part.shard-2-of-2.h5", "part.shard-1-of-2.h5"])
+    check("merged.h5")
+    finished("--n", "2", "--validate", "0", "--device", "cpu", "--data", "good.csv", "--out", "hesse.h5")
+    assert toys.load_observed("hesse.h5").valid.all() and toys.load_observed_minos("hesse.h5") is None
+    finished("--n", "2", "--validate", "0", "--device", "cpu", "--out", "none.h5")
+    assert toys.load_observed("none.h5") is None and toys.load_observed_minos("none.h5") is None
 
 
 def test_fixed_is_held_in_the_fit_of_the_data_too():

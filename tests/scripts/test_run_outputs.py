@@ -4,11 +4,12 @@ import os
 import subprocess
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 import toys
-from tests.scripts.command_line import SMALL, call, finished, refused, run_toys
+from tests.scripts.command_line import MY_STUDY, SMALL, call, finished, refused, run_toys
 from toys import storage
 from toys.files import StorageError, lock
 
@@ -35,6 +36,35 @@ def test_overwrite():
     finished(*SMALL, "--n", "3")
     finished(*SMALL, "--n", "4", "--overwrite")
     assert len(toys.load("toys.h5")) == 4
+
+
+def test_overwrite_replaces_nothing_but_a_run(finished_run):
+    Path("thesis.tex").write_text("important")
+    with h5py.File("data.h5", "w") as file:
+        file["x"] = np.ones(3)
+    Path("half.h5").write_bytes(finished_run[1][:1000])
+    for name in ("thesis.tex", "data.h5", "half.h5"):
+        contents = Path(name).read_bytes()
+        told = refused(*SMALL, "--out", name, "--overwrite")
+        assert told == (
+            f"{name} is no file of run_toys.py, or a damaged one, and is not replaced: move it, or name another output"
+        )
+        assert Path(name).read_bytes() == contents
+    assert sorted(file.name for file in Path().iterdir()) == ["data.h5", "half.h5", "thesis.tex"]
+
+
+@pytest.mark.parametrize("how", ["--overwrite", "--resume"])
+def test_output_that_is_read(finished_run, how):
+    """A file of ours may be data, too."""
+    Path("data.h5").write_bytes(finished_run[1])
+    Path("link.h5").symlink_to("data.h5")
+    for name in ("data.h5", "link.h5"):
+        told = refused(*SMALL, how, "--out", name, "--data", "data.h5", "--column", "toys/values")
+        assert told == f"the output {name} is the input data.h5: name another output"
+    Path("my_study.py").write_text(MY_STUDY)
+    told = refused("--n", "2", how, "--model", "my_study.py", "--out", "./my_study.py")
+    assert told == "the output ./my_study.py is the input my_study.py: name another output"
+    assert Path("data.h5").read_bytes() == finished_run[1] and Path("my_study.py").read_text() == MY_STUDY
 
 
 def test_error_while_writing(monkeypatch):

@@ -108,7 +108,7 @@ def test_doubtful_run_ends_with_exit_code_1(finished_run, monkeypatch, doubt):
         arguments, words = ["--validate", "2"], "WARNING: MIGRAD disagrees on 2 toys (0, 19)"
     elif doubt == "no reference":
         monkeypatch.setattr("engine.reference.Minuit.valid", property(lambda self: False))
-        arguments, words = ["--validate", "2"], "WARNING: MIGRAD has no valid fit"
+        arguments, words = ["--validate", "2"], "WARNING: MIGRAD is in the same minimum for none"
     else:
         monkeypatch.setattr("engine.fit.VALID_EDM", -1.0)
         arguments, words = ["--truth", "sigma=0.5"], "WARNING: 20 of 20 fits failed"

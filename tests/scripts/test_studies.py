@@ -119,6 +119,23 @@ def test_minos_of_a_file_is_used(monkeypatch):
     assert [row["method"] for row in numbers("coverage_study")["points"][0]["coverage"]] == ["hesse"]
 
 
+def test_coverage_takes_minos_of_a_file_at_its_level(monkeypatch):
+    """The other levels are found, and told chunk by chunk."""
+    finished(run_toys, "--model", "counting.py", "--n", "50", "--validate", "0", "--minos")
+    sample, sought, done = sys.modules["toys.sample"], [], []
+    found = sample.minos
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "MOST_TOLD", 20)
+        patch.setattr(sample, "minos", lambda *data, cl, **how: sought.append(cl) or found(*data, cl=cl, **how))
+        patch.setattr("toys.screen.Screen.advance", lambda screen, n: done.append(n))
+        finished(coverage_study, "toys.h5", "--model", "counting.py")
+    assert sought == [0.90, 0.9545] * 3 and done == [20, 20, 10]
+    rows = numbers("coverage_study")["points"][0]["coverage"]
+    assert [row["level"] for row in rows if row["method"] == "minos"] == [0.6827, 0.90, 0.9545]
+    finished(coverage_study, "--model", "counting.py", "--n", "50", "--out", "thrown")
+    assert numbers("thrown")["points"][0]["coverage"] == rows
+
+
 def test_toys_that_were_not_kept_are_thrown_again(toy_file):
     finished(pull_study, toy_file, "--model", "counting.py", "--minos", "--out", "kept")
     arguments = ["--model", "counting.py", "--n", "200", "--seed", "4", "--validate", "0", "--no-save-toys"]
@@ -298,7 +315,12 @@ WRONG = [
     (hypotest, [*POINT, "--poi", "mu", "--value", "1", "--cl", "0.9"], "--cl goes with --upper-limit and --feldman-c"),
     (hypotest, [*POINT, "--poi", "mu", "--value", "1", "--asymptotics", "--n", "5"], "leave out --n and --seed"),
     (hypotest, [*POINT, "--poi", "mu", "--value", "1", "--asymptotics", "--seed", "0"], "leave out --n and --seed"),
-    (hypotest, [*POINT, "--poi", "mu", "--value", "0"], "qtilde tests a value above its alternative"),
+    (
+        hypotest,
+        [*POINT, "--poi", "mu", "--value", "0"],
+        "qtilde tests a value above its alternative 3, got 0: for a test of discovery pass test_stat='q0' "
+        "(--test-stat q0, without --value)",
+    ),
     (hypotest, ["toys.h5", *POINT, "--poi", "mu", "--value", "1", "--nuisance", "profiled"], "the toys of a file have"),
     (hypotest, ["toys.h5", *POINT, "--goodness-of-fit", "--truth", "mu=1"], "--truth goes with toys that are thrown"),
     (pull_study, ["toys.h5", "--fixed", "mu"], "--fixed goes with toys that are thrown, not with those of a file"),

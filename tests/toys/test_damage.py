@@ -22,6 +22,7 @@ from tests.toys.stored_files import (
 )
 from toys import storage
 from toys.files import StorageError
+from toys.parts import Fitted
 
 
 def test_flipped_bits_never_give_other_numbers(path):
@@ -65,6 +66,8 @@ READ_BY = {
     "results/status": (storage.load, "the fit of toy . in it"),
     "results/checksum": (storage.load, "the fit of toy 0 in it"),
     "results/minos/lower": (storage.load_minos, "the interval of toy 0 in it"),
+    "observed/covariance": (storage.load_observed, "the fit of the observed data in it"),
+    "observed/minos/upper": (storage.load_observed_minos, "the fit of the observed data in it"),
     "shared/part3/x": (storage.load_shared, "shared in it"),
     "validation/fval": (storage.read_validation, "validation in it"),
 }
@@ -78,7 +81,10 @@ def full(path):
     rows = np.arange(22.0).reshape(N_TOYS, 2) + 1.0
     minos = MinosResult(result.names, -rows, rows, **flags, nfev=rows.astype(np.int64), result=result)
     storage.write_part(path, 0, make_toys("ragged"), result, ATTRIBUTES, SHARED, minos)
-    storage.join(path, ATTRIBUTES, N_TOYS, {"fval": np.array([1.0, 2.0])})
+    flags = {name: array[:1] for name, array in flags.items()}
+    one = MinosResult(result.names, -rows[:1], rows[:1], **flags, nfev=np.ones((1, 2), np.int64), result=result[:1])
+    observed = Fitted(result[:1], one)
+    storage.join(path, ATTRIBUTES, N_TOYS, {"fval": np.array([1.0, 2.0])}, observed=observed)
     return path
 
 
@@ -189,7 +195,13 @@ def test_truncated_part_is_named(path, length):
     assert_clear(raised, part)
 
 
-READERS = [storage.load, storage.load_toys, storage.read_attributes, storage.read_validation]
+READERS = [
+    storage.load,
+    storage.load_observed_minos,
+    storage.load_toys,
+    storage.read_attributes,
+    storage.read_validation,
+]
 
 
 @pytest.mark.parametrize("read", READERS)

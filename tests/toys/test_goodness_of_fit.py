@@ -238,7 +238,7 @@ EVENTS = [np.array([0.1, 0.4, -1.0])]
 @pytest.mark.parametrize(
     ("study", "options", "told"),
     [
-        (normal_study, {"data": EVENTS}, "UnbinnedNLL has no saturated form.*statistic='ks' or 'ad'"),
+        (normal_study, {"data": EVENTS}, r"UnbinnedNLL has no saturated form.*'ad' \(--goodness-of-fit ks or ad\)"),
         (normal_study, {}, "there are no observed data"),
         (normal_study, {"data": EVENTS, "statistic": "chi2"}, "statistic must be one of"),
         (normal_study, {"data": EVENTS, "statistic": "ks", "n_toys": 0}, "n_toys must be a whole number"),

@@ -16,6 +16,7 @@ from toys import hdf5, joining, storage
 from toys.files import Disk, StorageError, identity, parts_directory
 from toys.joining import Growing
 from toys.packing import Arrays
+from toys.parts import Fitted
 from toys.writer import Writer
 
 N_TOYS = 11
@@ -88,12 +89,12 @@ def path(tmp_path):
     return tmp_path / "toys.h5"
 
 
-def joined(path, toys, **options):
+def joined(path, toys, observed=None, **options):
     """What `join` makes of the same toys."""
     other = path.with_name("joined.h5")
     for bounds in BOUNDS:
         write(other, toys, *bounds, **options)
-    storage.join(other, ATTRIBUTES, N_TOYS, {"toy": np.arange(2)})
+    storage.join(other, ATTRIBUTES, N_TOYS, {"toy": np.arange(2)}, observed=observed)
     return contents(other)
 
 
@@ -116,12 +117,14 @@ def test_the_joined_file_has_rows_of_every_part(path):
 def test_a_grown_file_equals_a_joined_one(path, kind, there):
     toys = TOYS[kind]
     files = [(*BOUNDS[k], write(path, toys, *BOUNDS[k])) for k in there]
-    growing = Growing(path, range(N_TOYS), files)
+    observed = Fitted(RESULT[:1])
+    growing = Growing(path, range(N_TOYS), files, observed=observed)
     for k in {0, 1, 2} - set(there):
         write(path, toys, *BOUNDS[k], growing.add)
         assert not growing.given_up and not path.exists()
     assert growing.complete(ATTRIBUTES, {"toy": np.arange(2)})
-    assert contents(path) == joined(path, toys)
+    assert contents(path) == joined(path, toys, observed)
+    np.testing.assert_array_equal(storage.load_observed(path).values, RESULT.values[:1])
     assert len(storage.complete_parts(path)) == 3 and len(os.listdir(parts_directory(path))) == 3
     growing.give_up()  # has its name, and keeps it
     assert path.exists()

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from engine import ExtendedBinnedNLL, LeastSquares, NormalConstraint, UnbinnedNLL
+from engine import ExtendedBinnedNLL, LeastSquares, NormalConstraint, PoissonNLL, UnbinnedNLL
 from engine.data import Ragged
 from engine.result import FitResult
 from kernels import norm
@@ -76,11 +76,29 @@ def test_csv_with_several_columns(csv):
         ("x,y\n1,2\n3,\n", ", line 3: expected a number in column 'y', got ''"),
         ('"x\ny",y\n1,2\n3,?\n', ", line 4: expected a number in column 'y', got '?'"),
         ("x;y\n1;2\n", ", line 2: expected a number in column 'x;y', got '1;2'"),
+        # a NaN of pandas in a single column, in the first line without a header, and in two columns
+        ('x\n1.0\n""\n3.0\n', ", line 3: expected a number in column 'x', got ''"),
+        ('""\n1.0\n', ", line 1: expected a number in column '1', got ''"),
+        ("x,y\n1,2\n,\n", ", line 3: expected a number in column 'y', got ''"),
+        # numpy.savetxt separates by spaces
+        ("1.0 2.0\n3.0 4.0\n", ", line 1: columns are separated by commas, got '1.0 2.0'"),
+        ("1.0;2.0\n3.0;4.0\n", ", line 1: columns are separated by commas, got '1.0;2.0'"),
     ],
 )
 def test_text_in_a_csv_names_its_line(csv, text, told):
     column = "y" if ",y" in text else None
     assert rejected(csv(text), column) == told
+
+
+@pytest.mark.parametrize("text, column, name", [("0\n1.5\n-2e0\n", None, 0), (",0,1\n0,1.5,7.5\n1,2.5,8.0\n", "3", 1)])
+def test_names_that_pandas_gives(csv, text, column, name):
+    """It numbers the columns of arrays: what may be such a name, or a number, is not guessed."""
+    assert rejected(csv(text), column) == (
+        f", line 1: {name} may be the first number or, as of pandas, the name of a column: write {name}.0, or a name "
+        "that starts with a letter"
+    )
+    for counts in ("0\n2\n1.5\n", "0.0\n2.5\n", "0\n", "1\n2.5\n"):
+        assert read_observed(csv(counts))[0] == float(counts.partition("\n")[0])
 
 
 @pytest.mark.parametrize(
@@ -289,6 +307,39 @@ def test_root(tmp_path):
     assert rejected(path, "mass") == f" has no branch 'mass', only {branches}"
     path.write_bytes(path.read_bytes()[:50])
     assert " is no ROOT file that can be read (" in rejected(path)
+
+
+def test_jagged_branch(tmp_path):
+    uproot, awkward = pytest.importorskip("uproot"), pytest.importorskip("awkward")
+    path = tmp_path / "observed.root"
+    with uproot.recreate(path) as file:
+        file["decays"] = {"pt": awkward.Array([[1.0, 2.0], [], [3.0]])}
+    assert rejected(path, "pt") == ": decays:pt is jagged, an array for each entry: write a flat branch"
+
+
+def test_histogram_of_root(tmp_path):
+    uproot = pytest.importorskip("uproot")
+    path = tmp_path / "observed.root"
+    edges = np.array([0.0, 1.0, 2.0, 3.0])
+    with uproot.recreate(path) as file:
+        file["mass"] = np.array([4, 0, 2]), edges * (1 + 1e-6)
+        file["cut/wide"] = np.array([4, 0, 2]), 2 * edges
+        file["weighted"] = uproot.writing.identify.to_TH1x(
+            "weighted", "", np.array([0, 4.0, 0, 2, 0]), 3, 6.0, 9.0, 9.0, 15.0, np.array([0, 9.0, 0, 2, 0]),
+            uproot.writing.identify.to_TAxis("x", "", 3, 0.0, 3.0),
+        )  # fmt: skip
+    templates = PoissonNLL(lambda n: n * np.ones(3))
+    for cost in (HISTOGRAM, templates):
+        np.testing.assert_array_equal(read_data(cost, [str(path)], ["mass"]), [[4.0, 0.0, 2.0]])
+    np.testing.assert_array_equal(read_data(templates, [str(path)], ["cut/wide"]), [[4.0, 0.0, 2.0]])
+    assert refused(HISTOGRAM, [path], ["cut/wide"]) == (
+        f"{path}: cut/wide has 3 bins from 0 to 6, but the study 3 bins from 0 to 3: the edges must be the same"
+    )
+    assert refused(HISTOGRAM, [path], ["weighted"]) == (
+        f"{path}: weighted is weighted, but the toys are counts: fill it without weights"
+    )
+    assert refused(HISTOGRAM, [path]) == f"{path} has the objects mass, cut/wide, weighted: choose one with --column"
+    assert refused(PEAK, [path], ["mass"]) == f"{path} has no branch of numbers"  # counts are no events
 
 
 def test_root_without_uproot(tmp_path, monkeypatch):

@@ -233,5 +233,9 @@ def test_missing_file_and_outputs_that_are_there(shards, whole, tmp_path):
     assert out.read_bytes() == before
     merge(out, shards, overwrite=True)
     assert_same_file(out, whole)
+    out.write_text("important")
+    with pytest.raises(StorageError, match=r"merged.h5 is no file of run_toys.py, or a damaged one, and is not repla"):
+        merge(out, shards, overwrite=True)
+    assert out.read_text() == "important"
     with pytest.raises(ValueError, match="name the files to be merged"):
         merge(out, [])

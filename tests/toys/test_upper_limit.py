@@ -129,6 +129,16 @@ def test_where_asymptotic_formulae_end():
     assert np.isnan(found.asymptotic) and abs(found.limit - exact(5, 0.9)) < 3.5 * found.error
 
 
+def test_too_few_toys_for_the_expected_band():
+    """Of 10 toys none tells a CLs below 0.05."""
+    few = upper_limit(count(4), poi="mu", n_toys=10, precision=0.3, backend="numba")
+    assert np.isnan(few.expected).tolist() == [False] * 4 + [True]
+    told = "No tested values enclose the limit that is expected at +2 standard deviations, which is nan: raise the"
+    assert told in few.sentence
+    more = upper_limit(count(4), poi="mu", n_toys=100, precision=0.3, backend="numba")
+    assert np.isfinite(more.expected).all() and "enclose" not in more.sentence
+
+
 def test_everything_is_excluded():
     empty = upper_limit(count(0), poi="mu", CLs=False, cl=0.9, n_toys=200, precision=0.5, backend="numba")
     # P(0 | 5) = 0.7 % < 10 %: without CLs no signal at all is excluded
