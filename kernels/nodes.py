@@ -340,6 +340,14 @@ class Graph:
             return self._mul(coefficient, self._plain("select", condition, core, if_false))
         return self._plain("select", condition, if_true, if_false)
 
+    def _log(self, a: int) -> int:
+        """Of an exponential its exponent, which neither under- nor overflows; XLA does so too."""
+        coefficient, core = self.split(a) if self.nodes[a].op == "mul" else (None, a)
+        if self.nodes[core].op != "exp":
+            return self._plain("log", a)
+        (exponent,) = self.nodes[core].args
+        return exponent if coefficient is None else self._add(self.apply("log", coefficient), exponent)
+
     def power(self, a: int, exponent: int) -> int:
         """a to an integer power, by repeated squaring."""
         if exponent < 0:

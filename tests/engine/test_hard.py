@@ -167,13 +167,12 @@ def test_start_where_the_density_underflows(factor, monkeypatch):
     monkeypatch.setattr("engine.rescue.migrad", None)  # a new start is enough
     toys = np.random.default_rng(4).normal(5.0, 0.5, (30, 200))
     start = np.stack([toys.mean(axis=1) + 0.3, 0.5 * np.full(30, factor)], axis=1)
-    result = fit_batch(NORMAL, toys, start, limits={"sigma": (0, None)}, backend="numba")
+    # of a choice the logarithm is not that of the exponential alone
+    cost = UnbinnedNLL(lambda x, mu, sigma: jnp.where(x > 0.0, norm.pdf(x, mu, sigma), 0.0))
+    result = fit_batch(cost, toys, start, limits={"sigma": (0, None)}, backend="numba")
     assert result.valid.all()
     assert result.rescued.any() == (factor <= 0.1)
     np.testing.assert_allclose(result.values, np.stack([toys.mean(axis=1), toys.std(axis=1)], axis=1), rtol=1e-9)
-
-
-NORMAL = UnbinnedNLL(lambda x, mu, sigma: norm.pdf(x, mu, sigma))
 
 
 def spectrum(x, ns, nb, mu, sigma, lam):
@@ -281,3 +280,26 @@ def test_where_there_is_no_minimum_the_status_says_which_way():
     assert np.all(never.status == Status.NONFINITE)
     endless = fit_batch(UnbinnedNLL(lambda x, a: a * a * x), y, {"a": 1.0}, backend="numba")
     assert not endless.valid.any() and np.all(endless.status == Status.UNBOUNDED), endless.status
+
+
+# --- events where a density is too small for a float --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+@pytest.mark.parametrize("scale, shift", [(1.0, 1e6), (1e9, 0.0), (1e-9, 0.0)])
+def test_a_peak_far_from_its_start(scale, shift, backend):
+    """The logarithm of an exponential is its exponent, also where the exponential is 0."""
+    cost = UnbinnedNLL(norm.pdf, name=["mu", "sigma"])
+    toys = np.random.default_rng(4).normal(0.3, 1.0, (20, 100)) * scale + shift
+    start = {"mu": 0.0, "sigma": 1.0}
+    result = fit_batch(cost, toys, start, limits={"sigma": (0, None)}, backend=backend)
+    assert result.valid.all() and not result.rescued.any()
+    np.testing.assert_allclose(result.values[:, 0], toys.mean(axis=1), rtol=1e-7)
+    np.testing.assert_allclose(result.values[:, 1], toys.std(axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_a_negative_density_has_no_logarithm(backend):
+    cost = UnbinnedNLL(lambda x, mu, f: f * jnp.exp(-0.5 * (x - mu) ** 2))
+    result = fit_batch(cost, np.zeros((2, 5)), {"mu": 0.1, "f": -1.0}, fixed=["f"], backend=backend, retries=0)
+    assert np.all(result.status == Status.NONFINITE)
