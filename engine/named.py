@@ -53,6 +53,15 @@ class NamedArray(np.ndarray):
             raise KeyError(f"no parameter is called {key!r}; there are {', '.join(self.names)}")
         return self.names.index(key)
 
+    def correlation(self) -> "NamedArray":
+        """Of covariance matrices those of correlation, as of `iminuit.util.Matrix`: 0 where there is no variance."""
+        if self.n_named != 2:
+            raise TypeError("correlation is of covariance matrices, not of values")
+        covariance = np.asarray(self)
+        error = np.sqrt(np.diagonal(covariance, axis1=-2, axis2=-1))
+        scale = np.where(error == 0.0, 1.0, error)
+        return NamedArray(covariance / scale[..., :, None] / scale[..., None, :], self.names, 2)
+
     def to_dict(self) -> dict[str, Any]:
         return dict(zip(self.names, self.tolist(), strict=True))
 

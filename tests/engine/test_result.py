@@ -6,7 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+from iminuit import Minuit, cost
 
+from engine import LeastSquares, fit_batch
 from engine.named import NamedArray
 from engine.printing import Table, pdg_format
 from engine.result import Fit, FitResult, Summary
@@ -440,3 +442,20 @@ def test_table_lines_have_one_width():
     lines = table.text().splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[-2].split("│")[2].strip() == "4"
+
+
+def test_correlation_is_that_of_iminuit():
+    toys = np.random.default_rng(5).normal(1.0, 2.0, (3, 50))
+    line = LeastSquares(lambda x, a, b, c: a + b * x + c * x * x)
+    x = np.linspace(0.0, 1.0, 50)
+    result = fit_batch(line, (x, toys, 2.0), {"a": 0.0, "b": 0.0, "c": 0.5}, fixed=["c"])
+    found = result.covariance.correlation()
+    assert found.shape == (3, 3, 3) and found["a", "b"].shape == (3,)
+    minuit = Minuit(cost.LeastSquares(x, toys[1], 2.0, lambda x, a, b, c: a + b * x + c * x * x), a=0, b=0, c=0.5)
+    minuit.fixed["c"] = True
+    minuit.migrad()
+    theirs = minuit.covariance.correlation()
+    assert result[1].covariance.correlation()["a", "b"] == pytest.approx(theirs["a", "b"], rel=1e-6)
+    np.testing.assert_allclose(found[1], [[1, theirs["a", "b"], 0], [theirs["a", "b"], 1, 0], [0, 0, 0]], rtol=1e-6)
+    with pytest.raises(TypeError, match="correlation is of covariance matrices"):
+        result.values.correlation()
