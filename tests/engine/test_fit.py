@@ -73,7 +73,7 @@ def test_theta_hat_moves_with_the_data(shift, scale, backend):
 
 # --- the standard fit of particle physics against references -----------------------------------------------
 
-N_TOYS = 200
+N_TOYS = 80
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def spectrum_gradient(theta, x):
 
 
 def test_errors_are_those_of_an_independent_hessian(toys, by_numba):
-    for k in range(0, N_TOYS, 10):
+    for k in range(0, N_TOYS, 4):
         theta, errors = by_numba.values[k], by_numba.errors[k]
         # the gradient vanishes at the minimum: in units of 1 / error, below 1e-7 (rounding of 15 500 terms)
         assert np.max(np.abs(spectrum_gradient(theta, toys[k]) * errors)) < 1e-7
@@ -192,7 +192,7 @@ def test_numba_is_bit_identical_for_any_number_of_threads(n_threads, study, toys
 
 
 def test_numba_is_bit_identical_for_any_order_of_the_toys(study, toys, by_numba):
-    order = np.random.default_rng(6).permutation(N_TOYS)[:150]
+    order = np.random.default_rng(6).permutation(N_TOYS)[:60]
     again = fit([toys[k] for k in order], study.start, cost=study.cost, limits=study.limits)
     assert_identical(again, by_numba[order])
     assert_identical(fit(toys[30:41], study.start, cost=study.cost, limits=study.limits), by_numba[30:41])
@@ -244,14 +244,14 @@ def test_jax_is_independent_of_the_batch_size():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_bad_toy_is_its_own_affair(backend, study, toys):
-    clean = [toys[k] for k in range(8)]
+    clean = [toys[k][::10] for k in range(8)]
     spoilt = list(clean)
     spoilt[2] = np.where(np.arange(len(clean[2])) == 100, np.nan, clean[2])
     spoilt[4] = np.append(clean[4], 0.5)  # below the range of the model, where the density is 0
     spoilt[5] = np.array([])
     spoilt[7] = np.append(clean[7], np.inf)
     options = {"cost": study.cost, "limits": study.limits, "backend": backend}
-    start = study.theta * np.random.default_rng(13).uniform(0.9, 1.1, (8, 5))
+    start = study.theta * [0.1, 0.1, 1, 1, 1] * np.random.default_rng(13).uniform(0.9, 1.1, (8, 5))
     before, after = fit(clean, start, **options), fit(spoilt, start, **options)
     rest = np.array([0, 1, 3, 6])
     assert before.valid.all()

@@ -187,7 +187,7 @@ def decay_chi2(x, y, inverse):
 
 
 def test_correlated_curve_against_minuit_and_between_backends():
-    """60 toys of a model that is not linear; masked, and without."""
+    """60 toys of a model that is not linear, a third of them by MIGRAD as well; masked, and without."""
     x = np.linspace(0.0, 4.0, 12)
     y = 5 * np.exp(-x / 1.5) + 1 + 0.1 * np.random.default_rng(8).normal(size=(60, 12)) @ SPREAD.T
     start = {"a": 4.0, "tau": 1.0, "c": 0.5}
@@ -202,7 +202,7 @@ def test_correlated_curve_against_minuit_and_between_backends():
             np.testing.assert_allclose(numba.covariance, jax.covariance, rtol=1e-6, atol=1e-12)
         kept = np.ones(12, dtype=bool) if mask is None else mask
         inverse = np.linalg.inv(0.01 * COVARIANCE[np.ix_(kept, kept)])
-        for k in range(60):
+        for k in range(0, 60, 3):
             minuit = Minuit(decay_chi2(x[kept], y[k, kept], inverse), **start)
             minuit.errordef, minuit.strategy, minuit.tol = 1, 2, 1e-6
             minuit.migrad()

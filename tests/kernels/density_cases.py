@@ -62,12 +62,29 @@ def compiled(density: Any, function: str):
     return jax.jit(getattr(density, function), compiler_options=QUICKLY)
 
 
+def value_and_derivatives(f, slope=jax.jacfwd):
+    """Value, gradient (forwards, or by `jax.grad`) and Hessian, each of them once in what is compiled."""
+
+    def with_value(x):
+        value = f(x)
+        return value, value
+
+    def with_both(x):
+        gradient, value = slope(with_value, has_aux=True)(x)
+        return gradient, (value, gradient)
+
+    def everything(x):
+        hessian, (value, gradient) = jax.jacfwd(with_both, has_aux=True)(x)
+        return value, gradient, hessian
+
+    return everything
+
+
 @functools.cache
 def compiled_derivatives(density: Any, function: str):
     """Value, gradient and Hessian in all arguments."""
     f = lambda arguments: getattr(density, function)(*arguments)  # noqa: E731
-    everything = lambda arguments: (f(arguments), jax.jacfwd(f)(arguments), jax.jacfwd(jax.jacfwd(f))(arguments))  # noqa: E731
-    return jax.jit(everything, compiler_options=QUICKLY)
+    return jax.jit(value_and_derivatives(f), compiler_options=QUICKLY)
 
 
 def points(case: Case, n: int = 100) -> np.ndarray:

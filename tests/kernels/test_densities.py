@@ -20,6 +20,7 @@ import scipy.special
 import scipy.stats
 
 from kernels import expon, norm, truncexpon, truncnorm, uniform
+from tests.kernels.density_cases import value_and_derivatives
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -47,7 +48,7 @@ def compiled(module: ModuleType, function: str):
 def compiled_derivatives(module: ModuleType, function: str):
     """Value, gradient and Hessian in all arguments."""
     f = lambda arguments: getattr(module, function)(*arguments)  # noqa: E731
-    return jax.jit(lambda arguments: (f(arguments), jax.jacfwd(f)(arguments), jax.jacfwd(jax.jacfwd(f))(arguments)))
+    return jax.jit(value_and_derivatives(f))
 
 
 @functools.cache

@@ -31,7 +31,7 @@ from kernels.nodes import UntranslatableError
 from kernels.program import GRADIENT, SECOND, build_program
 from kernels.translate import compile_kernel, compile_map
 from kernels.truncated import trunccauchy, trunccrystalball
-from tests.kernels.density_cases import INF, QUICKLY
+from tests.kernels.density_cases import INF, QUICKLY, value_and_derivatives
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -131,8 +131,7 @@ def check_kernel(term, theta, x, run=run_compiled):
     out = np.empty(n_outputs)
     run(program, theta, x, out)
     total = lambda theta: jnp.sum(jax.vmap(lambda x: term(*theta, x))(jnp.asarray(x)))  # noqa: E731
-    everything = lambda v: (total(v), jax.jacfwd(total)(v), jax.jacfwd(jax.jacfwd(total))(v))  # noqa: E731
-    value, gradient, hessian = jax.jit(everything, compiler_options=QUICKLY)(jnp.asarray(theta))
+    value, gradient, hessian = jax.jit(value_and_derivatives(total), compiler_options=QUICKLY)(jnp.asarray(theta))
     expected = np.concatenate([[value], gradient, np.asarray(hessian)[np.tril_indices(len(theta))]])
     # eps times the largest of the terms that are summed, which share one scale here
     np.testing.assert_allclose(np.delete(out, 1), expected, rtol=1e-12, atol=1e-13 * np.abs(expected).max())

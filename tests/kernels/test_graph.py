@@ -19,6 +19,7 @@ from kernels.operations import OPERATIONS
 from kernels.program import SECOND, build_program
 from kernels.translate import compile_kernel
 from kernels.xla import row_sums, row_sums_untranslated
+from tests.kernels.density_cases import value_and_derivatives
 
 TABLE = np.array([0.5, -1.25, 2.0, 0.75])
 POINT = np.array([0.7, 1.3])
@@ -182,9 +183,7 @@ def truth():
 
     def row(column, name):
         f = lambda theta: CASES[name](*theta, *column)  # noqa: E731
-        with_slope = lambda theta: (jax.grad(f)(theta), f(theta))  # noqa: E731
-        hessian, _ = jax.jacfwd(with_slope)(POINT_X64)
-        gradient, value = with_slope(POINT_X64)
+        value, gradient, hessian = value_and_derivatives(f, jax.grad)(POINT_X64)
         parts = [value, abs(value), *gradient, hessian[0, 0], hessian[1, 0], hessian[1, 1]]
         return jnp.stack([jnp.asarray(p, dtype=float) for p in parts])
 

@@ -17,6 +17,7 @@ from kernels.program import SECOND, build_program
 from kernels.secondorder import MAX_SINGLE
 from kernels.translate import compile_kernel
 from kernels.xla import row_sums, row_sums_untranslated
+from tests.kernels.density_cases import value_and_derivatives
 
 N = 16  # parameters, more than MAX_SINGLE
 N_ROWS = 70  # more than one block
@@ -124,8 +125,8 @@ def truth():
     def row(name, x, n):
         f = lambda t: jnp.asarray(TERMS[name](t, x, n, AUX[0]), dtype=float)  # noqa: E731
         # forwards, since backwards a branch that is not taken is multiplied by 0, which may give NaN
-        slope = lambda t: (jax.jacfwd(f)(t), f(t))  # noqa: E731
-        return jax.jacfwd(slope)(THETA)[0], *slope(THETA)
+        value, gradient, hessian = value_and_derivatives(f)(THETA)
+        return hessian, gradient, value
 
     def rest(name):
         f = lambda t: RESTS[name](t, 0.0, 0.0, AUX[0])  # noqa: E731

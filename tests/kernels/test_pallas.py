@@ -40,7 +40,7 @@ def test_sums_are_those_of_xla(name, order):
     with jax.enable_x64(True):
         program = build_program(term, rest, **sizes)
         ours, theirs = (
-            np.asarray(jax.vmap(sums, in_axes=(0, 0, None, 0, 0))(theta, columns, shared, aux, n))
+            np.asarray(jax.jit(jax.vmap(sums, in_axes=(0, 0, None, 0, 0)))(theta, columns, shared, aux, n))
             for sums in (row_sums_pallas(program, order, interpret=True), row_sums(program, n_rows, order))
         )
     assert np.isfinite(theirs).all() and ours.shape == theirs.shape

@@ -11,6 +11,7 @@ from engine.poisson import PoissonNLL
 from engine.templates import TemplateNLL
 from kernels.program import EXPECTED, FIRST, SECOND
 from kernels.templates import Normalisation, Sample, Shape, normalisation_polynomials
+from tests.kernels.density_cases import value_and_derivatives
 
 NAMES = (
     "mu",
@@ -103,9 +104,20 @@ def by_kernel(theta, counts, order):
 
 
 @jax.jit
+def expectations(theta):
+    return COST.model(*theta), expected(*theta)
+
+
+@jax.jit
 def exact(theta, counts):
     cost = lambda t: PLAIN.reference(PLAIN.rows(COUNTS))(t, ((counts, None, None),), ())  # noqa: E731
-    return cost(theta), jax.grad(cost)(theta), jax.hessian(cost)(theta)
+    return value_and_derivatives(cost, jax.grad)(theta)
+
+
+@jax.jit
+def by_xla(theta, counts):
+    """The outputs of every order."""
+    return [COST.outputs(COST.rows(COUNTS), 1, order)(theta, ((counts, None, 8),), ()) for order in range(4)]
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -115,13 +127,11 @@ def test_derivatives_are_exact(point):
         theta[NAMES.index(name)] = value
     n = len(theta)
     with jax.enable_x64(True):
-        mu = np.asarray(COST.model(*theta))
-        np.testing.assert_allclose(mu, expected(*theta), rtol=1e-14)
+        mu, written_down = map(np.asarray, expectations(theta))
+        np.testing.assert_allclose(mu, written_down, rtol=1e-14)
         counts = np.where(mu > 0, COUNTS, 0.0)  # an empty bin with events has no likelihood
         value, gradient, hessian = map(np.asarray, exact(theta, counts))
-        by_jax = {
-            k: np.asarray(COST.outputs(COST.rows(counts), 1, k)(theta, ((counts, None, 8),), ())) for k in range(4)
-        }
+        by_jax = [np.asarray(outputs) for outputs in by_xla(theta, counts)]
     out = by_kernel(theta, counts, SECOND)
     assert out[0] == pytest.approx(value, rel=1e-13)
     if np.isfinite(hessian).all():  # automatic differentiation divides by an expectation of zero
@@ -142,8 +152,12 @@ def test_weighted_counts():
     rows = COST.rows(weighted)
     theta = TRUTH + 0.1
     with jax.enable_x64(True):
-        general = PLAIN.outputs(PLAIN.rows(weighted), 1, SECOND)(theta, ((rows.columns, None, 8),), ())
-        by_jax = COST.outputs(rows, 1, SECOND)(theta, ((rows.columns, None, 8),), ())
+        both = jax.jit(
+            lambda columns: [
+                cost.outputs(cost.rows(weighted), 1, SECOND)(theta, ((columns, None, 8),), ()) for cost in (PLAIN, COST)
+            ]
+        )
+        general, by_jax = map(np.asarray, both(rows.columns))
     np.testing.assert_allclose(by_kernel(theta, weighted, SECOND), general, rtol=1e-11, atol=1e-10)
     np.testing.assert_allclose(by_jax, general, rtol=1e-11, atol=1e-10)
 
@@ -152,7 +166,7 @@ def test_expected_is_the_mean_of_the_hessian():
     """With the expectation in place of counts both are the same, but for second derivatives that it multiplies by 0."""
     theta = TRUTH + 0.1
     with jax.enable_x64(True):
-        mean = np.asarray(expected(*theta))[None]
+        mean = np.asarray(expectations(theta)[1])[None]
     np.testing.assert_allclose(
         by_kernel(theta, COUNTS, EXPECTED)[20:], by_kernel(theta, mean, SECOND)[20:], rtol=1e-10, atol=1e-10
     )
