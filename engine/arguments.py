@@ -37,30 +37,30 @@ def known(names: tuple[str, ...], given: Any, what: str) -> None:
             raise ValueError(f"{what} names {shown(name)}, but the parameters are {', '.join(names)}{hint}")
 
 
-def start_points(names: tuple[str, ...], start: Any, n_toys: int) -> np.ndarray:
-    """Start values as an (n_toys, n_params) array."""
+def start_points(names: tuple[str, ...], start: Any, n_toys: int, what: str = "start") -> np.ndarray:
+    """Values of all parameters, as those of the start, as an (n_toys, n_params) array."""
     if isinstance(start, Mapping):
-        known(names, start, "start")
+        known(names, start, what)
         missing = [name for name in names if name not in start]
         if missing:
-            raise ValueError(f"start has no value for {', '.join(missing)}")
+            raise ValueError(f"{what} has no value for {', '.join(missing)}")
         points = np.empty((n_toys, len(names)))
         for i, name in enumerate(names):
-            points[:, i] = per_toy(f"start[{name!r}]", start[name], n_toys)
+            points[:, i] = per_toy(f"{what}[{name!r}]", start[name], n_toys)
     else:
         try:
-            array = as_float64(start, "start")
+            array = as_float64(start, what)
         except TypeError:
-            raise TypeError(f"start must be a dict or an array of numbers, got {type(start).__name__}") from None
+            raise TypeError(f"{what} must be a dict or an array of numbers, got {type(start).__name__}") from None
         if array.shape not in ((len(names),), (n_toys, len(names))):
             raise ValueError(
-                f"start must have shape ({len(names)},) or (n_toys, {len(names)}) = ({n_toys}, {len(names)}), "
+                f"{what} must have shape ({len(names)},) or (n_toys, {len(names)}) = ({n_toys}, {len(names)}), "
                 f"got {array.shape}"
             )
         points = np.array(np.broadcast_to(array, (n_toys, len(names))), order="C")
     if not np.isfinite(points).all():
         toy, i = np.argwhere(~np.isfinite(points))[0]
-        raise ValueError(f"start values must be finite, but {names[i]} is {points[toy, i]} for toy {toy}")
+        raise ValueError(f"{what} values must be finite, but {names[i]} is {points[toy, i]} for toy {toy}")
     return points
 
 

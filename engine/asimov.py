@@ -10,7 +10,7 @@ import numpy as np
 from engine.arguments import start_points
 from engine.binned import BinnedNLL, ExtendedBinnedNLL
 from engine.constraints import NormalConstraint, PoissonConstraint
-from engine.cost import Cost, called
+from engine.cost import Cost, called, check_cost
 from engine.data import Rows, Weighted, as_float64
 from engine.leastsquares import LeastSquares
 from engine.poisson import PoissonNLL
@@ -71,11 +71,10 @@ def asimov(
     ----------
     Cowan, Cranmer, Gross & Vitells, Eur. Phys. J. C 71 (2011) 1554, sec. 3.2.
     """
-    if not isinstance(cost, Cost):
-        raise TypeError(f"cost must be a cost function such as ExtendedUnbinnedNLL(model), got {type(cost).__name__}")
+    check_cost(cost)
     if isinstance(theta, Mapping):
         theta = {name: value for name, value in theta.items() if name in cost.names}
-    point = start_points(cost.names, theta, 1)[0]
+    point = start_points(cost.names, theta, 1, "theta")[0]
     with jax.enable_x64(True):
         return (
             _of_sum(cost, point, like, observable) if isinstance(cost, SumCost) else _of(cost, point, like, observable)

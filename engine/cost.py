@@ -28,6 +28,7 @@ __all__ = [
     "Cost",
     "call_model",
     "called",
+    "check_cost",
     "model_mistakes",
     "parameter_names",
     "scalar_result",
@@ -217,6 +218,12 @@ class Cost:
             return total if rest is None else total + rest(*parameters, *row[:, 0], *aux)
 
         return of_leaf
+
+
+def check_cost(cost: Any) -> None:
+    """Raise TypeError for what is no cost."""
+    if not isinstance(cost, Cost):
+        raise TypeError(f"cost must be a cost function such as ExtendedUnbinnedNLL(model), got {type(cost).__name__}")
 
 
 def summed_in_one_pass(program: Program) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.rowwise import all_of_row
 from engine.rules import MOST_APPROACH, WIDE
 from engine.status import Status
 
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from engine.data import Rows
     from engine.xla import XlaDriver
 
-__all__ = ["Fits", "Problem", "Settings", "approaches"]
+__all__ = ["VALID_EDM", "Fits", "Problem", "Settings", "approaches", "is_valid"]
 
+VALID_EDM = 1e-6  # largest EDM of a valid fit, in units of errordef
 FEWEST_STEPS = 2 * MOST_APPROACH  # evaluations that leave room for another way than Newton's
 
 
@@ -117,3 +119,12 @@ class Problem:
     driver: NumbaDriver | XlaDriver
     settings: Settings
     toys: np.ndarray
+
+
+def is_valid(fits: Fits, settings: Settings) -> np.ndarray:
+    """Converged, EDM below 1e-6 errordef, finite, free Hessian positive definite."""
+    # no covariance exceeds the larger of its two variances
+    variance = np.diagonal(fits.covariance, axis1=1, axis2=2)
+    finite = np.isfinite(fits.fval) & all_of_row(np.isfinite(fits.values)) & all_of_row(np.isfinite(variance))
+    with np.errstate(invalid="ignore"):
+        return (fits.status == Status.CONVERGED) & fits.posdef & finite & (fits.edm < VALID_EDM * settings.errordef)

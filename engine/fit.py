@@ -9,25 +9,24 @@ from typing import Any
 import numpy as np
 
 from engine.arguments import check_start, held, limit_arrays, start_points, whole
-from engine.cost import Cost, differentiated
+from engine.cost import Cost, check_cost, differentiated
 from engine.data import first_fault, shown
 from engine.determined import mark_undetermined
 from engine.devices import pick_driver
-from engine.drivers import Fits, Problem, Settings
+from engine.drivers import VALID_EDM, Fits, Problem, Settings, is_valid
 from engine.normalisation import warn_of_coarse_ranges
 from engine.optimizers import MAX_STEPS, Transformation
 from engine.regularity import warn_of_irregularities
 from engine.rescue import rescue
 from engine.result import FitResult
-from engine.rowwise import all_of_row, any_of_row
+from engine.rowwise import any_of_row
 from engine.rules import EDM_GOAL
 from engine.sandwich import sandwich
 from engine.status import Status
 from kernels.program import VALUE
 
-__all__ = ["VALID_EDM", "fit_batch", "needed_problem", "problem_of", "refit"]
+__all__ = ["fit_batch", "needed_problem", "problem_of", "refit"]
 
-VALID_EDM = 1e-6  # largest EDM of a valid fit, in units of errordef
 RETRIES = 3
 
 
@@ -94,8 +93,7 @@ def fit_batch(
     TypeError, ValueError
         If an argument has the wrong form, names an unknown parameter, or asks for what cannot be had.
     """
-    if not isinstance(cost, Cost):
-        raise TypeError(f"cost must be a cost function such as ExtendedUnbinnedNLL(model), got {type(cost).__name__}")
+    check_cost(cost)
     rows = cost.rows(data)
     start_values = start_points(cost.names, start, len(rows))
     free, start_values = held(cost.names, fixed, start_values)
@@ -128,7 +126,7 @@ def fit_batch(
     driver.optimizer = None  # whoever failed is retried by Newton alone
     rescued = np.zeros(len(rows), dtype=bool)
     if retries:
-        rescued = rescue(cost, rows, driver, fits, good, start_values, settings, retries, is_valid)
+        rescued = rescue(cost, rows, driver, fits, good, start_values, settings, retries)
     result = _finished(Problem(cost, rows, driver, settings, np.arange(len(rows))), fits, start_values, rescued)
     warn_of_coarse_ranges(cost, rows, result)
     return result
@@ -157,8 +155,7 @@ def problem_of(
     TypeError, ValueError
         If the result cannot be that of these data within these limits.
     """
-    if not isinstance(cost, Cost):
-        raise TypeError(f"cost must be a cost function such as ExtendedUnbinnedNLL(model), got {type(cost).__name__}")
+    check_cost(cost)
     if not isinstance(result, FitResult):
         raise TypeError(f"result must be a FitResult, got {type(result).__name__}")
     rows = cost.rows(data)
@@ -216,15 +213,6 @@ def _finished(problem: Problem, fits: Fits, start: np.ndarray, rescued: np.ndarr
         fits.status[undefined & (fits.status == Status.CONVERGED)] = Status.HESSIAN_NOT_POSDEF
         fits.posdef[undefined], fits.covariance[undefined], rescued[undefined] = False, np.nan, False
     return as_result(problem, fits, rescued)
-
-
-def is_valid(fits: Fits, settings: Settings) -> np.ndarray:
-    """Converged, EDM below 1e-6 errordef, finite, free Hessian positive definite."""
-    # no covariance exceeds the larger of its two variances
-    variance = np.diagonal(fits.covariance, axis1=1, axis2=2)
-    finite = np.isfinite(fits.fval) & all_of_row(np.isfinite(fits.values)) & all_of_row(np.isfinite(variance))
-    with np.errstate(invalid="ignore"):
-        return (fits.status == Status.CONVERGED) & fits.posdef & finite & (fits.edm < VALID_EDM * settings.errordef)
 
 
 def as_result(problem: Problem, fits: Fits, rescued: np.ndarray) -> FitResult:

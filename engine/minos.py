@@ -220,11 +220,11 @@ def at_minimum(result: FitResult, rows: np.ndarray) -> np.ndarray:
     if evaluated.any():
         toys = rows[evaluated]
         outputs[evaluated] = problem.driver.evaluate(problem.toys[toys], result.values[toys])
-    known = rows[~evaluated]
-    hessian = np.zeros((len(known), n_params, n_params))
-    covariance = result.covariance[known][:, free[:, None], free]
+    others = rows[~evaluated]
+    hessian = np.zeros((len(others), n_params, n_params))
+    covariance = result.covariance[others][:, free[:, None], free]
     hessian[:, free[:, None], free] = 2.0 * result.errordef * np.linalg.inv(covariance)
-    outputs[~evaluated, VALUE] = result.fval[known]
+    outputs[~evaluated, VALUE] = result.fval[others]
     outputs[~evaluated, GRADIENT + n_params :] = hessian[:, below[0], below[1]]
     return outputs
 

@@ -12,7 +12,8 @@ import numpy as np
 from engine.arguments import known, whole
 from engine.crossing import AT_LIMIT, FOUND, NEW_MINIMUM, Rays, blocks, crossings
 from engine.data import as_float64, shown
-from engine.fit import is_valid, needed_problem, problem_of
+from engine.drivers import is_valid
+from engine.fit import needed_problem, problem_of
 from engine.minos import at_minimum, level
 from engine.result import FitResult
 from kernels.derivatives import unpacked_hessian

@@ -28,7 +28,7 @@ import numpy as np
 from engine.cost import Cost
 from engine.cpu import NumbaDriver
 from engine.data import Rows
-from engine.drivers import Fits, Settings
+from engine.drivers import Fits, Settings, is_valid
 from engine.reference import IndependentCost, migrad
 from engine.status import Status
 from engine.sums import SumCost
@@ -54,7 +54,6 @@ def rescue(
     start: np.ndarray,
     settings: Settings,
     retries: int,
-    is_valid: Callable[[Fits, Settings], np.ndarray],
 ) -> np.ndarray:
     """Fit the toys that failed again, in place.
 
@@ -67,8 +66,6 @@ def rescue(
     start : (n_toys, n_params) float64
     retries : int
         Number of new starts.
-    is_valid : callable
-        `is_valid(fits, settings) -> (n_fits,) bool`.
 
     Returns
     -------

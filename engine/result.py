@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.data import as_float64
+from engine.arguments import start_points
 from engine.named import NamedArray
 from engine.printing import fit_tables, result_line, summary_table
 from engine.status import Status
@@ -300,37 +300,13 @@ class FitResult:
         ValueError
             If names are missing or unknown, a shape is wrong, or a true value is not finite.
         """
-        theta_true = self._truth(truth)
+        theta_true = start_points(self.names, truth, len(self), "truth")
         usable = self.valid[:, None] & (self.errors > 0)
         pulls = np.full(self.values.shape, np.nan)
         with np.errstate(over="ignore"):
             np.subtract(self.values, theta_true, out=pulls, where=usable)
             np.divide(pulls, self.errors, out=pulls, where=usable)
         return pulls
-
-    def _truth(self, truth: Mapping[str, Any] | np.ndarray) -> np.ndarray:
-        if isinstance(truth, Mapping):
-            missing = [name for name in self.names if name not in truth]
-            unknown = [name for name in truth if name not in self.names]
-            if missing or unknown:
-                told = [f"has no value for {', '.join(missing)}"] if missing else []
-                told += [f"names {', '.join(map(str, unknown))}, which the fit has not"] if unknown else []
-                raise ValueError(f"truth must name the parameters {', '.join(self.names)}, but it {' and '.join(told)}")
-            theta_true = np.empty(self.values.shape)
-            for column, name in enumerate(self.names):
-                given = as_float64(truth[name], f"truth[{name!r}]")
-                shape = given.shape
-                if shape not in [(), (len(self),)]:
-                    raise ValueError(f"truth[{name!r}] must be a number or of shape ({len(self)},), got {shape}")
-                theta_true[:, column] = given
-        else:
-            theta_true = as_float64(truth, "truth")
-            one, each = self.values.shape[1:], self.values.shape
-            if theta_true.shape not in [one, each]:
-                raise ValueError(f"truth must have shape {one} or {each}, got {theta_true.shape}")
-        if not np.isfinite(theta_true).all():
-            raise ValueError("truth must be finite")
-        return theta_true
 
     def summary(self) -> Summary:
         """Count how the fits ended, and average the parameters of the valid ones."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from engine.arguments import held, held_names, known, limit_arrays, one_of, per_toy, start_points
-from engine.cost import Cost
+from engine.cost import Cost, check_cost
 from engine.fit import check_fits, fit_batch, refit
 from engine.profile import profile_of
 from engine.result import FitResult
@@ -121,8 +121,7 @@ def test_statistic(
     ----------
     Cowan, Cranmer, Gross & Vitells, Eur. Phys. J. C 71 (2011) 1554, arXiv:1007.1727.
     """
-    if not isinstance(cost, Cost):
-        raise TypeError(f"cost must be a cost function such as ExtendedUnbinnedNLL(model), got {type(cost).__name__}")
+    check_cost(cost)
     one_of("test_stat", test_stat, TEST_STATISTICS)
     i = checked_poi(cost.names, poi, fixed)
     n_toys = len(cost.rows(data))
@@ -167,7 +166,7 @@ def test_statistic(
     far = np.flatnonzero(conditional.valid & free.valid & aside.any(axis=1))
     if len(far):  # they may have come into the valley of another minimum, and not along that of their own
         way = free.values[far, i, None] + (tested - free.values[:, i])[far, None] * np.linspace(0.0, 1.0, STEPS)
-        own = replace(free, problem=replace(problem, settings=replace(problem.settings, free=is_free)))[far]
+        own: Any = replace(free, problem=replace(problem, settings=replace(problem.settings, free=is_free)))[far]
         led = profile_of(own, poi, grid=np.clip(way, lower[i], upper[i])).values[:, -1]
         led = np.where(np.isfinite(led), led, conditional.values[far])
         conditional = _better(conditional, far, refit(problem, far, led))

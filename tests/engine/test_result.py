@@ -261,14 +261,14 @@ def test_pulls_are_nan_where_there_is_no_error(mixed):
 @pytest.mark.parametrize(
     ("truth", "message"),
     [
-        ({"mu": 1.0, "tau": 2.0}, "it has no value for sigma, n and names tau, which"),
+        ({"mu": 1.0, "tau": 2.0}, "truth names 'tau', but the parameters are mu, sigma, n"),
         (
             {"mu": np.ones(5), "sigma": 1.0, "n": 1.0},
-            r"truth\['mu'\] must be a number or of shape \(6,\), got \(5,\)",
+            r"truth\['mu'\] must be a number or have shape \(n_toys,\) = \(6,\), got \(5,\)",
         ),
-        (np.ones(6), r"truth must have shape \(3,\) or \(6, 3\), got \(6,\)"),
+        (np.ones(6), r"truth must have shape \(3,\) or \(n_toys, 3\) = \(6, 3\), got \(6,\)"),
         (1.0, r"got \(\)"),
-        ([1.0, np.nan, 1.0], "truth must be finite"),
+        ([1.0, np.nan, 1.0], "truth values must be finite, but sigma is nan"),
     ],
 )
 def test_pulls_refuse_a_wrong_truth(truth, message):

@@ -455,9 +455,9 @@ def test_what_the_sentences_say(result):
         fit(COSTS["events"], GOOD["events"], limits={"mu": (1, 1)})
     with pytest.raises(ValueError, match=r"\(lower, upper\) with None for an open side, got '01'"):
         fit(COSTS["events"], GOOD["events"], limits={"mu": "01"})
-    with pytest.raises(ValueError, match=r"but it names tau, which the fit has not$"):
+    with pytest.raises(ValueError, match=r"truth names 'tau', but the parameters are mu, sigma"):
         result.pulls({**START, "tau": 1.0})
-    with pytest.raises(ValueError, match=r"but it has no value for sigma$"):
+    with pytest.raises(ValueError, match=r"truth has no value for sigma$"):
         result.pulls({"mu": 1.0})
     events = np.array(GOOD["events"][0])
     for data in ((np.array([events, events]),), (GOOD["events"], None, None)):

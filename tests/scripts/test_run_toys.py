@@ -110,7 +110,7 @@ def test_doubtful_run_ends_with_exit_code_1(finished_run, monkeypatch, doubt):
         monkeypatch.setattr("engine.reference.Minuit.valid", property(lambda self: False))
         arguments, words = ["--validate", "2"], "WARNING: MIGRAD is in the same minimum for none"
     else:
-        monkeypatch.setattr("engine.fit.VALID_EDM", -1.0)
+        monkeypatch.setattr("engine.drivers.VALID_EDM", -1.0)
         arguments, words = ["--truth", "sigma=0.5"], "WARNING: 20 of 20 fits failed"
     out = finished(*SMALL, *arguments, code=1)
     assert words in out

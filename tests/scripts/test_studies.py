@@ -149,7 +149,7 @@ def test_toys_that_were_not_kept_are_thrown_again(toy_file):
 
 
 def test_many_failures_end_with_exit_code_1(monkeypatch):
-    monkeypatch.setattr("engine.fit.VALID_EDM", -1.0)
+    monkeypatch.setattr("engine.drivers.VALID_EDM", -1.0)
     code, out, err = call(pull_study.main, "--model", "counting.py", "--n", "20", "--device", "cpu")
     assert (code, err) == (1, "") and "20 of 20 fits failed" in out
     assert "20 of 20 fits failed" in Path("pull_study/report.html").read_text()
