@@ -219,6 +219,8 @@ def ragged_events(data: Any) -> Ragged:
         data = list(data)
     if isinstance(data, Weighted):
         raise TypeError("weights can be given for unbinned data once: pass Weighted(events, weights)")
+    if hasattr(data, "columns"):  # of pandas or polars, whose rows are events and not toys
+        raise TypeError("data is a table: pass [table['x'].to_numpy()], a list with one array per toy")
     if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
         array = as_float64(data, "data")
         if array.ndim == 1:

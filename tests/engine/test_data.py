@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pandas
 import pytest
 
 from engine import ExtendedUnbinnedNLL, Ragged, UnbinnedNLL
@@ -99,6 +100,7 @@ def test_wrong_ragged(values, offsets, error, message):
     ("data", "error", "message"),
     [
         (np.zeros(5), ValueError, "data of shape (5,) is one toy: pass [events], a list with one array per toy, or an"),
+        (pandas.DataFrame({"x": [1.0, 2.0]}), TypeError, "data is a table: pass [table['x'].to_numpy()], a list with"),
         ([1.0, 2.0], ValueError, "data is a list of numbers, one toy: pass [events], a list with one array per toy"),
         (np.float64(3), ValueError, "data must have shape (n_toys, n_events) or (n_toys, d, n_events), got ()"),
         (np.zeros((2, 0, 3)), ValueError, "values must have shape (n_events,) or (d, n_events), got (0, 6)"),
