@@ -7,12 +7,13 @@ import pytest
 from iminuit import Minuit
 from iminuit import cost as minuit_cost
 
-from engine import NormalConstraint, PoissonNLL, Status, fit_batch
+from engine import ExtendedBinnedNLL, NormalConstraint, PoissonNLL, Status, fit_batch
 from engine.arguments import limit_arrays
 from engine.cpu import NumbaDriver
 from engine.drivers import Settings
 from engine.reference import migrad
 from engine.xla import XlaDriver
+from kernels import norm, quadrature
 
 SIGNAL = 8 * np.exp(-0.5 * ((np.arange(20) - 12) / 2.0) ** 2)
 BACKGROUND = 60 * np.exp(-np.arange(20) / 8.0)
@@ -174,3 +175,20 @@ def test_negative_expectation_is_refused_by_both_backends():
 def test_wrong_masks(mask, kind, sentence):
     with pytest.raises(kind, match=sentence):
         PoissonNLL(discriminant, mask=mask)
+
+
+def test_a_density_is_integrated_in_each_bin():
+    """What iminuit does with use_pdf="numerical": the fits are those with the closed integral."""
+    edges = np.linspace(-3.0, 4.0, 36)
+    counts = np.stack([np.histogram(x, edges)[0] for x in np.random.default_rng(6).normal(0.5, 1.2, (20, 500))])
+
+    def expected(s, mu, sigma):
+        return quadrature.integral(lambda x: s * norm.pdf(x, mu, sigma), edges[:-1], edges[1:], n=6)
+
+    start, limits = {"s": 450.0, "mu": 0.3, "sigma": 1.0}, {"s": (0, None), "sigma": (0.1, None)}
+    found = fit_batch(PoissonNLL(expected), counts.astype(float), start, limits=limits)
+    closed = ExtendedBinnedNLL(lambda x, s, mu, sigma: s * norm.cdf(x, mu, sigma), edges)
+    known = fit_batch(closed, counts.astype(float), start, limits=limits)
+    assert found.valid.all() and known.valid.all() and found.backend == "numba"
+    np.testing.assert_array_less(np.abs(found.values - known.values) / known.errors, 1e-8)
+    np.testing.assert_allclose(found.errors, known.errors, rtol=1e-8)
