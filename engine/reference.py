@@ -140,14 +140,14 @@ def _hessian(f: Callable, theta: Array, data: tuple, shared: tuple) -> Array:
     return jax.vmap(slope)(jnp.eye(len(theta)))
 
 
-def _inside(start: np.ndarray, hessian: Callable[[], np.ndarray], settings: Settings) -> np.ndarray:
+def _inside(start: np.ndarray, evaluate: IndependentCost, toy: int, settings: Settings) -> np.ndarray:
     """The start, of which no free parameter is on a limit."""
     at_lower, at_upper = start <= settings.lower, start >= settings.upper
     if not (settings.free & (at_lower | at_upper)).any():
         return start
-    curvature = np.diagonal(hessian())
-    with np.errstate(invalid="ignore", divide="ignore"):
-        error = np.sqrt(2.0 * settings.errordef / curvature)
+    gradient, curvature = evaluate(toy, start)[1], np.diagonal(evaluate.hessian(toy, start))
+    with np.errstate(invalid="ignore", divide="ignore"):  # what changes the cost by errordef, by slope or curvature
+        error = np.fmin(np.sqrt(2.0 * settings.errordef / curvature), settings.errordef / np.abs(gradient))
     step = 0.01 * np.fmin(np.where(error < np.inf, error, np.abs(start) + 1.0), settings.upper - settings.lower)
     return np.where(settings.free, start + np.where(at_lower, step, 0.0) - np.where(at_upper, step, 0.0), start)
 
@@ -180,7 +180,7 @@ def migrad(
     differences. From a limit, where Minuit's own parameter has no slope, it starts a hundredth of the error inside.
     """
     evaluate = evaluate or IndependentCost(cost, rows)
-    start = _inside(start, lambda: evaluate.hessian(toy, start), settings)
+    start = _inside(start, evaluate, toy, settings)
     last: dict[bytes, tuple[float, np.ndarray]] = {}
 
     def both(theta: np.ndarray) -> tuple[float, np.ndarray]:

@@ -10,8 +10,8 @@ from scipy import stats
 
 from engine import ExtendedUnbinnedNLL, NormalConstraint, PoissonNLL, fit_batch, reference
 from engine.drivers import Settings
-from engine.reference import AGREEMENT, IndependentCost, _padded, migrad, validate
-from kernels import norm, truncexpon
+from engine.reference import AGREEMENT, IndependentCost, _inside, _padded, migrad, validate
+from kernels import norm, truncexpon, truncnorm
 
 N_TOYS = 12
 
@@ -238,3 +238,13 @@ def test_a_toy_without_events():
     value, gradient = IndependentCost(cost, rows)(0, np.array([5.0, 2.0]))
     assert value == 5.0
     np.testing.assert_allclose(gradient, [1.0, 0.0])
+
+
+def test_a_start_on_a_limit_without_an_event_near():
+    """The curvature of the yield is next to nothing there, and its error no measure: the slope is."""
+    cost = ExtendedUnbinnedNLL(lambda x, s, b: (s + b, s * truncnorm.pdf(x, 0.0, 10.0, 5.0, 0.3) + b / 10.0))
+    rows = cost.rows([np.array([9.5, 0.5, 1.0])])
+    task = Settings(np.zeros(2), np.full(2, np.inf), np.ones(2, dtype=bool), 0.5, 1e-13, 200)
+    start = np.array([0.0, 5.0])
+    np.testing.assert_allclose(_inside(start, IndependentCost(cost, rows), 0, task), [0.005, 5.0])
+    assert migrad(cost, rows, 0, start, task).values[0] < 1e-3
