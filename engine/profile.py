@@ -171,9 +171,11 @@ def profile_of(
         changed = False
         for step in (1, -1):
             for column in range(1, n) if step == 1 else range(n - 2, -1, -1):
-                toys = np.flatnonzero(valid[:, column - step])
-                moved = (x[toys, column] - x[toys, column - step])[:, None] * along[toys]
-                start = np.clip(values[toys, column - step] + moved, settings.lower, settings.upper)
+                # another valley is a third of an error of some parameter away, or more, from where the neighbour leads
+                led = values[:, column - step] + (x[:, column] - x[:, column - step])[:, None] * along
+                beside = ~(np.abs(values[:, column] - led) <= result.errors / 3.0).all(axis=1)
+                toys = np.flatnonzero(valid[:, column - step] & beside)
+                start = np.clip(led[toys], settings.lower, settings.upper)
                 start[:, i] = x[toys, column]
                 before = np.where(valid[toys, column], fval[toys, column], np.inf)
                 high = before > cost_at(toys, start) + NEW_MINIMUM * result.errordef
