@@ -1,7 +1,8 @@
-"""200 random toys of every cost and every density, on both drivers, against iminuit's own costs on the same data.
+"""200 random toys of every cost, on both drivers, and of every density, against iminuit's own costs on the same data.
 
 The toys have few events and empty bins, and some have their minimum at a limit. iminuit evaluates the densities of
-numba_stats where it has them, and takes its derivatives by differences.
+numba_stats where it has them, and takes its derivatives by differences. Of the densities JAX fits one of each kind:
+all are compared as they are translated in `tests/kernels/test_densities_translated.py`.
 """
 
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from engine import (
 from engine.reference import IndependentCost
 
 N_TOYS = 200
+# limits, a function that is not elementary, a norm by quadrature, counts
+ALSO_BY_JAX = {"UnbinnedNLL truncnorm", "UnbinnedNLL t", "UnbinnedNLL cruijff", "UnbinnedNLL poisson"}
 LEGENDRE = np.polynomial.legendre.leggauss(100)
 
 
@@ -60,6 +63,7 @@ def ours(name: str) -> Any:
 
 
 def theirs(name: str) -> Any:
+    """Compiled where it is imported, so not before it is needed."""
     return import_module(f"numba_stats.{name}")
 
 
@@ -67,7 +71,11 @@ SCALE = {"scale": (1e-3, None)}
 BERNSTEIN = {"b1": (0, None), "b2": (0, None)}
 # name: (ours, theirs, truth, limits, range of the toys, fewest and most events)
 DENSITIES: dict[str, tuple] = {
-    "norm": (ours("norm").pdf, theirs("norm").pdf, {"loc": 0.3, "scale": 1.2}, SCALE, (-5, 6), (5, 200)),
+    "norm": (
+        ours("norm").pdf,
+        lambda x, loc, scale: theirs("norm").pdf(x, loc, scale),
+        {"loc": 0.3, "scale": 1.2}, SCALE, (-5, 6), (5, 200),
+    ),
     "expon": (
         lambda x, scale: ours("expon").pdf(x, 0.0, scale),
         lambda x, scale: theirs("expon").pdf(x, 0.0, scale),
@@ -99,11 +107,13 @@ DENSITIES: dict[str, tuple] = {
         {"s": 0.7, "scale": 1.2}, {"s": (1e-3, None), **SCALE}, (1e-3, 60), (5, 200),
     ),
     "t": (
-        ours("t").pdf, theirs("t").pdf,
+        ours("t").pdf,
+        lambda x, df, loc, scale: theirs("t").pdf(x, df, loc, scale),
         {"df": 3.0, "loc": 0.3, "scale": 1.2}, {"df": (0.5, 20), **SCALE}, (-40, 40), (100, 400),
     ),
     "voigt": (
-        ours("voigt").pdf, theirs("voigt").pdf,
+        ours("voigt").pdf,
+        lambda x, gamma, loc, scale: theirs("voigt").pdf(x, gamma, loc, scale),
         {"gamma": 0.6, "loc": 0.3, "scale": 0.8}, {"gamma": (0.05, 3), "scale": (0.1, 5)}, (-80, 80), (200, 500),
     ),
     "crystalball": (
@@ -123,7 +133,8 @@ DENSITIES: dict[str, tuple] = {
         {"beta": 1.2, "loc": 0.3}, {"beta": (0.3, 4)}, (-5, 4), (300, 600),
     ),
     "qgaussian": (
-        ours("qgaussian").pdf, theirs("qgaussian").pdf,
+        ours("qgaussian").pdf,
+        lambda x, q, mu, sigma: theirs("qgaussian").pdf(x, q, mu, sigma),
         {"q": 1.4, "mu": 0.3, "sigma": 1.2}, {"q": (1.02, 2.5), "sigma": (1e-3, None)}, (-60, 60), (200, 400),
     ),
     "argus": (
@@ -323,15 +334,15 @@ def hessian(evaluate: IndependentCost, k: int, theta: np.ndarray) -> np.ndarray:
 def test_both_drivers_and_minuit_find_the_same_minima(name):
     case = CASES[name]()
     options = {"limits": case.limits, "batch_size": 256}  # lanes for all: refilling them is compiled for as well
-    numba, jax_ = (
-        fit_batch(case.cost, case.data, case.start, backend=backend, **options) for backend in ("numba", "jax")
-    )
-    np.testing.assert_array_equal(numba.status, jax_.status)
-    np.testing.assert_array_equal(numba.at_limit, jax_.at_limit)
-    scale = np.where(numba.errors > 0, numba.errors, 1.0)
+    numba = fit_batch(case.cost, case.data, case.start, backend="numba", **options)
     valid = numba.valid
-    np.testing.assert_array_less(np.abs(numba.values - jax_.values)[valid] / scale[valid], 1e-6)
-    np.testing.assert_allclose(numba.covariance[valid], jax_.covariance[valid], rtol=1e-5, atol=1e-12)
+    if name in ALSO_BY_JAX or not name.startswith("UnbinnedNLL"):
+        jax_ = fit_batch(case.cost, case.data, case.start, backend="jax", **options)
+        np.testing.assert_array_equal(numba.status, jax_.status)
+        np.testing.assert_array_equal(numba.at_limit, jax_.at_limit)
+        scale = np.where(numba.errors > 0, numba.errors, 1.0)
+        np.testing.assert_array_less(np.abs(numba.values - jax_.values)[valid] / scale[valid], 1e-6)
+        np.testing.assert_allclose(numba.covariance[valid], jax_.covariance[valid], rtol=1e-5, atol=1e-12)
 
     fits = [minuit_fit(case, k) for k in range(N_TOYS)]
     their_valid = np.array([fit.valid for fit in fits])

@@ -1,6 +1,8 @@
 """The densities beyond the basic five: parameters, support, and where to look at them."""
 
 import functools
+from importlib import import_module
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +11,11 @@ import pytest
 
 from kernels import argus, cauchy, cruijff, crystalball, crystalball_ex, lognorm, qgaussian, t, voigt
 from kernels.truncated import trunccauchy, trunccrystalball
+
+
+def of_numba_stats(name: str) -> ModuleType:
+    """Compiled where it is imported, so not before it is needed."""
+    return import_module(f"numba_stats.{name}")
 
 
 class Case(NamedTuple):

@@ -168,7 +168,7 @@ def test_without_translation():
 # -- digamma -------------------------------------------------------------------------------------------------------
 
 
-@njit(["void(f8[::1], f8[:, ::1])"], **vectormath.COMPILE_ROW)
+@njit(**vectormath.COMPILE_ROW)
 def each_row(x, out):
     for i in range(np.uint64(len(x))):
         out[0, i] = vectormath.digamma(x[i])

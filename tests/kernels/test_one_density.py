@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numba_stats.cruijff
 import numpy as np
 import pytest
 import scipy.special
@@ -10,7 +9,7 @@ import scipy.stats
 
 from kernels import cauchy, cruijff, crystalball, crystalball_ex, lognorm, norm, qgaussian, quadrature, t, voigt
 from kernels.truncated import truncate, trunccauchy, trunccrystalball_ex
-from tests.kernels.density_cases import INF, QUICKLY, compiled
+from tests.kernels.density_cases import INF, QUICKLY, compiled, of_numba_stats
 from tests.kernels.textbook import ERF, SQRT2, gauss
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -116,7 +115,7 @@ def test_cruijff_quadrature_is_good_enough():
 @pytest.mark.parametrize("loc", [-6.0, -4.0, 5.0, 7.0])
 def test_cruijff_beside_its_window(loc):
     theta = (0.1, 0.2, loc, 0.9, 1.3)
-    mass = gauss(lambda x: numba_stats.cruijff.density(x, *theta), -4.0, 5.0)
+    mass = gauss(lambda x: of_numba_stats("cruijff").density(x, *theta), -4.0, 5.0)
     np.testing.assert_allclose(
-        cruijff.pdf(0.7, -4.0, 5.0, *theta), numba_stats.cruijff.density(np.array(0.7), *theta) / mass, rtol=1e-12
+        cruijff.pdf(0.7, -4.0, 5.0, *theta), of_numba_stats("cruijff").density(np.array(0.7), *theta) / mass, rtol=1e-12
     )

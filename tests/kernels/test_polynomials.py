@@ -1,12 +1,12 @@
 """Bernstein and Chebyshev polynomials."""
 
 import jax
-import numba_stats.bernstein
 import numpy as np
 import pytest
 import scipy.interpolate
 
 from kernels import bernstein, chebyshev
+from tests.kernels.density_cases import of_numba_stats
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -18,10 +18,10 @@ BETA = np.array([0.7, 2.0, 0.1, 1.3, 0.9])
 def test_bernstein(n):
     beta, x = BETA[:n], np.linspace(-1.0, 3.0, 41)
     np.testing.assert_allclose(
-        bernstein.density(x, beta, -1.0, 3.0), numba_stats.bernstein.density(x, beta, -1.0, 3.0), rtol=1e-14
+        bernstein.density(x, beta, -1.0, 3.0), of_numba_stats("bernstein").density(x, beta, -1.0, 3.0), rtol=1e-14
     )
     np.testing.assert_allclose(
-        bernstein.integral(x, beta, -1.0, 3.0), numba_stats.bernstein.integral(x, beta, -1.0, 3.0), rtol=2e-14
+        bernstein.integral(x, beta, -1.0, 3.0), of_numba_stats("bernstein").integral(x, beta, -1.0, 3.0), rtol=2e-14
     )
     truth = scipy.interpolate.BPoly(beta[:, None], [-1.0, 3.0])
     for order, function in ((1, jax.grad(bernstein.density)), (2, jax.grad(jax.grad(bernstein.density)))):
