@@ -36,30 +36,25 @@ from tests.kernels.density_cases import INF, QUICKLY, value_and_derivatives
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-def each_density(function):
-    """Every density at x with the parameters (a, loc, scale), as the same function on both drivers."""
+# each density at x with the parameters (a, loc, scale), as the same function on both drivers
+DENSITIES = {
+    "cauchy": (cauchy, lambda a, loc, scale: (loc, scale)),
+    "lognorm": (lognorm, lambda a, loc, scale: (a, loc - 4.0, scale)),
+    "crystalball": (crystalball, lambda a, loc, scale: (a, 2.0 + a, loc, scale)),
+    "crystalball_ex": (crystalball_ex, lambda a, loc, scale: (a, 2.0 + a, scale, 2.0 * a, 3.0, 1.1 * scale, loc)),
+    "t": (t, lambda a, loc, scale: (2.0 + a, loc, scale)),
+    "qgaussian": (qgaussian, lambda a, loc, scale: (1.0 + 0.5 * a, loc, scale)),
+    "argus": (argus, lambda a, loc, scale: (a, 7.0 * scale, 1.0 + loc)),
+    "cruijff": (cruijff, lambda a, loc, scale: (-4.0, 4.0, 0.1 * a, 0.2, loc, scale, 1.3)),
+    "trunccauchy": (trunccauchy, lambda a, loc, scale: (-4.0, 4.0, loc, scale)),
+    "trunccrystalball": (trunccrystalball, lambda a, loc, scale: (-4.0, 4.0, a, 2.5, loc, scale)),
+    "voigt": (voigt, lambda a, loc, scale: (a, loc, scale)),
+}
 
-    def of(density):
-        return getattr(density, function)
 
-    def terms(a, loc, scale, x):
-        found = {
-            "cauchy": of(cauchy)(x, loc, scale),
-            "lognorm": of(lognorm)(x, a, loc - 4.0, scale),
-            "crystalball": of(crystalball)(x, a, 2.0 + a, loc, scale),
-            "crystalball_ex": of(crystalball_ex)(x, a, 2.0 + a, scale, 2.0 * a, 3.0, 1.1 * scale, loc),
-            "t": of(t)(x, 2.0 + a, loc, scale),
-            "qgaussian": of(qgaussian)(x, 1.0 + 0.5 * a, loc, scale),
-            "argus": of(argus)(x + 4.0, a, 7.0 * scale, 1.0 + loc),
-            "cruijff": of(cruijff)(x, -4.0, 4.0, 0.1 * a, 0.2, loc, scale, 1.3),
-            "trunccauchy": of(trunccauchy)(x, -4.0, 4.0, loc, scale),
-            "trunccrystalball": of(trunccrystalball)(x, -4.0, 4.0, a, 2.5, loc, scale),
-        }
-        if function != "cdf":
-            found["voigt"] = of(voigt)(x, a, loc, scale)
-        return found
-
-    return terms
+def evaluate(name, function, a, loc, scale, x):
+    density, arguments = DENSITIES[name]
+    return getattr(density, function)(x + 4.0 if name == "argus" else x, *arguments(a, loc, scale))
 
 
 THETA = np.array([0.8, 0.3, 1.2])
@@ -79,12 +74,11 @@ def run_source(program, theta, x, out):
 
 
 @pytest.mark.parametrize("function", ["pdf", "cdf"])
-@pytest.mark.parametrize("name", each_density("pdf")(0.8, 0.3, 1.2, 0.1))
+@pytest.mark.parametrize("name", DENSITIES)
 def test_values_when_translated(name, function):
-    terms = each_density(function)
     if name == "voigt" and function == "cdf":
         return
-    f = lambda x: terms(*THETA, x)[name]  # noqa: E731
+    f = lambda x: evaluate(name, function, *THETA, x)  # noqa: E731
     x, out = rows(), np.empty(2)
     run_source(build_program(f, None, n_params=0, n_columns=1), np.empty(0), x, out)
     # the sum over rows of positive numbers
@@ -111,11 +105,10 @@ def test_derivatives_when_translated_and_compiled():
 
 def weighted(names):
     """A sum of logarithms, each with a weight of its own, so that no two errors cancel."""
-    terms = each_density("logpdf")
 
     def term(a, loc, x):
-        found = terms(a, loc, THETA[2], x)
-        return sum(weight * found[name] for weight, name in enumerate(names, start=1))
+        each = (evaluate(name, "logpdf", a, loc, THETA[2], x) for name in names)
+        return sum(weight * value for weight, value in enumerate(each, start=1))
 
     return term
 
