@@ -66,7 +66,15 @@ QUICKLY = {"xla_backend_optimization_level": 0}
 
 @functools.cache
 def compiled(density: Any, function: str):
-    return jax.jit(getattr(density, function), compiler_options=QUICKLY)
+    """A function of points, in one program for as many as there are in multiples of 128."""
+    evaluate = jax.jit(getattr(density, function), compiler_options=QUICKLY)
+
+    def padded(x, *theta):
+        x = np.asarray(x, dtype=float)
+        values = evaluate(np.resize(x, -(-x.size // 128) * 128), *np.array(theta, dtype=float))
+        return np.asarray(values)[: x.size].reshape(x.shape)
+
+    return padded
 
 
 def value_and_derivatives(f, slope=jax.jacfwd):
