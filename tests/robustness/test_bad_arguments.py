@@ -8,6 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from toys.charts import STYLE
+
 MODEL = """
 import jax.numpy as jnp
 from engine import PoissonNLL
@@ -58,6 +60,7 @@ def scripts(script, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr("toys.xla_cache.use_compilation_cache", lambda: None)
+        patch.setitem(STYLE, "pdf.fonttype", 3)  # fonts that are made smaller take half of a report's time
         mains = {name: script(name).main for name in SCRIPTS}
         done = call(mains["run_toys"], ["--model", "model.py", "--n", "20", "--validate", "0", *MACHINE])
         assert done == (0, "")
