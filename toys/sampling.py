@@ -6,9 +6,11 @@ once, by NumPy. Only the last map from a uniform number to an event may round di
 Stream 2 c of a toy's key belongs to the count of component c, stream 2 c + 1 + 65536 j to its observable j.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
@@ -17,32 +19,62 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from engine.cost import model_mistakes
+from engine.cost import called, model_mistakes, parameter_names
 from engine.data import Ragged, shown
 from kernels import randombits
 from kernels.inversion import NumericalPpf, map_quantiles, numerical_ppf, quantiles
 from kernels.translate import compile_map
 from toys.counts import checked_number, counted, poisson_table, poisson_tables, tallied
-from toys.drawing import Events, Sampler, checked_theta, draw_toys, padded_size
+from toys.drawing import Events, Sampler, checked_theta, draw_toys, evaluated, padded_size
 
 __all__ = ["Component", "ExtendedMixture", "Mixture", "Tables", "draw_toys", "numerical_ppf", "poisson_table"]
 
 _LARGEST_MEAN = 1e9
+
+#: A number, the name of a parameter, or a function of the parameters that its arguments name.
+Quantity = float | str | Callable
+
+
+def _parameters(quantity: Quantity) -> tuple[str, ...]:
+    """What a quantity depends on."""
+    if not callable(quantity):
+        return (quantity,) if isinstance(quantity, str) else ()
+    try:
+        return parameter_names(quantity, None, skip=0)
+    except ValueError:
+        told = called(quantity, "the function")
+        raise ValueError(f"{told} must have parameters of the fit as its arguments, and no others") from None
+
+
+def _traced(quantity: Quantity, names: tuple[str, ...], theta: Any) -> Any:
+    """A quantity at parameters that may be traced."""
+    if not callable(quantity):
+        return theta[names.index(quantity)] if isinstance(quantity, str) else quantity
+    advice = "write it with jax.numpy, of the parameters that its arguments name"
+    with model_mistakes(quantity, "numbers", advice, "the function"):
+        return quantity(*(theta[names.index(name)] for name in _parameters(quantity)))
+
+
+def _number(quantity: Quantity, names: tuple[str, ...], theta: np.ndarray) -> float:
+    """A quantity at known parameters."""
+    if not callable(quantity):
+        return float(_traced(quantity, names, theta))
+    result = evaluated(lambda *t: _traced(quantity, names, t), *theta)
+    if result.shape:
+        raise ValueError(f"{called(quantity, 'the function')} must give one number, got the shape {result.shape}")
+    return float(result)
 
 
 class Observable(NamedTuple):
     """How one observable of a component is drawn."""
 
     ppf: Callable
-    args: tuple[float | str, ...]
-
-    def values(self, names: tuple[str, ...], theta: Any) -> list:
-        """The arguments behind p."""
-        return [theta[names.index(a)] if isinstance(a, str) else a for a in self.args]
+    args: tuple[Quantity, ...]
 
     def table(self, names: tuple[str, ...], theta: np.ndarray) -> np.ndarray:
         """Of a numerical quantile function; empty for any other."""
-        return self.ppf.table(*self.values(names, theta)) if isinstance(self.ppf, NumericalPpf) else np.empty(0)
+        numbers = [_number(a, names, theta) for a in self.args]
+        return self.ppf.table(*numbers) if isinstance(self.ppf, NumericalPpf) else np.empty(0)
 
     def events(self, u: Array, names: tuple[str, ...], theta: Any, table: Any) -> Array:
         """Events of uniform numbers."""
@@ -50,7 +82,7 @@ class Observable(NamedTuple):
             return quantiles(jnp.asarray(table), u)
         advice = "write it elementwise with jax.numpy, or let numerical_ppf make one of the density"
         with model_mistakes(self.ppf, "one p", advice, "the ppf"):
-            return self.ppf(u, *self.values(names, theta))
+            return self.ppf(u, *(_traced(a, names, theta) for a in self.args))
 
 
 @dataclass(frozen=True)
@@ -59,39 +91,40 @@ class Component:
 
     Attributes
     ----------
-    yield_name : str or None
-        The parameter that is the expected number of events; None in a `Mixture`, which has fractions.
+    yield_name : str, float, callable or None
+        The expected number of events: a parameter, a number, or a function of parameters, in jax.numpy, whose arguments
+        have their names; None in a `Mixture`, which has fractions.
     ppf : callable, or sequence of (callable, tuple)
         `ppf(p, *args) -> x`, elementwise, in jax.numpy: the inverse of the component's cdf. `numerical_ppf` makes one
         of a density. For several observables, (ppf, args) of each.
-    args : tuple of float or str
-        Numbers, or names of parameters.
+    args : tuple of str, float or callable
+        What the ppf takes behind p, each a parameter, a number or a function of parameters.
 
     Raises
     ------
     TypeError
-        If yield_name or ppf is something else, or there are args beside those of each observable.
+        If one of them is something else, or there are args beside those of each observable.
+    ValueError
+        If the arguments of a function do not name parameters.
 
     Examples
     --------
     >>> Component("ns", truncnorm.ppf, (1.0, 9.0, "mu", "sigma"))
     >>> Component("ns", numerical_ppf(voigt.pdf, 1.0, 9.0), ("gamma", "mu", "sigma"))
     >>> Component("ns", ((truncnorm.ppf, (1.0, 9.0, "mu", "sigma")), (expon.ppf, (0.0, "tau"))))
+    >>> Component(lambda n, asymmetry: n * (1 + asymmetry) / 2, norm.ppf, (lambda m, shift: m + shift, "sigma"))
     """
 
-    yield_name: str | None
-    ppf: Callable | tuple[tuple[Callable, tuple[float | str, ...]], ...]
-    args: tuple[float | str, ...] = ()
+    yield_name: Quantity | None
+    ppf: Callable | tuple[tuple[Callable, tuple[Quantity, ...]], ...]
+    args: tuple[Quantity, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.yield_name, str | None):
-            raise TypeError(
-                f"yield_name must be the name of a parameter, got {shown(self.yield_name)}: events whose number is a "
-                "function of parameters need a sampler of your own"
-            )
+        if self.yield_name is not None:
+            _check_quantity("yield_name", self.yield_name)
         if callable(self.ppf):
-            if not isinstance(self.args, tuple | list) or not all(isinstance(a, str | float | int) for a in self.args):
-                raise TypeError(f"args must be a tuple of numbers and names of parameters, got {shown(self.args)}")
+            if not isinstance(self.args, tuple | list):
+                raise TypeError(f"args must be a tuple of numbers, parameters and functions, got {shown(self.args)}")
             object.__setattr__(self, "args", tuple(self.args))
         elif not isinstance(self.args, tuple) or self.args:
             raise TypeError("a component of several observables takes its arguments with each: ((ppf, args), ...)")
@@ -101,6 +134,9 @@ class Component:
             except (TypeError, ValueError):
                 raise TypeError(f"ppf must be a function, or ((ppf, args), ...), got {shown(self.ppf)}") from None
             object.__setattr__(self, "ppf", pairs)
+        for observable in self.observables:
+            for quantity in observable.args:
+                _check_quantity("each of args", quantity)
 
     @property
     def observables(self) -> tuple[Observable, ...]:
@@ -148,8 +184,8 @@ class _Mixture(Sampler):
         if not self.components or not all(isinstance(each, Component) for each in self.components):
             raise ValueError(f"a mixture needs components, and at least one, got {shown(self.components)}")
         used = [a for c in self.components for o in c.observables for a in o.args]
-        for name in (*used, *extra):
-            if isinstance(name, str) and name not in self.names:
+        for name in itertools.chain.from_iterable(map(_parameters, (*used, *extra))):
+            if name not in self.names:
                 raise ValueError(f"a component uses the parameter {name!r}, which is not one of {self.names}")
         if len({len(component.observables) for component in self.components}) > 1:
             raise ValueError("all components of a mixture must have the same number of observables")
@@ -246,7 +282,7 @@ class ExtendedMixture(_Mixture):
         self._check(())
         self._check(tuple(component.yield_name for component in self.components))
         if any(component.yield_name is None for component in self.components):
-            raise ValueError("a component of an extended mixture must name its yield")
+            raise ValueError("a component of an extended mixture must have a yield")
 
     def prepare(self, theta: ArrayLike) -> Tables:
         """Tables of all components.
@@ -258,10 +294,11 @@ class ExtendedMixture(_Mixture):
         """
         theta = checked_theta(theta, self.names)
         means = []
-        for component in self.components:
-            means.append(theta[self.names.index(component.yield_name or "")])
+        for given in (c.yield_name for c in self.components if c.yield_name is not None):
+            means.append(_number(given, self.names, theta))
             if not 0.0 <= means[-1] <= _LARGEST_MEAN:
-                raise ValueError(f"the yield {component.yield_name} must lie in [0, 1e9], got {means[-1]}")
+                what = called(given, "the yield") if callable(given) else f"the yield {given}"
+                raise ValueError(f"{what} must lie in [0, 1e9], got {means[-1]}")
         counts = poisson_tables(np.array(means))
         most = counts.least + np.diff(counts.offsets)
         return self._tables(theta, counts, tuple(padded_size(n) for n in most.tolist()))
@@ -288,8 +325,9 @@ class Mixture(_Mixture):
     n_events : int
     components : tuple of Component
         Without yields.
-    fractions : tuple of str or float
-        Parameters, or numbers, that are the fractions of all components but the last, which has the rest.
+    fractions : tuple of str, float or callable
+        Parameters, numbers, or functions of parameters that are the fractions of all components but the last, which has
+        the rest.
 
     Raises
     ------
@@ -307,11 +345,14 @@ class Mixture(_Mixture):
     names: tuple[str, ...]
     n_events: int
     components: tuple[Component, ...]
-    fractions: tuple[str | float, ...] = ()
+    fractions: tuple[Quantity, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n_events", checked_number(self.n_events))
-        given = (self.fractions,) if isinstance(self.fractions, str | float | int) else tuple(self.fractions)
+        alone = callable(self.fractions) or isinstance(self.fractions, str | Real)
+        given = (self.fractions,) if alone else tuple(self.fractions)
+        for quantity in given:
+            _check_quantity("each of fractions", quantity)
         object.__setattr__(self, "fractions", given)
         self._check(given)
         if len(given) != len(self.components) - 1:
@@ -329,8 +370,7 @@ class Mixture(_Mixture):
             If theta has the wrong length or is not finite, or a fraction is negative or their sum larger than 1.
         """
         theta = checked_theta(theta, self.names)
-        given = [theta[self.names.index(f)] if isinstance(f, str) else float(f) for f in self.fractions]
-        fractions = np.array(given, dtype=np.float64)
+        fractions = np.array([_number(f, self.names, theta) for f in self.fractions], dtype=np.float64)
         # 1e-9 is for the rounding of a sum that should be 1
         if not (np.all(fractions >= 0) and fractions.sum() <= 1.0 + 1e-9):
             raise ValueError(f"fractions must not be negative, nor their sum larger than 1, got {fractions.tolist()}")
@@ -345,6 +385,14 @@ class Mixture(_Mixture):
     def draw(self, key: Array, tables: Tables) -> tuple[Array, Array]:
         values, n = super().draw(key, tables)
         return values[..., : self.n_events], n
+
+
+def _check_quantity(what: str, quantity: Any) -> None:
+    if isinstance(quantity, bool) or not (callable(quantity) or isinstance(quantity, str | Real)):
+        raise TypeError(
+            f"{what} must be the name of a parameter, a number or a function of parameters, got {shown(quantity)}"
+        )
+    _parameters(quantity)
 
 
 def _stream(component: int, observable: int) -> int:

@@ -336,7 +336,7 @@ def test_more_mistakes_in_a_mixture():
         Mixture(("f",), 3, (one, one))
     with pytest.raises(ValueError, match="has no yield: pass None"):
         Mixture(("n",), 3, (two,))
-    with pytest.raises(ValueError, match="must name its yield"):
+    with pytest.raises(ValueError, match="must have a yield"):
         ExtendedMixture(("n",), (one,))
     with pytest.raises(ValueError, match="'g', which is not one of"):
         Mixture(("f",), 3, (one, one), ("g",))
@@ -346,11 +346,56 @@ def test_more_mistakes_in_a_mixture():
         Component(None, ((uniform.ppf, (0.0, 1.0)),), (1.0,))
     with pytest.raises(TypeError, match="ppf must be a function"):
         Component(None, 5.0)
-    for of_two in (lambda n, eff: n * eff, 100.0):
-        with pytest.raises(TypeError, match=r"yield_name must be the name of a parameter, got .*a sampler of your own"):
-            Component(of_two, uniform.ppf, (0.0, 1.0))
+    for wrong in (True, ("n",), [1.0]):
+        with pytest.raises(TypeError, match="yield_name must be the name of a parameter, a number or a function of"):
+            Component(wrong, uniform.ppf, (0.0, 1.0))
+        with pytest.raises(TypeError, match="each of args must be the name of a parameter, a number or a function of"):
+            Component(None, uniform.ppf, (0.0, wrong))
+        with pytest.raises(TypeError, match="each of fractions must be the name of a parameter, a number or a functi"):
+            Mixture(("f",), 3, (one, one), (wrong,))
+    with pytest.raises(ValueError, match="must have parameters of the fit as its arguments"):
+        Component(lambda *n: n[0], uniform.ppf, (0.0, 1.0))
+    with pytest.raises(ValueError, match="the parameter 'eff', which is not one of"):
+        ExtendedMixture(("n",), (Component(lambda n, eff: n * eff, uniform.ppf, (0.0, 1.0)),))
+    with pytest.raises(ValueError, match="the parameter 'eff', which is not one of"):
+        ExtendedMixture(("n",), (Component("n", uniform.ppf, (0.0, lambda eff: eff)),))
+    with pytest.raises(ValueError, match=r"the yield '<lambda>' must lie in \[0, 1e9\], got -3"):
+        ExtendedMixture(("n",), (Component(lambda n: -n, uniform.ppf, (0.0, 1.0)),)).prepare([3.0])
+    with pytest.raises(ValueError, match=r"the function '<lambda>' must give one number, got the shape \(2,\)"):
+        ExtendedMixture(("n",), (Component(lambda n: jnp.stack([n, n]), uniform.ppf, (0.0, 1.0)),)).prepare([3.0])
+    with pytest.raises(TypeError, match=r"the function '<lambda>' cannot be evaluated for numbers .* jax.numpy"):
+        ExtendedMixture(("n",), (Component(lambda n: 1 / len(n), uniform.ppf, (0.0, 1.0)),)).prepare([3.0])
     with pytest.raises(ValueError, match="n_events must lie in"):
         Mixture((), -3, (one,))
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_quantities_that_are_functions_of_parameters(backend):
+    """As if the parameters were what the functions give."""
+    names = ("n", "asymmetry", "m", "shift", "sigma")
+    theta = [60.0, 0.25, 5.0, -0.5, 0.5]
+    plus = Component(lambda asymmetry, n: n * (1 + asymmetry) / 2, norm.ppf, (lambda m, shift: m + shift, "sigma"))
+    by_table = numerical_ppf(norm.pdf, 0.0, 9.0)
+    minus = Component(lambda n, asymmetry: n * (1 - asymmetry) / 2, by_table, ("m", lambda sigma: jnp.exp2(sigma)))
+    toys = ExtendedMixture(names, (plus, minus, Component(20, uniform.ppf, (0.0, 9.0)))).generate(
+        theta, n_toys=5, seed=3, backend=backend
+    )
+    flat = ("plus", "minus", "flat", "m", "moved", "sigma", "wide")
+    given = [37.5, 22.5, 20.0, 5.0, 4.5, 0.5, np.exp2(0.5)]
+    same = ExtendedMixture(
+        flat,
+        (
+            Component("plus", norm.ppf, ("moved", "sigma")),
+            Component("minus", by_table, ("m", "wide")),
+            Component("flat", uniform.ppf, (0.0, 9.0)),
+        ),
+    ).generate(given, n_toys=5, seed=3)
+    np.testing.assert_array_equal(toys.offsets, same.offsets)
+    np.testing.assert_allclose(toys.values, same.values, rtol=1e-13)
+    shares = Mixture(names, 50, (Component(None, norm.ppf, ("m", "sigma")),) * 2, lambda asymmetry: asymmetry / 2)
+    same = Mixture(("f", "m", "sigma"), 50, (Component(None, norm.ppf, ("m", "sigma")),) * 2, ("f",))
+    toys = shares.generate(theta, n_toys=5, seed=3, backend=backend)
+    np.testing.assert_allclose(toys.values, same.generate([0.125, 5.0, 0.5], n_toys=5, seed=3).values, rtol=1e-13)
 
 
 @pytest.mark.parametrize("backend", ["numba", "jax"])
