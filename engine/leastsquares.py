@@ -9,8 +9,9 @@ import numpy as np
 from jax import Array
 from jax.scipy.linalg import solve_triangular
 
+from engine.arguments import one_of
 from engine.binned import checked_mask
-from engine.cost import Cost, call_model, parameter_names, scalar_result
+from engine.cost import Cost, call_model, model_mistakes, parameter_names, scalar_result
 from engine.data import Rows, as_float64
 from engine.rowwise import all_of_row
 from kernels.expectation import VectorKernel, expectation_kernel, expectation_outputs
@@ -25,6 +26,9 @@ class LeastSquares(Cost):
     yerror^2 + (model'(x) xerror)^2, whose slope is taken by automatic differentiation. With a covariance matrix
     V = L L^T the residuals are L^-1 y - L^-1 model(x), which are independent and have errors 1.
 
+    With another loss it is sum_i loss(z_i^2) of the residuals z_i in units of their errors, and outliers pull less. As
+    in iminuit the errors of the fit come from its curvature; toys tell what they are worth.
+
     Parameters
     ----------
     model : callable
@@ -36,14 +40,17 @@ class LeastSquares(Cost):
     mask : (n,) bool, optional
         Points that are used, as in `iminuit.cost`. The data keep their full shape, as does the covariance, of which
         the block of these points is taken; other points are not looked at.
+    loss : {"linear", "soft_l1"} or callable
+        As in `iminuit.cost`: "soft_l1" is 2 (sqrt(1 + z^2) - 1), a callable gets z^2 of one point and gives what takes
+        its place, in `jax.numpy`, increasing and twice differentiable.
     name : sequence of str, optional
         Parameter names, where the signature does not tell them.
 
     Raises
     ------
     TypeError, ValueError
-        If the covariance is not symmetric and positive definite or there are x errors beside it; if the mask leaves no
-        point or has not the shape of the points.
+        If the covariance is not symmetric and positive definite or there are x errors or a loss beside it; if the mask
+        leaves no point or has not the shape of the points; if the loss is not known.
 
     References
     ----------
@@ -60,9 +67,13 @@ class LeastSquares(Cost):
         *,
         covariance: Any = None,
         mask: Any = None,
+        loss: str | Callable = "linear",
         name: Sequence[str] | None = None,
     ) -> None:
         self.model = model
+        if not callable(loss):
+            one_of("loss", loss, tuple(_LOSSES))
+        self.loss = loss
         self.xerror = bool(xerror)
         self.names = parameter_names(model, name)
         self.mask = None if mask is None else checked_mask(mask, np.size(mask))
@@ -70,6 +81,8 @@ class LeastSquares(Cost):
         if covariance is not None:
             if self.xerror:
                 raise ValueError("x errors cannot be combined with a covariance matrix: pass one of the two")
+            if loss != "linear":
+                raise ValueError("points with a covariance matrix have no loss of their own: pass one of the two")
             self.covariance = as_float64(covariance, "covariance").copy()
             self._factor = covariance_factor(self.covariance, "covariance", self.mask)
             self._whiten = np.tril(np.linalg.inv(self._factor))
@@ -139,7 +152,14 @@ class LeastSquares(Cost):
             expected, slope = jax.jvp(model, (x,), (jnp.ones_like(x),))
             variance = row["yerror"] ** 2 + (slope * row["xerror"]) ** 2
         scalar_result(self.model, expected, "y")
-        return (row["y"] - expected) ** 2 / variance
+        squared = (row["y"] - expected) ** 2 / variance
+        if not callable(self.loss):
+            return _LOSSES[self.loss](squared)
+        advice = "write it with jax.numpy, for the squared residual of one point"
+        with model_mistakes(self.loss, "one point", advice, "the loss"):
+            result = self.loss(squared)
+        scalar_result(self.loss, result, "loss")
+        return result
 
     # With a covariance every residual depends on all points: the expectation is a vector.
 
@@ -209,6 +229,12 @@ class LeastSquares(Cost):
             return residual @ residual
 
         return of_leaf
+
+
+_LOSSES = {
+    "linear": lambda squared: squared,
+    "soft_l1": lambda squared: 2.0 * squared / (1.0 + jnp.sqrt(1.0 + squared)),  # without a difference
+}
 
 
 def _square(mu: Any, y: Any) -> Any:

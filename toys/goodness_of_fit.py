@@ -21,6 +21,7 @@ from engine.arguments import one_of
 from engine.binned import BinnedNLL
 from engine.cost import Cost
 from engine.data import Rows
+from engine.leastsquares import LeastSquares
 from engine.result import FitResult
 from engine.status import Status
 from engine.sums import SumCost, costs_of, observables_of
@@ -52,7 +53,7 @@ class GoodnessOfFit:
     failed : Counter, Status -> int
         Toys without a statistic; under CONVERGED those that have no events in the fit range.
     ndf : int or None
-        Bins or points, and constraints, less the free parameters; None for distances.
+        Bins or points, and constraints, less the free parameters; None for distances, and for points with a loss.
     asymptotic : float or None
         p-value of the chi-square with `ndf` degrees of freedom: for "saturated", where ndf is positive.
     fit : FitResult
@@ -143,7 +144,8 @@ def goodness_of_fit(
     if len(rows) != 1:
         raise ValueError(f"data must be one toy, got {len(rows)}")
     n_free = len(set(study.cost.names) - set(study.fixed))
-    ndf = _degrees_of_freedom(study.cost, rows) - n_free if statistic == "saturated" else None
+    number = _degrees_of_freedom(study.cost, rows) if statistic == "saturated" else None
+    ndf = None if number is None else number - n_free
     if statistic != "saturated":
         _, cost, observable = _unbinned_part(study)
         check_events(cost, _unbinned_events(study, data), observable)
@@ -207,8 +209,8 @@ def _statistics(study: Study, data: Any, result: FitResult, statistic: str) -> n
     return np.where(result.valid, values, np.nan)
 
 
-def _degrees_of_freedom(cost: Cost, rows: Rows) -> int:
-    """Bins or points that are used, and constraints, of a cost in saturated form.
+def _degrees_of_freedom(cost: Cost, rows: Rows) -> int | None:
+    """Bins or points that are used, and constraints, of a cost in saturated form; None where it is no chi-square.
 
     Raises
     ------
@@ -216,6 +218,8 @@ def _degrees_of_freedom(cost: Cost, rows: Rows) -> int:
         If a cost has no saturated form.
     """
     number = 0
+    if any(isinstance(part, LeastSquares) and part.loss != "linear" for part in cost.leaves):
+        return None
     for part, leaf in zip(cost.leaves, rows.leaves, strict=True):
         if isinstance(part, UnbinnedNLL | ExtendedUnbinnedNLL):
             raise ValueError(

@@ -256,6 +256,30 @@ def test_correlated_points_beside_a_likelihood_enter_by_half(correlated):
     assert alone.errordef == 1.0
 
 
+def cauchy(squared):
+    return jnp.log1p(squared)
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+@pytest.mark.parametrize(("loss", "theirs"), [("soft_l1", "soft_l1"), (cauchy, np.log1p)])
+def test_loss_against_minuit(toys, loss, theirs, backend):
+    """A tenth of the points are outliers, which pull the linear fit by several errors."""
+    y = toys + 40.0 * ERROR * (np.random.default_rng(8).uniform(size=toys.shape) < 0.1)
+    plain = fit_batch(LINE, (X, y, ERROR), START, backend="numba")
+    result = fit_batch(LeastSquares(line, loss=loss), (X, y, ERROR), plain.values, backend=backend)
+    truth = fit_batch(LINE, (X, toys, ERROR), START, backend="numba").values
+    moved = lambda found: np.median(np.abs(found.values - truth) / plain.errors)  # noqa: E731
+    assert result.valid.all() and result.errordef == 1.0 and moved(plain) > 3.0 > 4.0 * moved(result)
+    for k in range(8):
+        minuit = Minuit(minuit_cost.LeastSquares(X, y[k], ERROR, line, loss=theirs), *plain.values[k])
+        minuit.strategy, minuit.tol = 2, 1e-6
+        minuit.migrad()
+        assert minuit.valid
+        np.testing.assert_allclose(result.fval[k], minuit.fval, rtol=1e-8)
+        np.testing.assert_allclose(result.values[k], list(minuit.values), atol=1e-3 * result.errors[k].min())
+        np.testing.assert_allclose(result.errors[k], list(minuit.errors), rtol=0.01)
+
+
 @pytest.mark.parametrize("with_xerror", [False, True])
 def test_mask_against_minuit(toys, with_xerror):
     """Points that are not used may hold anything, in arrays that are shared and in those of each toy."""
@@ -324,6 +348,8 @@ def test_covariance_of_points_that_are_not_used_is_not_looked_at(correlated):
         ({"mask": [0, 2, 3]}, TypeError, "mask must hold True .* got an array of int"),
         ({"mask": [[True, False]]}, ValueError, r"mask must have shape \(2,\), one value per entry, got \(1, 2\)"),
         ({"mask": [False, False]}, ValueError, "mask leaves nothing to fit"),
+        ({"loss": "huber"}, ValueError, "loss must be one of 'linear', 'soft_l1', got 'huber'"),
+        ({"loss": "soft_l1", "covariance": np.eye(3)}, ValueError, "a covariance matrix have no loss of their own"),
     ],
 )
 def test_wrong_covariance_or_mask(options, kind, sentence):
@@ -355,6 +381,18 @@ def test_wrong_covariance_or_mask(options, kind, sentence):
             lambda y: (X, y, 1.0),
             ValueError,
             "must be a number, got shape",
+        ),
+        (
+            LeastSquares(line, loss=lambda z: 1.0 if z > 1.0 else z),
+            lambda y: (X, y, ERROR),
+            TypeError,
+            "the loss '<lambda>' cannot be evaluated for one point .*: write it with jax.numpy",
+        ),
+        (
+            LeastSquares(line, loss=lambda z: jnp.stack([z, z])),
+            lambda y: (X, y, ERROR),
+            ValueError,
+            "the loss that the model '<lambda>' returns for one event must be a number",
         ),
     ],
 )

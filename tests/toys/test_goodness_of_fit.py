@@ -175,6 +175,8 @@ def test_points_and_constraints_are_an_exact_chi_square():
     data = ((x, y[None], np.full(6, 0.1)), None)
     redrawn = goodness_of_fit(study, data=data, n_toys=3000, backend="numba")
     assert redrawn.ndf == 6 + 1 - 2
+    robust = LeastSquares(lambda x, a, b: a + b * x, loss="soft_l1") + NormalConstraint("b", 1.0, 0.3)
+    assert goodness_of_fit(replace(study, cost=robust), data=data, n_toys=10, backend="numba").ndf is None
     assert stats.kstest(redrawn.toys, stats.chi2(5).cdf).pvalue > 1e-3
     assert "1 constraint redrawn" in redrawn.sentence
     drawing = replace(study, sampler=Simultaneous(cost, (points, None)))
