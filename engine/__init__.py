@@ -21,6 +21,7 @@ from engine.optimizers import newton
 from engine.poisson import PoissonNLL
 from engine.profile import Contour, Profile, contour, profile
 from engine.result import Fit, FitResult
+from engine.simulated import Template
 from engine.status import Status
 from engine.test_statistic import TestStatistic, test_statistic
 from engine.unbinned import ExtendedUnbinnedNLL, UnbinnedNLL
@@ -45,6 +46,7 @@ __all__ = [
     "Profile",
     "Ragged",
     "Status",
+    "Template",
     "TestStatistic",
     "UnbinnedNLL",
     "Weighted",

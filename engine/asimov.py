@@ -15,6 +15,7 @@ from engine.data import Rows, Weighted, as_float64
 from engine.leastsquares import LeastSquares
 from engine.poisson import PoissonNLL
 from engine.ranges import RangeIntegral, number_of_events
+from engine.simulated import Template
 from engine.sums import SumCost, observables_of
 from engine.unbinned import ExtendedUnbinnedNLL, UnbinnedNLL
 
@@ -34,7 +35,7 @@ def asimov(
 
     | cost | data |
     | --- | --- |
-    | `PoissonNLL`, `ExtendedBinnedNLL` | expected counts |
+    | `PoissonNLL`, `ExtendedBinnedNLL`, `Template` | expected counts |
     | `BinnedNLL` | the same, scaled to the total of `like` |
     | `LeastSquares` | y = model(x), with the x and the errors of `like` |
     | `NormalConstraint`, `GammaConstraint` | measured values = theta |
@@ -94,7 +95,7 @@ def _of_sum(cost: SumCost, theta: np.ndarray, like: Any, observable: Any) -> tup
 
 
 def _of(cost: Cost, theta: np.ndarray, like: Any, observable: Any) -> Any:
-    if isinstance(cost, PoissonNLL):
+    if isinstance(cost, PoissonNLL | Template):
         return np.array(cost.model(*theta), dtype=np.float64)[None]
     if isinstance(cost, ExtendedBinnedNLL | BinnedNLL):
         counts = np.diff(np.array(jax.vmap(lambda edge: cost.model(edge, *theta))(jnp.asarray(cost.edges))))

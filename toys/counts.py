@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 
 from engine.binned import BinnedNLL, ExtendedBinnedNLL
 from engine.poisson import PoissonNLL
+from engine.simulated import Template
 from kernels import randombits
 from toys.drawing import Row, Sampler, checked_theta, evaluated
 
@@ -103,7 +104,7 @@ class PoissonCounts(Sampler):
         object.__setattr__(self, "names", tuple(self.names))
 
     @classmethod
-    def of(cls, cost: ExtendedBinnedNLL | PoissonNLL) -> "PoissonCounts":
+    def of(cls, cost: ExtendedBinnedNLL | PoissonNLL | Template) -> "PoissonCounts":
         """The toys of a cost.
 
         Raises
@@ -111,11 +112,11 @@ class PoissonCounts(Sampler):
         TypeError
             If the cost is not one of Poisson counts.
         """
-        if isinstance(cost, PoissonNLL):
+        if isinstance(cost, PoissonNLL | Template):
             return cls(cost.model, cost.names)
         if isinstance(cost, ExtendedBinnedNLL):
             return cls(_BinContents(cost), cost.names)
-        raise TypeError(f"Poisson counts are the toys of ExtendedBinnedNLL and PoissonNLL, not of {_kind(cost)}")
+        raise TypeError(f"Poisson counts are toys of ExtendedBinnedNLL, PoissonNLL and Template, not of {_kind(cost)}")
 
     def prepare(self, theta: ArrayLike) -> CountTables:
         """Poisson tables of all bins.

@@ -14,6 +14,7 @@ from engine.data import Weighted
 from engine.leastsquares import LeastSquares
 from engine.poisson import PoissonNLL
 from engine.ranges import RangeIntegral
+from engine.simulated import Template
 from engine.sums import SumCost, observables_of
 from toys import storage
 from toys.files import refuse_directory, refuse_inputs, writing
@@ -85,7 +86,7 @@ def picture(cost: Cost, data: Any, theta: np.ndarray, observable: Any, bins: int
                 return picture(part, entry, of_part, own, bins)
     if isinstance(cost, UnbinnedNLL | ExtendedUnbinnedNLL):
         return _spectrum(cost, data, theta, observable, bins)
-    if isinstance(cost, BinnedNLL | ExtendedBinnedNLL | PoissonNLL):
+    if isinstance(cost, BinnedNLL | ExtendedBinnedNLL | PoissonNLL | Template):
         return _counts(cost, data, theta)
     if isinstance(cost, LeastSquares):
         return _points(cost, data, theta)
@@ -126,13 +127,13 @@ def _spectrum(
     return Picture(centres, counts, np.sqrt(squares), width, curve_x, curve * width[0], expected, label)
 
 
-def _counts(cost: BinnedNLL | ExtendedBinnedNLL | PoissonNLL, data: Any, theta: np.ndarray) -> Picture:
+def _counts(cost: BinnedNLL | ExtendedBinnedNLL | PoissonNLL | Template, data: Any, theta: np.ndarray) -> Picture:
     counts = variance = np.asarray(data, dtype=np.float64)[0]
     if counts.ndim == 2:  # sums of weights and of their squares
         counts, variance = counts.T
     with jax.enable_x64(True):
-        if isinstance(cost, PoissonNLL):
-            edges, expected = np.arange(len(counts) + 1.0), np.asarray(cost.model(*theta))
+        if isinstance(cost, PoissonNLL | Template):
+            edges, expected = getattr(cost, "edges", np.arange(len(counts) + 1.0)), np.asarray(cost.model(*theta))
         else:
             edges = cost.edges
             expected = np.diff(np.asarray(jax.vmap(lambda edge: jnp.asarray(cost.model(edge, *theta)))(edges)))

@@ -1,0 +1,200 @@
+"""Templates of simulated events: against iminuit, in the limit of large samples, and with what is wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from iminuit import Minuit
+from iminuit import cost as minuit_cost
+from scipy.stats import norm as scipy_norm
+
+from engine import PoissonNLL, Template, asimov, fit_batch
+from engine.cpu import NumbaDriver
+from engine.reference import IndependentCost
+from engine.xla import XlaDriver
+from kernels import norm
+from toys import PoissonCounts, Study, generate
+from toys.figures import picture
+
+EDGES = np.linspace(0.0, 2.0, 16)
+RNG = np.random.default_rng(41)
+SIGNAL = np.histogram(RNG.normal(1.0, 0.15, 300), EDGES)[0].astype(float)
+MASSES, WEIGHTS = RNG.exponential(1.0, 800), RNG.uniform(0.3, 2.0, 800)
+FALLING = np.histogram(MASSES, EDGES)[0].astype(float)
+WEIGHTED = np.stack([np.histogram(MASSES, EDGES, weights=w)[0] for w in (WEIGHTS, WEIGHTS**2)], axis=1)
+LIMITS = {"x0": (0, None), "x1": (0, None)}
+N_TOYS = 60
+
+
+@pytest.fixture(scope="module")
+def toys():
+    """The smaller half of the toys without a signal."""
+    signal = np.where(np.arange(N_TOYS) < N_TOYS // 2, 0.0, 200.0)[:, None] * SIGNAL / SIGNAL.sum()
+    return np.random.default_rng(42).poisson(signal + 400.0 * FALLING / FALLING.sum()).astype(float)
+
+
+def scaled_cdf(x, n, mu, sigma):
+    return n * norm.cdf(x, mu, sigma)
+
+
+def minuit_of(toy, parts, start, method="da", name=None, mask=None):
+    cost = minuit_cost.Template(toy, EDGES, parts, method=method, name=name)
+    cost.mask = mask
+    minuit = Minuit(cost, *start)
+    minuit.limits, minuit.strategy, minuit.tol = (0, None), 2, 1e-6
+    minuit.migrad()
+    return minuit
+
+
+@pytest.mark.parametrize("method", ["da", "jsc"])
+@pytest.mark.parametrize("falling", [FALLING, WEIGHTED], ids=["counts", "weights"])
+def test_against_minuit_on_both_backends(toys, method, falling):
+    cost = Template(EDGES, (SIGNAL, falling), method=method)
+    start = [150.0, 350.0]
+    result, xla = (fit_batch(cost, toys, start, limits=LIMITS, backend=backend) for backend in ("numba", "jax"))
+    assert result.valid.all() and result.errordef == 0.5 and 0.1 < result.at_limit[:, 0].mean() < 0.5
+    scale = np.where(result.errors > 0, result.errors, 1e-6)
+    assert np.abs((xla.values - result.values) / scale).max() < 1e-9
+    np.testing.assert_array_equal(xla.status, result.status)
+    for k in range(N_TOYS - 10, N_TOYS):
+        minuit = minuit_of(toys[k], (SIGNAL, falling), start, method)
+        np.testing.assert_allclose(result.fval[k], 0.5 * minuit.fval, rtol=1e-7)
+        assert np.all(np.abs(result.values[k] - list(minuit.values)) < 1e-3 * result.errors[k])
+        np.testing.assert_allclose(result.errors[k], list(minuit.errors), rtol=0.01)
+
+
+def test_a_model_beside_a_template_with_a_mask(toys):
+    parts, start = (scaled_cdf, FALLING), [150.0, 1.05, 0.2, 350.0]
+    mask = EDGES[1:] < 1.8
+    cost = Template(EDGES, parts, mask=mask)
+    assert cost.names == ("x0_n", "x0_mu", "x0_sigma", "x1")
+    some = np.where(mask, toys[-8:], np.nan)
+    result = fit_batch(cost, some, start, limits={"x0_sigma": (0.01, 1)}, backend="numba")
+    theirs = lambda x, n, mu, sigma: n * scipy_norm.cdf(x, mu, sigma)  # noqa: E731
+    for k in range(8):
+        minuit = minuit_of(toys[k - 8], (theirs, FALLING), start, mask=mask)
+        assert result.valid[k] and minuit.valid
+        np.testing.assert_allclose(result.fval[k], 0.5 * minuit.fval, rtol=1e-6)
+        assert np.all(np.abs(result.values[k] - list(minuit.values)) < 3e-3 * result.errors[k])
+
+
+@pytest.mark.parametrize("method", ["da", "jsc"])
+@pytest.mark.parametrize("size", [1e-2, 1.0, 1e6, 1e13, 1e20])
+def test_values_and_derivatives_far_from_the_minimum(method, size):
+    """Of small and large samples: JAX's derivatives of the papers' formulae, and Poisson's where these are exact."""
+    counts = np.array([[0.0, 3.0, 40.0, 7.0, 0.0]])
+    shapes = np.array([[0.1, 0.2, 0.3, 0.4, 0.001], [0.5, 0.3, 0.1, 0.1, 0.002]])
+    parts = [np.stack([size * shape, size * shape], axis=1) for shape in shapes]
+    edges = np.arange(6.0)
+    cost, theta = Template(edges, parts, method=method), np.array([[12.0, 30.0]])
+
+    def papers(theta):
+        fractions = shapes / shapes.sum(axis=1)[:, None]
+        mu = theta @ fractions
+        k = mu**2 / (theta**2 @ (fractions / (size * shapes.sum(axis=1)[:, None])))
+        n = counts[0]
+        poisson = lambda n, mu: mu - n + n * jnp.log(jnp.where(n > 0, n / jnp.where(n > 0, mu, 1.0), 1.0))  # noqa: E731
+        if size >= 1e13:
+            return jnp.sum(poisson(n, mu))
+        if method == "da":
+            beta = (n + k) / (mu + k)
+            return jnp.sum(poisson(n, mu * beta) + poisson(k, k * beta))
+        p = 0.5 - 0.5 * mu / k
+        beta = p + jnp.sqrt(p**2 + n / k)
+        return jnp.sum(poisson(n, mu * beta) + 0.5 * (beta - 1.0) ** 2 * k)
+
+    with jax.enable_x64(True):
+        wanted = papers(theta[0]), jax.grad(papers)(theta[0]), jax.hessian(papers)(theta[0])[np.tril_indices(2)]
+    rows = cost.rows(counts)
+    for driver in (NumbaDriver(cost, rows), XlaDriver(cost, rows, jax.devices("cpu"))):
+        [out] = driver.evaluate(np.arange(1), theta)
+        np.testing.assert_allclose(out[0], wanted[0], rtol=1e-9)
+        np.testing.assert_allclose(out[2:4], wanted[1], rtol=1e-8, atol=1e-9)
+        np.testing.assert_allclose(out[4:], wanted[2], rtol=1e-7, atol=1e-9)
+    value, gradient = IndependentCost(cost, rows)(0, theta[0])
+    np.testing.assert_allclose([value, *gradient], out[[0, 2, 3]], rtol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["da", "jsc"])
+def test_the_hessian_where_counts_are_the_expectation(method):
+    """To the last digits, as with Asimov data: there the factors are 1, and differences are rounding noise."""
+    cost, theta = Template(EDGES, (SIGNAL, FALLING), method=method), np.array([[200.0, 400.0]])
+    rng = np.random.default_rng(43)
+    counts = asimov(cost, theta[0]) * (1.0 + rng.normal(size=(200, 1)) * 10.0 ** rng.uniform(-17, -7, (200, 1)))
+    out = NumbaDriver(cost, cost.rows(counts)).evaluate(np.arange(200), np.repeat(theta, 200, axis=0))
+    np.testing.assert_allclose(out[:, 4:], np.broadcast_to(np.median(out[:, 4:], axis=0), (200, 3)), rtol=1e-5)
+
+
+def test_a_template_without_events_in_some_bins(toys):
+    """These bins are left out, as in iminuit, which does not say so."""
+    narrow, flat = np.where(np.arange(15) < 12, FALLING, 0.0), np.where(np.arange(15) < 12, SIGNAL, 0.0)
+    cost = Template(EDGES, (narrow, flat))
+    with pytest.warns(UserWarning, match="60 of 60 toys have events in bins where no template has any: these are not"):
+        result = fit_batch(cost, toys, [300.0, 100.0], limits=LIMITS, backend="numba")
+    used = Template(EDGES, (narrow, flat), mask=np.arange(15) < 12)
+    np.testing.assert_array_equal(fit_batch(used, toys, [300.0, 100.0], limits=LIMITS).values, result.values)
+    minuit = minuit_of(toys[-1], (narrow, flat), [300.0, 100.0])
+    assert np.all(np.abs(result.values[-1] - list(minuit.values)) < 1e-3 * result.errors[-1])
+
+
+def test_large_samples_give_the_fit_of_exact_templates(toys):
+    exact = PoissonNLL(lambda x0, x1: x0 * SIGNAL / SIGNAL.sum() + x1 * FALLING / FALLING.sum())
+    plain = fit_batch(exact, toys, [150.0, 350.0], limits=LIMITS, backend="numba")
+    many = Template(EDGES, (1e12 * SIGNAL, 1e12 * FALLING))
+    result = fit_batch(many, toys, [150.0, 350.0], limits=LIMITS, backend="numba")
+    np.testing.assert_allclose(result.values, plain.values, rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(result.errors, plain.errors, rtol=1e-7)
+    few = fit_batch(Template(EDGES, (SIGNAL, FALLING)), toys, [150.0, 350.0], limits=LIMITS, backend="numba")
+    assert np.all(few.errors[~few.at_limit] > plain.errors[~few.at_limit])
+
+
+def test_study_asimov_and_picture():
+    cost = Template(EDGES, (SIGNAL, FALLING), name=("ns", "nb"))
+    truth = {"ns": 200.0, "nb": 400.0}
+    study = Study(cost, PoissonCounts.of(cost), truth)
+    data = generate(study, 500, seed=1)
+    result = fit_batch(cost, data, truth, backend="numba")
+    assert result.valid.all()
+    # the toys do not vary the templates, which the errors contain
+    widths = result.pulls(truth).std(axis=0)
+    assert np.all((widths > 0.5) & (widths < 0.95))
+    expected = asimov(cost, truth)
+    np.testing.assert_allclose(fit_batch(cost, expected, truth).values, [[200.0, 400.0]], rtol=1e-9)
+    drawn = picture(cost, data[:1], np.array([200.0, 400.0]), None, 10)
+    np.testing.assert_allclose(drawn.expected, expected[0], rtol=1e-12)
+    np.testing.assert_allclose(drawn.width, np.diff(EDGES))
+    mu, error = cost.prediction((200.0, 400.0))
+    theirs = minuit_cost.Template(expected[0], EDGES, (SIGNAL, FALLING)).prediction((200.0, 400.0))
+    np.testing.assert_allclose([mu, error], theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "kind", "sentence"),
+    [
+        ((EDGES, ()), {}, ValueError, "must hold at least one template"),
+        ((EDGES, (SIGNAL[:3],)), {}, ValueError, r"a template must have shape \(15,\), or \(15, 2\) .*, got \(3,\)"),
+        ((EDGES, (np.zeros(15),)), {}, ValueError, "a template must have events, got a sum of 0"),
+        ((EDGES, (-SIGNAL,)), {}, ValueError, "a template must be finite, and its sums of squared weights, or counts,"),
+        ((EDGES, (np.where(SIGNAL > 0, np.nan, 1.0),)), {}, ValueError, "a template must be finite"),
+        ((EDGES, ("signal",)), {}, TypeError, "a template must hold real numbers"),
+        ((EDGES, (SIGNAL, FALLING)), {"name": ("a",)}, ValueError, "name must have one entry for each of x0, x1"),
+        ((EDGES, (SIGNAL, FALLING)), {"name": ("a", "a")}, ValueError, "parameter names must differ"),
+        ((EDGES, (SIGNAL,)), {"method": "asy"}, ValueError, "method must be one of 'da', 'jsc', got 'asy'"),
+        ((EDGES, (SIGNAL,)), {"mask": SIGNAL == 0}, ValueError, "all templates are empty where it is True"),
+        ((EDGES[::-1], (SIGNAL,)), {}, ValueError, "edges must increase"),
+    ],
+)
+def test_what_is_no_template(arguments, options, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        Template(*arguments, **options)
+
+
+def test_what_are_no_data(toys):
+    cost = Template(EDGES, (SIGNAL, FALLING))
+    with pytest.raises(ValueError, match="a Template takes counts, and no weighted events"):
+        fit_batch(cost, np.stack([toys, toys], axis=2), [1.0, 1.0])
+    with pytest.raises(ValueError, match=r"counts must have shape \(n_toys, n_bins\) = \(n_toys, 15\)"):
+        fit_batch(cost, toys[:, :3], [1.0, 1.0])
+    bad = toys[:3].copy()
+    bad[1, 4] = -1.0
+    assert fit_batch(cost, bad, [150.0, 350.0], backend="numba").valid.tolist() == [True, False, True]
