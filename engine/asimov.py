@@ -98,7 +98,7 @@ def _of(cost: Cost, theta: np.ndarray, like: Any, observable: Any) -> Any:
     if isinstance(cost, PoissonNLL | Template):
         return np.array(cost.model(*theta), dtype=np.float64)[None]
     if isinstance(cost, ExtendedBinnedNLL | BinnedNLL):
-        counts = np.diff(np.array(jax.vmap(lambda edge: cost.model(edge, *theta))(jnp.asarray(cost.edges))))
+        counts = np.array(cost.contents(*theta), np.float64)
         return (counts if isinstance(cost, ExtendedBinnedNLL) else _scaled(cost, counts, like))[None]
     if isinstance(cost, LeastSquares):
         return _points(cost, theta, like)

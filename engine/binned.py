@@ -17,10 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from engine.arguments import one_of, whole
 from engine.cost import Cost, call_model, called, parameter_names, scalar_result
 from engine.data import Rows, as_float64, counts_of
 
 __all__ = ["BinnedNLL", "ExtendedBinnedNLL", "checked_mask", "saturated_poisson"]
+
+N_NODES = 6  # of a density in each bin
+TOLERATED = 1e-6  # error of a bin, of all events, that needs no warning
 
 
 def saturated_poisson(n: Any, mu: Any) -> Any:
@@ -69,14 +73,28 @@ def weighted_score_covariance(n: Any, scale: Any, mu: Any, jacobian: Any, *, fix
 class _Binned(Cost):
     fixed_total = False
 
-    def __init__(self, cdf: Callable, edges: Any, *, mask: Any = None, name: Sequence[str] | None = None) -> None:
-        self.model = cdf
+    def __init__(
+        self,
+        cdf: Callable,
+        edges: Any,
+        *,
+        mask: Any = None,
+        use_pdf: str = "",
+        n_nodes: int = N_NODES,
+        name: Sequence[str] | None = None,
+    ) -> None:
+        one_of("use_pdf", use_pdf, ("", "numerical", "approximate"))
+        whole("n_nodes", n_nodes, 1)
+        self.model, self.use_pdf = cdf, use_pdf
+        self.n_nodes = 1 if use_pdf == "approximate" else n_nodes
         self.names = parameter_names(cdf, name)
         self.edges = bin_edges(edges)
         self.mask = None if mask is None else checked_mask(mask, len(self.edges) - 1)
 
     @property
     def adjacent(self) -> bool:  # type: ignore[override]
+        if self.use_pdf:
+            return False
         used = np.arange(1) if self.mask is None else np.flatnonzero(self.mask)
         return bool(used[-1] - used[0] == len(used) - 1)
 
@@ -127,27 +145,48 @@ class _Binned(Cost):
         return of_toy
 
     def check(self, theta: np.ndarray) -> None:
-        """Warn, once, where the model falls and rises between the edges, as a density does and a cdf cannot."""
+        """Warn, once, where a cdf falls and rises, as a density does, or the nodes of a density are too few."""
         if vars(self).get("_checked"):
             return
         self._checked = True
         with jax.enable_x64(True):
-            at = jax.vmap(lambda edge: jnp.asarray(call_model(self.model, edge, list(theta)), float))
-            step = np.diff(np.asarray(at(jnp.asarray(self.edges))))
-        if step.ndim == 1 and (step < 0).any() and (step > 0).any():
-            k = int(np.argmax(step < 0))
+            events = np.asarray(self.contents(*theta))
+            finer = np.asarray(self.contents(*theta, n_nodes=2 * self.n_nodes)) if self.use_pdf else events
+        if not self.use_pdf and (events < 0).any() and (events > 0).any():
+            k = int(np.argmax(events < 0))
             warnings.warn(
                 f"{called(self.model)} falls from the edge {self.edges[k]:g} to {self.edges[k + 1]:g}, so that a bin "
-                "expects less than nothing: it must be a cdf, not a density",
+                'expects less than nothing: it must be a cdf, or be passed with use_pdf="numerical"',
                 stacklevel=3,
             )
+        error = np.abs(events - finer)
+        if self.use_pdf == "numerical" and error.max() > TOLERATED * np.abs(finer).sum():
+            k = int(np.argmax(error))
+            warnings.warn(
+                f"the density of {called(self.model)} changes too much from {self.edges[k]:g} to {self.edges[k + 1]:g} "
+                f"for {self.n_nodes} nodes, which give {events[k]:.6g} where twice as many give {finer[k]:.6g}: pass a "
+                "larger n_nodes",
+                stacklevel=3,
+            )
+
+    def contents(self, *theta: Any, n_nodes: int | None = None) -> Array:
+        """What the model expects in all bins, (n_bins,), not normalised."""
+        of_bin = lambda low, high: self.between(theta, low, high, n_nodes)  # noqa: E731
+        return jax.vmap(of_bin)(jnp.asarray(self.edges[:-1]), jnp.asarray(self.edges[1:]))
 
     def totals(self, counts: np.ndarray) -> np.ndarray:
         """Measured values of each toy that every bin needs, (n_toys, n_aux)."""
         return np.zeros((len(counts), 0))
 
-    def between(self, theta: Sequence, lower: Any, upper: Any) -> Any:
+    def between(self, theta: Sequence, lower: Any, upper: Any, n_nodes: int | None = None) -> Any:
         """The model's probability, or number of events, between two edges."""
+        if self.use_pdf:
+            half, middle, total = 0.5 * (upper - lower), 0.5 * (lower + upper), 0.0
+            for node, weight in zip(*np.polynomial.legendre.leggauss(n_nodes or self.n_nodes), strict=True):
+                density = call_model(self.model, middle + half * node, theta)
+                scalar_result(self.model, density, "density")
+                total = total + weight * density
+            return half * total
         high, low = call_model(self.model, upper, theta), call_model(self.model, lower, theta)
         scalar_result(self.model, high, "cdf")
         # what is an integer or a boolean has no slope, and True - False is none
@@ -170,13 +209,18 @@ class BinnedNLL(_Binned):
     mask : (n_bins,) bool, optional
         Bins that are used, as in `iminuit.cost`: sidebands. Counts keep their full shape; those of other bins are not
         looked at. Every gap adds two calls of the cdf to the normalisation.
+    use_pdf : {"", "numerical", "approximate"}
+        "numerical": the model is a density, `pdf(x, *parameters)`, of any norm, which is integrated over each bin by
+        Gauss-Legendre nodes; "approximate": by its value in the middle.
+    n_nodes : int
+        Nodes of each bin. A warning tells if they are too few at the start.
     name : sequence of str, optional
         Parameter names, where the signature does not tell them.
 
     Raises
     ------
     TypeError, ValueError
-        If the edges do not increase; if the mask is not of shape (n_bins,) or leaves no bin.
+        If the edges do not increase; if the mask is not of shape (n_bins,) or leaves no bin; if use_pdf is not known.
 
     Notes
     -----
@@ -197,8 +241,11 @@ class BinnedNLL(_Binned):
 
     def expectation(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
         inside = self.between(theta, row["lower"], row["upper"])
-        whole = sum(self.between(theta, lower, upper) for lower, upper in self.windows())
-        return aux[0] * inside / whole
+        if self.use_pdf:
+            total = jnp.sum(self.contents(*theta) if self.mask is None else self.contents(*theta)[self.mask])
+        else:
+            total = sum(self.between(theta, lower, upper) for lower, upper in self.windows())
+        return aux[0] * inside / total
 
 
 class ExtendedBinnedNLL(_Binned):
@@ -214,13 +261,15 @@ class ExtendedBinnedNLL(_Binned):
     mask : (n_bins,) bool, optional
         Bins that are used, as in `iminuit.cost`: sidebands. Counts keep their full shape; those of other bins are not
         looked at.
+    use_pdf, n_nodes
+        As of `BinnedNLL`, with a density in events.
     name : sequence of str, optional
         Parameter names, where the signature does not tell them.
 
     Raises
     ------
     TypeError, ValueError
-        If the edges do not increase; if the mask is not of shape (n_bins,) or leaves no bin.
+        If the edges do not increase; if the mask is not of shape (n_bins,) or leaves no bin; if use_pdf is not known.
 
     Notes
     -----
@@ -229,9 +278,16 @@ class ExtendedBinnedNLL(_Binned):
     """
 
     def __init__(
-        self, scaled_cdf: Callable, edges: Any, *, mask: Any = None, name: Sequence[str] | None = None
+        self,
+        scaled_cdf: Callable,
+        edges: Any,
+        *,
+        mask: Any = None,
+        use_pdf: str = "",
+        n_nodes: int = N_NODES,
+        name: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(scaled_cdf, edges, mask=mask, name=name)
+        super().__init__(scaled_cdf, edges, mask=mask, use_pdf=use_pdf, n_nodes=n_nodes, name=name)
 
 
 def bin_edges(edges: Any) -> np.ndarray:

@@ -207,11 +207,11 @@ def _lifted(leaf: Cost, part: Rows) -> Cost:
 
     Far from its events the difference of a cdf at two edges is mostly rounding, whose steps look like jumps.
     """
-    if not isinstance(leaf, BinnedNLL | ExtendedBinnedNLL):
+    if not isinstance(leaf, BinnedNLL | ExtendedBinnedNLL) or leaf.use_pdf:
         return leaf
     lifted, between = copy.copy(leaf), leaf.between
     first, last = part.shared[0, 0], part.shared[1, -1]
-    lifted.between = lambda theta, lower, upper: (  # type: ignore[method-assign]
+    lifted.between = lambda theta, lower, upper: (  # type: ignore[method-assign, assignment, misc]
         between(theta, lower, upper) + LIFT * between(theta, first, last)
     )
     return lifted

@@ -115,7 +115,7 @@ class PoissonCounts(Sampler):
         if isinstance(cost, PoissonNLL | Template):
             return cls(cost.model, cost.names)
         if isinstance(cost, ExtendedBinnedNLL):
-            return cls(_BinContents(cost), cost.names)
+            return cls(cost.contents, cost.names)
         raise TypeError(f"Poisson counts are toys of ExtendedBinnedNLL, PoissonNLL and Template, not of {_kind(cost)}")
 
     def prepare(self, theta: ArrayLike) -> CountTables:
@@ -179,7 +179,7 @@ class MultinomialCounts(Sampler):
             If the cost is not a `BinnedNLL`.
         """
         if isinstance(cost, BinnedNLL):
-            return cls(_BinContents(cost), cost.names, n_events)
+            return cls(cost.contents, cost.names, n_events)
         raise TypeError(f"counts of a fixed total are the toys of BinnedNLL, not of {_kind(cost)}")
 
     def prepare(self, theta: ArrayLike) -> np.ndarray:
@@ -275,16 +275,6 @@ def checked_number(n_events: Any) -> int:
     if not 0 <= n <= _LARGEST_MEAN:
         raise ValueError(f"n_events must lie in [0, 1e9], got {n}")
     return n
-
-
-@dataclass(frozen=True)
-class _BinContents:
-    """The model's contents of all bins of a cost."""
-
-    cost: BinnedNLL | ExtendedBinnedNLL
-
-    def __call__(self, *theta: Array) -> Array:
-        return jnp.diff(jax.vmap(lambda edge: self.cost.model(edge, *theta))(jnp.asarray(self.cost.edges)))
 
 
 def _contents(expected: Callable, theta: np.ndarray, most: float = np.finfo(np.float64).max) -> np.ndarray:

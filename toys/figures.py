@@ -135,8 +135,7 @@ def _counts(cost: BinnedNLL | ExtendedBinnedNLL | PoissonNLL | Template, data: A
         if isinstance(cost, PoissonNLL | Template):
             edges, expected = getattr(cost, "edges", np.arange(len(counts) + 1.0)), np.asarray(cost.model(*theta))
         else:
-            edges = cost.edges
-            expected = np.diff(np.asarray(jax.vmap(lambda edge: jnp.asarray(cost.model(edge, *theta)))(edges)))
+            edges, expected = cost.edges, np.asarray(cost.contents(*theta))
     if isinstance(cost, BinnedNLL):
         expected = expected * counts.sum() / expected.sum()
     width = np.diff(edges)

@@ -8,10 +8,11 @@ from iminuit import Minuit
 from iminuit import cost as minuit_cost
 from scipy import stats
 
-from engine import BinnedNLL, ExtendedBinnedNLL, Status, fit_batch
+from engine import BinnedNLL, ExtendedBinnedNLL, Status, asimov, fit_batch
 from engine.cpu import NumbaDriver
 from engine.xla import XlaDriver
 from kernels import norm
+from toys import PoissonCounts
 
 EDGES = np.linspace(-3.0, 3.0, 41)
 LIMITS = {"amp": (0, None), "sigma": (0.01, None)}
@@ -247,3 +248,64 @@ def test_a_bad_count_matters_only_where_it_is_used(toys):
 def test_wrong_masks(kind, mask, error, sentence):
     with pytest.raises(error, match=sentence):
         kind(shape, EDGES, mask=mask)
+
+
+def scaled_pdf(x, amp, mu, sigma):
+    return amp * norm.pdf(x, mu, sigma)
+
+
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+@pytest.mark.parametrize("mask", [None, np.abs(EDGES[1:] - 0.5) > 0.4], ids=["all", "sidebands"])
+def test_a_density_gives_the_fits_of_its_cdf(toys, backend, mask):
+    """Six nodes in each bin integrate a Gaussian of 5 bins to 1e-13; BinnedNLL takes any norm."""
+    start = {"amp": 300.0, "mu": 0.0, "sigma": 1.0}
+    wanted = fit_batch(ExtendedBinnedNLL(EXTENDED.model, EDGES, mask=mask), toys, start, limits=LIMITS, backend="numba")
+    cost = ExtendedBinnedNLL(scaled_pdf, EDGES, mask=mask, use_pdf="numerical")
+    result = fit_batch(cost, toys, start, limits=LIMITS, backend=backend)
+    assert wanted.valid.all()
+    assert np.max(np.abs(result.values - wanted.values) / wanted.errors) < 1e-8
+    np.testing.assert_allclose(result.fval, wanted.fval, rtol=1e-11)
+    del start["amp"]
+    some = {"sigma": LIMITS["sigma"]}
+    wanted = fit_batch(BinnedNLL(FIXED_TOTAL.model, EDGES, mask=mask), toys, start, limits=some, backend="numba")
+    cost = BinnedNLL(lambda x, mu, sigma: 7.0 * norm.pdf(x, mu, sigma), EDGES, mask=mask, use_pdf="numerical")
+    result = fit_batch(cost, toys, start, limits=some, backend=backend)
+    assert np.max(np.abs(result.values - wanted.values) / wanted.errors) < 1e-8
+    np.testing.assert_allclose(result.fval, wanted.fval, rtol=1e-11)
+
+
+def test_an_approximate_density_is_that_of_minuit(toys):
+    numpy_pdf = lambda x, amp, mu, sigma: amp * stats.norm.pdf(x, mu, sigma)  # noqa: E731
+    start = {"amp": 300.0, "mu": 0.0, "sigma": 1.0}
+    cost = ExtendedBinnedNLL(scaled_pdf, EDGES, use_pdf="approximate")
+    result = fit_batch(cost, toys[:4], start, limits=LIMITS, backend="numba")
+    for k in range(4):
+        reference = minuit_cost.ExtendedBinnedNLL(toys[k], EDGES, numpy_pdf, use_pdf="approximate")
+        minuit = tight(reference, start.values(), LIMITS)
+        assert np.max(np.abs(result.values[k] - minuit.values) / result.errors[k]) < 2e-3
+        assert result.fval[k] == pytest.approx(minuit.fval / 2, abs=1e-5)
+
+
+def test_toys_and_asimov_data_of_a_density():
+    cost = ExtendedBinnedNLL(scaled_pdf, EDGES, use_pdf="numerical")
+    theta = [300.0, 0.2, 0.9]
+    expected = 300.0 * np.diff(stats.norm.cdf(EDGES, 0.2, 0.9))
+    np.testing.assert_allclose(asimov(cost, theta)[0], expected, rtol=1e-9)
+    np.testing.assert_array_equal(
+        PoissonCounts.of(cost).generate(theta, n_toys=50, seed=1),
+        PoissonCounts.of(EXTENDED).generate(theta, n_toys=50, seed=1),
+    )
+
+
+def test_what_a_density_needs(toys):
+    start = {"amp": 300.0, "mu": 0.0, "sigma": 0.01}
+    few = ExtendedBinnedNLL(scaled_pdf, EDGES, use_pdf="numerical")
+    with pytest.warns(UserWarning, match="the density of .* changes too much from .* for 6 nodes, .* a larger n_nodes"):
+        fit_batch(few, toys[:2], start, limits=LIMITS, retries=0)
+    with pytest.raises(ValueError, match="use_pdf must be one of '', 'numerical', 'approximate', got 'yes'"):
+        BinnedNLL(scaled_pdf, EDGES, use_pdf="yes")
+    with pytest.raises(ValueError, match="n_nodes must be a whole number of at least 1"):
+        BinnedNLL(scaled_pdf, EDGES, use_pdf="numerical", n_nodes=0)
+    pair = BinnedNLL(lambda x, mu: jnp.stack([x, mu]), EDGES, use_pdf="numerical")
+    with pytest.raises(ValueError, match=r"the density that .* returns for one event must be a number, got shape"):
+        fit_batch(pair, toys[:2], [0.0])
