@@ -38,10 +38,16 @@ def positive(text: str) -> int:
 
 
 def natural(text: str) -> int:
+    """A whole number, also as 1e4."""
     try:
         value = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+        wrong = argparse.ArgumentTypeError(f"must be a whole number, got {text!r}")
+        with contextlib.suppress(ValueError):
+            rounded = float(text)
+            if abs(rounded) < 2**53 and rounded.is_integer():
+                return natural(str(int(rounded)))
+        raise wrong from None
     if value < 0:
         raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
     return value

@@ -124,7 +124,10 @@ WRONG = [
     (["--n", "0"], "argument --n: must be at least 1, got 0; --help"),
     (["--n", "-5"], "argument --n: must not be negative, got -5; --help"),
     (["--n", "abc"], "argument --n: must be a whole number, got 'abc'; --help"),
-    (["--n", "1e4"], "argument --n: must be a whole number, got '1e4'; --help"),
+    (["--n", "1.5"], "argument --n: must be a whole number, got '1.5'; --help"),
+    (["--n", "1e40"], "argument --n: must be a whole number, got '1e40'; --help"),
+    (["--n", "nan"], "argument --n: must be a whole number, got 'nan'; --help"),
+    (["--n", "-1e2"], "argument --n: must not be negative, got -100; --help"),
     (["--n"], "argument --n: expected one argument; --help"),
     (["--n", str(2**32 + 1)], "the number of toys must lie in 1 to 2^32, got 4294967297"),
     (["--seed", "-1"], "argument --seed: must not be negative, got -1"),
@@ -209,7 +212,7 @@ def test_extend(finished_run):
     more = [*SMALL, "--n", "25", "--out", "more.h5"]
     assert refused(*more).startswith("more.h5 exists: pass --overwrite to replace it, --extend to add toys to it")
     assert "20 toys were there from an earlier run" in finished(*more, "--extend")
-    finished(*SMALL, "--n", "25", "--out", "whole.h5")
+    finished(*SMALL, "--n", "2.5e1", "--out", "whole.h5")
     np.testing.assert_array_equal(toys.load("more.h5").values, toys.load("whole.h5").values)
     np.testing.assert_array_equal(
         toys.load_toys("more.h5")["values"].values, toys.load_toys("whole.h5")["values"].values
