@@ -1,5 +1,6 @@
 """Toy data as the drivers read them: columns of rows, cut into toys by offsets."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -233,6 +234,9 @@ def ragged_events(data: Any) -> Ragged:
         if array.ndim == 3 and array.shape[1] > MOST_OBSERVABLES >= array.shape[2]:
             raise _swapped("data", array.shape, "(n_toys, d, n)")
         n_toys, n_events = array.shape[0], array.shape[-1]
+        if array.ndim == 2 and n_events == 1 < n_toys:
+            told = f"data of shape {array.shape} are {n_toys} toys of one event each"
+            warnings.warn(f"{told}: for one toy of {n_toys} events pass data.T", stacklevel=4)
         values = (
             array.reshape(-1)
             if array.ndim == 2

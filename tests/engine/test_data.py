@@ -125,6 +125,12 @@ def test_wrong_data(data, error, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_column_of_events_is_told():
+    with pytest.warns(UserWarning, match=r"data of shape \(7, 1\) are 7 toys of one event each: .* pass data.T"):
+        assert len(ragged_events(np.ones((7, 1)))) == 7
+    assert len(ragged_events(np.ones((1, 1)))) == 1
+
+
 def test_masked_arrays_are_refused():
     # the mask would be dropped in silence, and what it hides be fitted
     masked = np.ma.masked_invalid([[1.0, np.nan], [2.0, 3.0]])
