@@ -20,6 +20,9 @@ from jax import Array
 from engine.arguments import one_of, whole
 from engine.cost import Cost, call_model, called, parameter_names, scalar_result
 from engine.data import Rows, as_float64, counts_of
+from kernels import quadrature
+from kernels.expectation import VectorKernel, expectation_kernel, expectation_outputs
+from kernels.nodes import UntranslatableError
 
 __all__ = ["BinnedNLL", "ExtendedBinnedNLL", "checked_mask", "saturated_poisson"]
 
@@ -108,12 +111,15 @@ class _Binned(Cost):
         columns, bad = counts_of(data, len(self.edges) - 1, self.mask)
         bins = np.stack([self.edges[:-1], self.edges[1:]])
         _, n_toys, n_used = columns.shape
+        names, aux = ("n", "scale")[: len(columns)], self.totals(columns[0])
+        if self.use_pdf and self.fixed_total:
+            names, columns = (*names, "total"), np.concatenate([columns, np.broadcast_to(aux, columns[:1].shape)])
         return Rows(
-            names=(*("n", "scale")[: len(columns)], "lower", "upper"),
+            names=(*names, "lower", "upper"),
             columns=columns.reshape(len(columns), -1),
             offsets=np.arange(n_toys + 1, dtype=np.int64) * n_used,
             shared=bins if self.mask is None else bins[:, self.mask],
-            aux=self.totals(columns[0]),
+            aux=aux,
             bad=bad,
         )
 
@@ -132,7 +138,7 @@ class _Binned(Cost):
 
         def of_toy(theta: Array, data: tuple, shared: tuple) -> Array:
             ((columns, aux, _),) = data
-            (n, scale), bins = columns[:, :n_bins], shared[0][:, :n_bins]
+            (n, scale), bins = columns[:2, :n_bins], shared[0][:, :n_bins]
 
             def expected(theta: Array) -> Array:
                 parameters = [theta[i] for i in range(len(self.names))]
@@ -169,28 +175,91 @@ class _Binned(Cost):
                 stacklevel=3,
             )
 
+    # Of a density with a fixed total each bin needs the sum of all, and long densities are shorter in loops over bins:
+    # the expectation is a vector function, as in `engine.poisson`.
+
     def contents(self, *theta: Any, n_nodes: int | None = None) -> Array:
         """What the model expects in all bins, (n_bins,), not normalised."""
-        of_bin = lambda low, high: self.between(theta, low, high, n_nodes)  # noqa: E731
-        return jax.vmap(of_bin)(jnp.asarray(self.edges[:-1]), jnp.asarray(self.edges[1:]))
+        density = lambda x: self._density(x, theta)  # noqa: E731
+        numerical = lambda low, high: quadrature.integral(density, low, high, n_nodes or self.n_nodes)  # noqa: E731
+        closed = lambda low, high: self.between(theta, low, high)  # noqa: E731
+        return jax.vmap(numerical if self.use_pdf else closed)(self.edges[:-1], self.edges[1:])
+
+    def expected(self, *theta: Any) -> Array:
+        """The events of a density in the bins that are used, or their shares of the total."""
+        contents = self.contents(*theta)
+        contents = contents if self.mask is None else contents[np.flatnonzero(self.mask)]
+        return contents / jnp.sum(contents) if self.fixed_total else contents
+
+    def in_vectors(self, rows: Rows) -> bool:
+        """Whether all bins are computed together."""
+        if not self.use_pdf or self.fixed_total:
+            return bool(self.use_pdf)
+        try:
+            self.program(rows)
+        except UntranslatableError:
+            return True
+        return False
+
+    @property
+    def _columns(self) -> Callable:
+        """The term of a vector of expectations, with the columns of a toy."""
+        total = self.fixed_total
+
+        def term(mu: Any, n: Any, *others: Any) -> Any:
+            scale = others[: len(others) - total]
+            mu = others[-1] * mu if total else mu
+            return jnp.where(mu < 0, jnp.nan, scaled_poisson(n, mu, *scale) if scale else saturated_poisson(n, mu))
+
+        return term
+
+    def _compiled(self, rows: Rows) -> VectorKernel:
+        kernels, n_used = self.kept("vector kernels"), rows.shared.shape[1]
+        if rows.form not in kernels:
+            kernels[rows.form] = expectation_kernel(
+                self.expected, len(self.names), n_used, term=self._columns, n_columns=rows.n_columns
+            )
+        return kernels[rows.form]
+
+    def kernel(self, rows: Rows) -> Callable:
+        return self._compiled(rows).kernel if self.in_vectors(rows) else super().kernel(rows)
+
+    def kernel_shared(self, rows: Rows) -> np.ndarray:
+        return self._compiled(rows).shared if self.in_vectors(rows) else super().kernel_shared(rows)
+
+    @property
+    def at_once(self) -> int:
+        return len(self.names) if self.use_pdf else 0
+
+    def outputs(self, rows: Rows, tile: int, order: int, one_pass: bool = False) -> Callable:
+        if not self.in_vectors(rows):
+            return super().outputs(rows, tile, order, one_pass)
+        sums = expectation_outputs(self.expected, len(self.names), order, term=self._columns)
+        n_used = rows.shared.shape[1]
+
+        def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
+            ((columns, _, _),) = data
+            return sums(theta, columns[:, :n_used])
+
+        return of_leaf
 
     def totals(self, counts: np.ndarray) -> np.ndarray:
         """Measured values of each toy that every bin needs, (n_toys, n_aux)."""
         return np.zeros((len(counts), 0))
 
-    def between(self, theta: Sequence, lower: Any, upper: Any, n_nodes: int | None = None) -> Any:
+    def between(self, theta: Sequence, lower: Any, upper: Any) -> Any:
         """The model's probability, or number of events, between two edges."""
         if self.use_pdf:
-            half, middle, total = 0.5 * (upper - lower), 0.5 * (lower + upper), 0.0
-            for node, weight in zip(*np.polynomial.legendre.leggauss(n_nodes or self.n_nodes), strict=True):
-                density = call_model(self.model, middle + half * node, theta)
-                scalar_result(self.model, density, "density")
-                total = total + weight * density
-            return half * total
+            return quadrature.written_out(lambda x: self._density(x, theta), lower, upper, self.n_nodes)
         high, low = call_model(self.model, upper, theta), call_model(self.model, lower, theta)
         scalar_result(self.model, high, "cdf")
         # what is an integer or a boolean has no slope, and True - False is none
         return jnp.asarray(high, float) - jnp.asarray(low, float)
+
+    def _density(self, x: Any, theta: Sequence) -> Any:
+        density = call_model(self.model, x, theta)
+        scalar_result(self.model, density, "density")
+        return density
 
 
 class BinnedNLL(_Binned):
@@ -242,10 +311,11 @@ class BinnedNLL(_Binned):
     def expectation(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
         inside = self.between(theta, row["lower"], row["upper"])
         if self.use_pdf:
-            total = jnp.sum(self.contents(*theta) if self.mask is None else self.contents(*theta)[self.mask])
+            contents = self.contents(*theta)
+            whole = jnp.sum(contents if self.mask is None else contents[np.flatnonzero(self.mask)])
         else:
-            total = sum(self.between(theta, lower, upper) for lower, upper in self.windows())
-        return aux[0] * inside / total
+            whole = sum(self.between(theta, lower, upper) for lower, upper in self.windows())
+        return aux[0] * inside / whole
 
 
 class ExtendedBinnedNLL(_Binned):

@@ -11,7 +11,7 @@ from scipy import stats
 from engine import BinnedNLL, ExtendedBinnedNLL, Status, asimov, fit_batch
 from engine.cpu import NumbaDriver
 from engine.xla import XlaDriver
-from kernels import norm
+from kernels import norm, program
 from toys import PoissonCounts
 
 EDGES = np.linspace(-3.0, 3.0, 41)
@@ -272,6 +272,29 @@ def test_a_density_gives_the_fits_of_its_cdf(toys, backend, mask):
     result = fit_batch(cost, toys, start, limits=some, backend=backend)
     assert np.max(np.abs(result.values - wanted.values) / wanted.errors) < 1e-8
     np.testing.assert_allclose(result.fval, wanted.fval, rtol=1e-11)
+
+
+def test_a_long_density_is_taken_in_vectors(toys, monkeypatch):
+    """Where its program is too long to be compiled for a bin at a time."""
+    start = {"amp": 300.0, "mu": 0.0, "sigma": 1.0}
+    cost = ExtendedBinnedNLL(scaled_pdf, EDGES, use_pdf="numerical")
+    short = fit_batch(cost, toys, start, limits=LIMITS, backend="numba")
+    monkeypatch.setattr(program, "MAX_LENGTH", 10)
+    cost = ExtendedBinnedNLL(scaled_pdf, EDGES, use_pdf="numerical")
+    long = fit_batch(cost, toys, start, limits=LIMITS, backend="numba")
+    assert cost.in_vectors(cost.rows(toys))
+    assert np.max(np.abs(long.values - short.values) / short.errors) < 1e-8
+    np.testing.assert_array_equal(long.status, short.status)
+
+
+def test_weighted_histograms_of_a_density(toys):
+    weighted = np.stack([1.5 * toys, 2.0 * toys], axis=2)
+    start, some = {"mu": 0.0, "sigma": 1.0}, {"sigma": LIMITS["sigma"]}
+    wanted = fit_batch(FIXED_TOTAL, weighted, start, limits=some, backend="numba")
+    cost = BinnedNLL(lambda x, mu, sigma: norm.pdf(x, mu, sigma), EDGES, use_pdf="numerical")
+    result = fit_batch(cost, weighted, start, limits=some, backend="numba")
+    assert np.max(np.abs(result.values - wanted.values) / wanted.errors) < 1e-8
+    np.testing.assert_allclose(result.covariance, wanted.covariance, rtol=1e-6)
 
 
 def test_an_approximate_density_is_that_of_minuit(toys):
