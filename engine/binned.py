@@ -21,7 +21,7 @@ from engine.arguments import one_of, whole
 from engine.cost import Cost, call_model, called, parameter_names, scalar_result
 from engine.data import Rows, as_float64, counts_of
 from kernels import quadrature
-from kernels.expectation import VectorKernel, expectation_kernel, expectation_outputs
+from kernels.expectation import VectorKernel, expectation_kernel, expectation_outputs, saturated
 from kernels.nodes import UntranslatableError
 
 __all__ = ["BinnedNLL", "ExtendedBinnedNLL", "checked_mask", "saturated_poisson"]
@@ -201,23 +201,17 @@ class _Binned(Cost):
             return True
         return False
 
-    @property
-    def _columns(self) -> Callable:
-        """The term of a vector of expectations, with the columns of a toy."""
-        total = self.fixed_total
-
-        def term(mu: Any, n: Any, *others: Any) -> Any:
-            scale = others[: len(others) - total]
-            mu = others[-1] * mu if total else mu
-            return jnp.where(mu < 0, jnp.nan, scaled_poisson(n, mu, *scale) if scale else saturated_poisson(n, mu))
-
-        return term
+    def _term(self, mu: Any, n: Any, *others: Any) -> Any:
+        """The terms of all bins, of what is `expected` in them and the columns of a toy."""
+        scale = others[: len(others) - self.fixed_total]
+        mu = others[-1] * mu if self.fixed_total else mu
+        return jnp.where(mu < 0, jnp.nan, scaled_poisson(n, mu, *scale)) if scale else saturated(mu, n)
 
     def _compiled(self, rows: Rows) -> VectorKernel:
         kernels, n_used = self.kept("vector kernels"), rows.shared.shape[1]
         if rows.form not in kernels:
             kernels[rows.form] = expectation_kernel(
-                self.expected, len(self.names), n_used, term=self._columns, n_columns=rows.n_columns
+                self.expected, len(self.names), n_used, term=self._term, n_columns=rows.n_columns
             )
         return kernels[rows.form]
 
@@ -234,12 +228,24 @@ class _Binned(Cost):
     def outputs(self, rows: Rows, tile: int, order: int, one_pass: bool = False) -> Callable:
         if not self.in_vectors(rows):
             return super().outputs(rows, tile, order, one_pass)
-        sums = expectation_outputs(self.expected, len(self.names), order, term=self._columns)
+        sums = expectation_outputs(self.expected, len(self.names), order, term=self._term)
         n_used = rows.shared.shape[1]
 
         def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
             ((columns, _, _),) = data
             return sums(theta, columns[:, :n_used])
+
+        return of_leaf
+
+    def reference(self, rows: Rows) -> Callable:
+        if not self.use_pdf:
+            return super().reference(rows)
+        n_used = rows.shared.shape[1]
+
+        def of_leaf(theta: Array, data: tuple, shared: tuple) -> Array:
+            ((columns, _, _),) = data
+            mu = self.expected(*(theta[i] for i in range(len(self.names))))
+            return jnp.sum(self._term(mu, *columns[:, :n_used]))
 
         return of_leaf
 
