@@ -155,16 +155,11 @@ class _Binned(Cost):
         if vars(self).get("_checked"):
             return
         self._checked = True
+        if not self.use_pdf:
+            warn_of_density(self.model, self.edges, theta)
+            return
         with jax.enable_x64(True):
-            events = np.asarray(self.contents(*theta))
-            finer = np.asarray(self.contents(*theta, n_nodes=2 * self.n_nodes)) if self.use_pdf else events
-        if not self.use_pdf and (events < 0).any() and (events > 0).any():
-            k = int(np.argmax(events < 0))
-            warnings.warn(
-                f"{called(self.model)} falls from the edge {self.edges[k]:g} to {self.edges[k + 1]:g}, so that a bin "
-                'expects less than nothing: it must be a cdf, or be passed with use_pdf="numerical"',
-                stacklevel=3,
-            )
+            events, finer = (np.asarray(self.contents(*theta, n_nodes=k * self.n_nodes)) for k in (1, 2))
         error = np.abs(events - finer)
         if self.use_pdf == "numerical" and error.max() > TOLERATED * np.abs(finer).sum():
             k = int(np.argmax(error))
@@ -257,10 +252,7 @@ class _Binned(Cost):
         """The model's probability, or number of events, between two edges."""
         if self.use_pdf:
             return quadrature.written_out(lambda x: self._density(x, theta), lower, upper, self.n_nodes)
-        high, low = call_model(self.model, upper, theta), call_model(self.model, lower, theta)
-        scalar_result(self.model, high, "cdf")
-        # what is an integer or a boolean has no slope, and True - False is none
-        return jnp.asarray(high, float) - jnp.asarray(low, float)
+        return difference(self.model, lower, upper, theta)
 
     def _density(self, x: Any, theta: Sequence) -> Any:
         density = call_model(self.model, x, theta)
@@ -364,6 +356,28 @@ class ExtendedBinnedNLL(_Binned):
         name: Sequence[str] | None = None,
     ) -> None:
         super().__init__(scaled_cdf, edges, mask=mask, use_pdf=use_pdf, n_nodes=n_nodes, name=name)
+
+
+def difference(cdf: Callable, lower: Any, upper: Any, theta: Sequence) -> Any:
+    """A cdf's difference between two edges."""
+    high, low = call_model(cdf, upper, theta), call_model(cdf, lower, theta)
+    scalar_result(cdf, high, "cdf")
+    # what is an integer or a boolean has no slope, and True - False is none
+    return jnp.asarray(high, float) - jnp.asarray(low, float)
+
+
+def warn_of_density(cdf: Callable, edges: np.ndarray, theta: Any) -> None:
+    """Warn where a model falls and rises between the edges, as a density does and a cdf cannot."""
+    with jax.enable_x64(True):
+        of_bin = jax.vmap(lambda low, high: difference(cdf, low, high, list(theta)))
+        step = np.asarray(of_bin(edges[:-1], edges[1:]))
+    if (step < 0).any() and (step > 0).any():
+        k = int(np.argmax(step < 0))
+        warnings.warn(
+            f"{called(cdf)} falls from the edge {edges[k]:g} to {edges[k + 1]:g}, so that a bin expects less than "
+            'nothing: it must be a cdf, or the density of a histogram with use_pdf="numerical"',
+            stacklevel=4,
+        )
 
 
 def bin_edges(edges: Any) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Histograms fitted with templates of simulated events, which are uncertain themselves: `Template`."""
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +11,8 @@ import numpy as np
 from jax import Array
 
 from engine.arguments import one_of
-from engine.binned import bin_edges, checked_mask, saturated_poisson
-from engine.cost import Cost, call_model, parameter_names, scalar_result
+from engine.binned import bin_edges, checked_mask, difference, saturated_poisson, warn_of_density
+from engine.cost import Cost, parameter_names
 from engine.data import Rows, as_float64, counts_of, shown
 
 __all__ = ["Template"]
@@ -23,8 +24,7 @@ def dembinski_abdelmotteleb(n: Any, mu: Any, variance: Any) -> Any:
     The expectation is taken as a Poisson count of k = mu^2 / variance simulated events: with beta = (n + k) / (mu + k)
     this is n log(n / mu) - (n + k) log(beta), written so that it goes over into `saturated_poisson` for large k.
     """
-    v = variance / mu**2
-    excess = n - mu
+    v, excess = _relative(variance, mu), n - mu
     beta, y = (1.0 + n * v) / (1.0 + mu * v), v * excess / (1.0 + mu * v)
     filled = n > 0
     log_ratio = jnp.log(jnp.where(filled, n / jnp.where(filled, mu, 1.0), 1.0))
@@ -36,7 +36,7 @@ def conway(n: Any, mu: Any, variance: Any) -> Any:
 
     That is the root of beta (beta - 1) = v (n - mu beta), whence (beta - 1)^2 / v without a division by v.
     """
-    v = variance / mu**2
+    v = _relative(variance, mu)
     p = 0.5 - 0.5 * mu * v
     root = jnp.sqrt(p**2 + n * v)
     beta = jnp.where(p > 0, p + root, n * v / jnp.where(p > 0, 1.0, root - p))
@@ -44,6 +44,12 @@ def conway(n: Any, mu: Any, variance: Any) -> Any:
     pull = jnp.where(large, v * ((n - mu * beta) / jnp.where(large, beta, 1.0)) ** 2, 0.0)
     pull = jnp.where(large, pull, (beta - 1.0) ** 2 / jnp.where(large, 1.0, v))
     return saturated_poisson(n, mu * beta) + 0.5 * pull
+
+
+def _relative(variance: Any, mu: Any) -> Any:
+    """variance / mu^2; 0 in a bin in which next to nothing is expected, by a model alone: the variance is 0, too."""
+    expected = mu > LEAST
+    return jnp.where(expected, variance / jnp.where(expected, mu, 1.0) ** 2, 0.0)
 
 
 def _log1p_ratio(y: Any) -> Any:
@@ -56,6 +62,7 @@ def _log1p_ratio(y: Any) -> Any:
     return jnp.where(small, series, jnp.log1p(far) / far)
 
 
+LEAST = 1e-30  # events; the square of its fourth power, by which derivatives divide, is not 0
 METHODS = {"da": dembinski_abdelmotteleb, "jsc": conway}
 
 
@@ -178,13 +185,10 @@ class Template(Cost):
         """Expected events of one bin, and the variance that they have from the templates."""
         mu: Any = 0.0
         variance: Any = 0.0
-        first = 0
-        for i, (part, n_own) in enumerate(zip(self.parts, self.n_own, strict=True)):
-            own, first = theta[first : first + n_own], first + n_own
+        for i, (part, own) in enumerate(zip(self.parts, self._own(theta), strict=True)):
             if callable(part):
-                high, low = call_model(part, row["upper"], own), call_model(part, row["lower"], own)
-                scalar_result(part, high, "cdf")
-                mu = mu + (high - low)
+                # as in iminuit: what is negative is the rounding of a difference
+                mu = mu + jnp.maximum(difference(part, row["lower"], row["upper"], own), 0.0)
             else:
                 mu, variance = mu + own[0] * row[f"t{i}"], variance + own[0] ** 2 * row[f"v{i}"]
         return mu, variance
@@ -192,6 +196,20 @@ class Template(Cost):
     def model(self, *theta: Any) -> Array:
         """Expected events of all bins, (n_bins,)."""
         return self.prediction(theta)[0]
+
+    def check(self, theta: np.ndarray) -> None:
+        """Warn, once, where a model falls and rises, as a density does and a cdf cannot."""
+        if vars(self).setdefault("_checked", False):
+            return
+        self._checked = True
+        for part, own in zip(self.parts, self._own(theta), strict=True):
+            if callable(part):
+                warn_of_density(part, self.edges, own)
+
+    def _own(self, theta: Any) -> list[Any]:
+        """The parameters of each template or model."""
+        ends = [0, *itertools.accumulate(self.n_own)]
+        return [theta[first:last] for first, last in itertools.pairwise(ends)]
 
     def prediction(self, theta: Sequence) -> tuple[Array, Array]:
         """Expected events of all bins, and their standard deviations from the templates, (n_bins,) each."""

@@ -79,6 +79,31 @@ def test_a_model_beside_a_template_with_a_mask(toys):
 
 
 @pytest.mark.parametrize("method", ["da", "jsc"])
+def test_bins_where_next_to_nothing_is_expected(method):
+    """By a model whose tail is 0 or rounding noise there, in bins without simulated events."""
+    edges, rng = np.linspace(-20.0, 20.0, 41), np.random.default_rng(44)
+    flat = np.histogram(rng.uniform(-5, 20, 3000), edges)[0].astype(float)
+    toys = rng.poisson(200 * np.diff(scipy_norm.cdf(edges, 3.0, 0.7)) + flat / 3.0, (30, 40)).astype(float)
+    cost, start = Template(edges, (scaled_cdf, flat), method=method), [200.0, 3.0, 0.7, 1000.0]
+    limits = {"x0_n": (0, None), "x0_sigma": (0.01, None), "x1": (0, None)}
+    result, xla = (fit_batch(cost, toys, start, limits=limits, backend=backend) for backend in ("numba", "jax"))
+    assert result.valid.all() and np.abs((xla.values - result.values) / result.errors).max() < 1e-9
+    theirs = lambda x, n, mu, sigma: n * scipy_norm.cdf(x, mu, sigma)  # noqa: E731
+    for k in range(3 if method == "da" else 0):  # iminuit's "jsc" divides by zero there
+        minuit = Minuit(minuit_cost.Template(toys[k], edges, (theirs, flat), method=method), *start)
+        minuit.limits, minuit.strategy, minuit.tol = (0, None), 2, 1e-6
+        minuit.migrad()
+        assert np.all(np.abs(result.values[k] - list(minuit.values)) < 3e-3 * result.errors[k])
+        np.testing.assert_allclose(result.fval[k], 0.5 * minuit.fval, rtol=1e-5)
+
+
+def test_a_density_is_no_cdf():
+    cost = Template(EDGES, (lambda x, n, mu: n * norm.pdf(x, mu, 0.2), FALLING))
+    with pytest.warns(UserWarning, match="'<lambda>' falls from the edge .* it must be a cdf"):
+        cost.check(np.array([100.0, 1.0, 300.0]))
+
+
+@pytest.mark.parametrize("method", ["da", "jsc"])
 @pytest.mark.parametrize("size", [1e-2, 1.0, 1e6, 1e13, 1e20])
 def test_values_and_derivatives_far_from_the_minimum(method, size):
     """Of small and large samples: JAX's derivatives of the papers' formulae, and Poisson's where these are exact."""

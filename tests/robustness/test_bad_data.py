@@ -442,7 +442,7 @@ def test_ragged_arrays_of_awkward():
 @pytest.mark.parametrize("cls", [BinnedNLL, ExtendedBinnedNLL])
 def test_a_density_instead_of_a_cdf(cls):
     cost = cls(lambda x, mu, sigma: norm.pdf(x, mu, sigma), EDGES)
-    with pytest.warns(UserWarning, match="falls from the edge 0 to 1, .* it must be a cdf, or be passed with use_pdf"):
+    with pytest.warns(UserWarning, match="falls from the edge 0 to 1, .* it must be a cdf, or the density of a histo"):
         cost.check(np.array([0.0, 1.0]))
     for sign in (1.0, -1.0):  # a cdf, and a survival function, whose differences have one sign
         with warnings.catch_warnings():
