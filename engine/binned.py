@@ -160,22 +160,29 @@ class _Binned(Cost):
             return
         with jax.enable_x64(True):
             events, finer = (np.asarray(self.contents(*theta, n_nodes=k * self.n_nodes)) for k in (1, 2))
+        self.warn_of_nodes(events, finer)
+
+    def warn_of_nodes(self, events: np.ndarray, finer: np.ndarray) -> None:
+        """Warn, once, where the contents of all bins are others by twice as many nodes."""
+        if self.use_pdf != "numerical" or vars(self).get("_coarse"):
+            return
         error = np.abs(events - finer)
-        if self.use_pdf == "numerical" and error.max() > TOLERATED * np.abs(finer).sum():
-            k = int(np.argmax(error))
-            warnings.warn(
-                f"the density of {called(self.model)} changes too much from {self.edges[k]:g} to {self.edges[k + 1]:g} "
-                f"for {self.n_nodes} nodes, which give {events[k]:.6g} where twice as many give {finer[k]:.6g}: pass a "
-                "larger n_nodes",
-                stacklevel=3,
-            )
+        if not error.max() > TOLERATED * np.abs(finer).sum():
+            return
+        self._coarse, k = True, int(np.argmax(error))
+        warnings.warn(
+            f"the density of {called(self.model)} changes too much from {self.edges[k]:g} to {self.edges[k + 1]:g} for "
+            f"{self.n_nodes} nodes, which give {events[k]:.6g} where twice as many give {finer[k]:.6g}: pass a larger "
+            "n_nodes",
+            stacklevel=4,
+        )
 
     # Of a density with a fixed total each bin needs the sum of all, and long densities are shorter in loops over bins:
     # the expectation is a vector function, as in `engine.poisson`.
 
     def contents(self, *theta: Any, n_nodes: int | None = None) -> Array:
         """What the model expects in all bins, (n_bins,), not normalised."""
-        density = lambda x: self._density(x, theta)  # noqa: E731
+        density = lambda x: self.density(x, theta)  # noqa: E731
         numerical = lambda low, high: quadrature.integral(density, low, high, n_nodes or self.n_nodes)  # noqa: E731
         closed = lambda low, high: self.between(theta, low, high)  # noqa: E731
         return jax.vmap(numerical if self.use_pdf else closed)(self.edges[:-1], self.edges[1:])
@@ -251,10 +258,11 @@ class _Binned(Cost):
     def between(self, theta: Sequence, lower: Any, upper: Any) -> Any:
         """The model's probability, or number of events, between two edges."""
         if self.use_pdf:
-            return quadrature.written_out(lambda x: self._density(x, theta), lower, upper, self.n_nodes)
+            return quadrature.written_out(lambda x: self.density(x, theta), lower, upper, self.n_nodes)
         return difference(self.model, lower, upper, theta)
 
-    def _density(self, x: Any, theta: Sequence) -> Any:
+    def density(self, x: Any, theta: Sequence) -> Any:
+        """The model, where it is a density."""
         density = call_model(self.model, x, theta)
         scalar_result(self.model, density, "density")
         return density
@@ -280,7 +288,7 @@ class BinnedNLL(_Binned):
         "numerical": the model is a density, `pdf(x, *parameters)`, of any norm, which is integrated over each bin by
         Gauss-Legendre nodes; "approximate": by its value in the middle.
     n_nodes : int
-        Nodes of each bin. A warning tells if they are too few at the start.
+        Nodes of each bin. A warning tells if they are too few at the start or at the minima.
     name : sequence of str, optional
         Parameter names, where the signature does not tell them.
 

@@ -1,6 +1,7 @@
 """Whether a density integrates to what the model says, checked numerically before anything is fitted, and after.
 
-Afterwards it is the nodes of a fit range that are checked: a fit may end at a peak that falls between them.
+Afterwards it is the nodes of a fit range, or of bins, that are checked: a fit may end at a peak that falls between
+them.
 """
 
 import warnings
@@ -10,6 +11,7 @@ from typing import Any, TypeGuard
 import jax
 import numpy as np
 
+from engine.binned import BinnedNLL, ExtendedBinnedNLL
 from engine.cost import Cost, called
 from engine.data import Rows, as_float64
 from engine.ranges import RangeIntegral, number_of_events
@@ -95,22 +97,30 @@ def excess(cost: Cost, rows: Rows, theta: np.ndarray) -> list[str]:
 
 
 def warn_of_coarse_ranges(cost: Cost, rows: Rows, result: FitResult) -> None:
-    """Warn, once for each cost, where the nodes of a fit range are too few at the minima.
+    """Warn, once for each cost, where the nodes of a fit range, or of bins, are too few at the minima.
 
-    Looked at are the toys with the smallest and the largest value of each parameter: whether what twice as many nodes
-    add to the cost is another within one error of a parameter, which moves the minimum or changes the error.
+    Looked at are the toys with the smallest and the largest value of each parameter: of a range, whether what twice as
+    many nodes add to the cost is another within one error of a parameter, which moves the minimum or changes the error.
     """
     first = 0
     part: Any
     for part in costs_of(cost):
         place, first = first, first + len(part.leaves)
-        integral = getattr(part, "integral", None)
-        if not isinstance(integral, RangeIntegral) or vars(integral).get("_coarse") or not result.valid.any():
+        integral: Any = getattr(part, "integral", None)
+        in_bins = isinstance(part, BinnedNLL | ExtendedBinnedNLL) and part.use_pdf == "numerical"
+        of_range = isinstance(integral, RangeIntegral) and not vars(integral).get("_coarse")
+        if not (in_bins or of_range) or not result.valid.any():
             continue
         own = [cost.names.index(name) for name in part.names]
         toys = np.flatnonzero(result.valid)
         values, errors = (array[toys][:, own] for array in (result.values, result.errors))
         some = np.unique([values.argmin(axis=0), values.argmax(axis=0)])
+        if in_bins:
+            density = _as_numpy(part, "density", lambda *a, part=part: part.density(a[-1], a[:-1]), len(own), 1)
+            numbers = part.n_nodes, 2 * part.n_nodes
+            for events, finer in zip(*(_over_bins(part, density, values[some], n) for n in numbers), strict=True):
+                part.warn_of_nodes(events, finer)
+            continue
         steps = np.concatenate([np.zeros((1, len(own))), np.eye(len(own)), -np.eye(len(own))])
         points = values[some][:, None] + steps * errors[some][:, None]
         density = _as_numpy(part, "density", lambda *a, part=part: part.density(a[:-1], {"x0": a[-1]}), len(own), 1)
@@ -142,6 +152,15 @@ def _over_range(part: Any, density: Callable, points: np.ndarray, nodes: np.ndar
     value = density(*points.T[:, :, None], nodes[0])
     with np.errstate(all="ignore"):
         return (np.exp(value) if part.log else value) @ nodes[1]
+
+
+def _over_bins(part: Any, density: Callable, points: np.ndarray, n_nodes: int) -> np.ndarray:
+    """The integrals over all bins by so many nodes at each point, (n_points, n_bins)."""
+    nodes, weights = np.polynomial.legendre.leggauss(n_nodes)
+    half, middle = 0.5 * np.diff(part.edges), 0.5 * (part.edges[1:] + part.edges[:-1])
+    with np.errstate(all="ignore"):
+        value = density(*points.T[:, :, None], (middle[:, None] + half[:, None] * nodes).ravel())
+        return half * (value.reshape(len(points), len(half), n_nodes) @ weights)
 
 
 def _windows(x: np.ndarray) -> np.ndarray:

@@ -325,6 +325,10 @@ def test_what_a_density_needs(toys):
     few = ExtendedBinnedNLL(scaled_pdf, EDGES, use_pdf="numerical")
     with pytest.warns(UserWarning, match="the density of .* changes too much from .* for 6 nodes, .* a larger n_nodes"):
         fit_batch(few, toys[:2], start, limits=LIMITS, retries=0)
+    peaks = np.random.default_rng(4).poisson(300 * np.diff(stats.norm.cdf(EDGES, 0.21, 0.04)), (3, 40)).astype(float)
+    few = ExtendedBinnedNLL(scaled_pdf, EDGES, use_pdf="numerical")
+    with pytest.warns(UserWarning, match="the density of .* changes too much from .* for 6 nodes"):
+        fit_batch(few, peaks, {"amp": 300.0, "mu": 0.2, "sigma": 0.5}, limits=LIMITS)
     with pytest.raises(ValueError, match="use_pdf must be one of '', 'numerical', 'approximate', got 'yes'"):
         BinnedNLL(scaled_pdf, EDGES, use_pdf="yes")
     with pytest.raises(ValueError, match="n_nodes must be a whole number of at least 1"):
