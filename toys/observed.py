@@ -130,8 +130,8 @@ def read_observed(
     path : path
         .csv (comma-separated, with or without a header), .npy, .h5 or .hdf5, .parquet, .root.
     column : str, optional
-        Name of the column (csv, parquet), dataset (HDF5) or branch (ROOT, as "tree:branch", or "branch" where only one
-        tree has it), where there are several.
+        Name of the column (csv, parquet), dataset (HDF5) or branch (ROOT, as "tree:branch", "tree/branch", or "branch"
+        where only one tree has it), where there are several.
     observable : (lower, upper), optional
         Range in which all data must lie.
     edges : (n_bins + 1,) array, optional
@@ -325,8 +325,8 @@ def _root(path: Path, column: str | None, edges: np.ndarray | None) -> np.ndarra
             found = file.keys(cycle=False, filter_classname=["TTree", "ROOT::RNTuple"])
             trees = {tree: file[tree].keys() for tree in found}
             names = [f"{tree}:{branch}" for tree, branches in trees.items() for branch in branches]
-            # the tree may be left out where only one has such a branch
-            alike = [name for name in names if column is not None and name.endswith(f":{column}")]
+            # the tree may be left out where only one has such a branch, or stand before a slash
+            alike = [name for name in names if column in (name.partition(":")[2], name.replace(":", "/"))]
             histograms = [] if edges is None else file.keys(cycle=False, filter_classname="TH1*")
             what = "object" if histograms else "branch"
             chosen = _choose(path, names + histograms, alike[0] if len(alike) == 1 else column, what)
