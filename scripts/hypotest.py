@@ -161,6 +161,7 @@ def test(args: argparse.Namespace, command: str) -> int:
     calctype = "asymptotics" if args.asymptotics else "toybased"
     thrown = {"seed": seed, "auxiliary": args.auxiliary}
     findings: list = []
+    refused = []  # values; the others are tested all the same
     with screen:
         screen.phase("fit", n_about_poi(args) + bool(args.goodness_of_fit))
         pool = None
@@ -169,7 +170,12 @@ def test(args: argparse.Namespace, command: str) -> int:
             pool = ToyPool(study, poi, **thrown, nuisance=nuisance, stored=args.file, **options)
         for value in args.value or []:
             kind = {"poi": poi, "test_stat": test_stat, "calctype": calctype}
-            findings.append(hypotest(study, value, **kind, n_toys=n, pool=pool))
+            try:
+                findings.append(hypotest(study, value, **kind, n_toys=n, pool=pool))
+            except ValueError as error:
+                refused.append(f"{poi} = {value:g} was not tested: {error}")
+                if len(refused) == len(args.value):
+                    raise
             screen.advance(1)
         if args.upper_limit:
             kind = {"poi": poi, "test_stat": test_stat, "calctype": calctype}
@@ -183,6 +189,7 @@ def test(args: argparse.Namespace, command: str) -> int:
             screen.advance(1)
         made = made_by(command, seed, None, time.perf_counter() - STARTED)
         report = hypothesis_report(study, findings, observed, made)
+        report = dataclasses.replace(report, warnings=[*report.warnings, *refused])
         files = write_report(args.out, report)
     tables = [table for section in report.sections for table in section.tables]
     told = [*report.sentences, *dict.fromkeys(finding.sentence for finding in findings)]

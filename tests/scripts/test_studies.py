@@ -229,6 +229,14 @@ def test_two_bins():
     assert stems == {"statistic_1", "goodness_saturated"}
 
 
+def test_a_value_that_cannot_be_tested_loses_none_of_the_others():
+    arguments = ["--model", "two_bins.py", "--poi", "mu", "--asymptotics"]
+    code, out, _ = call(hypotest.main, *arguments, "--value", "1", "-20", "2")
+    assert code == 1 and "mu = -20 was not tested: " in out
+    assert [finding["value"] for finding in numbers("hypotest")["findings"]] == [1.0, 2.0]
+    assert refused(hypotest, *arguments, "--value", "-20", "--overwrite") in out.split("mu = -20 was not tested: ")[1]
+
+
 def test_fixed_parameters():
     """Without nuisance parameters the counts of two bins are Poisson: fits of toys and of files hold the same."""
     held = ["--model", "two_bins.py", "--fixed", "b0", "b1=1.1"]
