@@ -14,6 +14,7 @@ from engine.arguments import one_of
 from engine.binned import bin_edges, checked_mask, difference, saturated_poisson, warn_of_density
 from engine.cost import Cost, parameter_names
 from engine.data import Rows, as_float64, counts_of, shown
+from engine.rowwise import any_of_row
 
 __all__ = ["Template"]
 
@@ -99,6 +100,9 @@ class Template(Cost):
     -----
     `iminuit.cost` limits yields to positive values by itself; here it is `limits={"x0": (0, None), ...}`.
 
+    A weighted histogram is scaled to Poisson counts in each bin, as `iminuit.cost` does; the errors are those of the
+    curvature, which hold the uncertainty of the templates.
+
     Toys of `toys.PoissonCounts` vary the counts but not the templates: their pulls are narrower than 1.
 
     References
@@ -144,13 +148,12 @@ class Template(Cost):
 
         Parameters
         ----------
-        data : (n_toys, n_bins) counts
+        data : (n_toys, n_bins) counts, or (n_toys, n_bins, 2) sums of weights and of their squares
         """
         counts = as_float64(data, "counts")
-        n_bins = len(self.edges) - 1
-        if counts.shape[1:] == (n_bins, 2):
-            raise ValueError("a Template takes counts, and no weighted events: pass (n_toys, n_bins)")
-        columns, bad = counts_of(counts, n_bins, self.mask)
+        columns, bad = counts_of(counts, len(self.edges) - 1, self.mask)
+        if len(columns) == 2:
+            counts, bad = counts[..., 0], bad | any_of_row(columns[0] < 0)
         lost = int(np.count_nonzero((counts[:, self.empty] > 0).any(axis=1)))
         if lost and not vars(self).get("_warned"):
             self._warned = True
@@ -161,8 +164,8 @@ class Template(Cost):
         shared = self._shared()
         _, n_toys, n_used = columns.shape
         return Rows(
-            names=("n", *shared),
-            columns=columns.reshape(1, -1),
+            names=(*("n", "scale")[: len(columns)], *shared),
+            columns=columns.reshape(len(columns), -1),
             offsets=np.arange(n_toys + 1, dtype=np.int64) * n_used,
             shared=np.stack([column[self.mask] for column in shared.values()]),
             aux=np.zeros((n_toys, 0)),
@@ -178,8 +181,9 @@ class Template(Cost):
         return columns
 
     def term(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
-        mu, variance = self._prediction(theta, row)
-        return jnp.where(mu < 0, jnp.nan, METHODS[self.method](row["n"], mu, variance))
+        (mu, variance), scale = self._prediction(theta, row), row.get("scale", 1.0)
+        value = METHODS[self.method](scale * row["n"], scale * mu, scale**2 * variance)
+        return jnp.where(mu < 0, jnp.nan, value)
 
     def _prediction(self, theta: Sequence, row: dict) -> tuple[Any, Any]:
         """Expected events of one bin, and the variance that they have from the templates."""

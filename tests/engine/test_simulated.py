@@ -63,6 +63,20 @@ def test_against_minuit_on_both_backends(toys, method, falling):
         np.testing.assert_allclose(result.errors[k], list(minuit.errors), rtol=0.01)
 
 
+@pytest.mark.parametrize("method", ["da", "jsc"])
+def test_weighted_histograms_against_minuit(toys, method):
+    rng = np.random.default_rng(45)
+    some = toys[-6:]
+    weighted = np.stack([0.7 * some, 0.7**2 * some * rng.uniform(1.0, 2.0, some.shape)], axis=2)
+    cost = Template(EDGES, (SIGNAL, WEIGHTED), method=method)
+    result = fit_batch(cost, weighted, [100.0, 200.0], limits=LIMITS, backend="numba")
+    for k in range(6):
+        minuit = minuit_of(weighted[k], (SIGNAL, WEIGHTED), [100.0, 200.0], method)
+        assert np.all(np.abs(result.values[k] - list(minuit.values)) < 1e-3 * result.errors[k])
+        np.testing.assert_allclose(result.fval[k], 0.5 * minuit.fval, rtol=1e-7)
+        np.testing.assert_allclose(result.errors[k], list(minuit.errors), rtol=0.01)
+
+
 def test_a_model_beside_a_template_with_a_mask(toys):
     parts, start = (scaled_cdf, FALLING), [150.0, 1.05, 0.2, 350.0]
     mask = EDGES[1:] < 1.8
@@ -216,10 +230,11 @@ def test_what_is_no_template(arguments, options, kind, sentence):
 
 def test_what_are_no_data(toys):
     cost = Template(EDGES, (SIGNAL, FALLING))
-    with pytest.raises(ValueError, match="a Template takes counts, and no weighted events"):
-        fit_batch(cost, np.stack([toys, toys], axis=2), [1.0, 1.0])
     with pytest.raises(ValueError, match=r"counts must have shape \(n_toys, n_bins\) = \(n_toys, 15\)"):
         fit_batch(cost, toys[:, :3], [1.0, 1.0])
+    weighted = np.stack([toys[:3], toys[:3]], axis=2)
+    weighted[2, 4, 0] = -1.0
+    assert fit_batch(cost, weighted, [150.0, 350.0], backend="numba").valid.tolist() == [True, True, False]
     bad = toys[:3].copy()
     bad[1, 4] = -1.0
     assert fit_batch(cost, bad, [150.0, 350.0], backend="numba").valid.tolist() == [True, False, True]
