@@ -25,6 +25,7 @@ from engine.data import Rows, lane_data, shared_columns
 from engine.normalisation import excess
 from engine.ranges import NumericalIntegral
 from engine.resident import ResidentRows
+from engine.simulated import Template
 from kernels.elementwise import elementwise
 from kernels.nodes import UntranslatableError
 
@@ -207,6 +208,8 @@ def _lifted(leaf: Cost, part: Rows) -> Cost:
 
     Far from its events the difference of a cdf at two edges is mostly rounding, whose steps look like jumps.
     """
+    if isinstance(leaf, Template):
+        return leaf.without_uncertainty(LIFT)
     if not isinstance(leaf, BinnedNLL | ExtendedBinnedNLL) or leaf.use_pdf:
         return leaf
     lifted, between = copy.copy(leaf), leaf.between

@@ -1,5 +1,6 @@
 """Histograms fitted with templates of simulated events, which are uncertain themselves: `Template`."""
 
+import copy
 import itertools
 import warnings
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from jax import Array
 
 from engine.arguments import one_of
 from engine.binned import bin_edges, checked_mask, difference, saturated_poisson, warn_of_density
-from engine.cost import Cost, parameter_names
+from engine.cost import Cost, call_model, parameter_names
 from engine.data import Rows, as_float64, counts_of, shown
 from engine.rowwise import any_of_row
 
@@ -29,7 +30,7 @@ def dembinski_abdelmotteleb(n: Any, mu: Any, variance: Any) -> Any:
     beta, y = (1.0 + n * v) / (1.0 + mu * v), v * excess / (1.0 + mu * v)
     filled = n > 0
     log_ratio = jnp.log(jnp.where(filled, n / jnp.where(filled, mu, 1.0), 1.0))
-    return n * log_ratio - excess * beta * _log1p_ratio(y)
+    return jnp.where(mu < 0, jnp.nan, n * log_ratio - excess * beta * _log1p_ratio(y))
 
 
 def conway(n: Any, mu: Any, variance: Any) -> Any:
@@ -44,7 +45,7 @@ def conway(n: Any, mu: Any, variance: Any) -> Any:
     large = beta > 0.5
     pull = jnp.where(large, v * ((n - mu * beta) / jnp.where(large, beta, 1.0)) ** 2, 0.0)
     pull = jnp.where(large, pull, (beta - 1.0) ** 2 / jnp.where(large, 1.0, v))
-    return saturated_poisson(n, mu * beta) + 0.5 * pull
+    return jnp.where(mu < 0, jnp.nan, saturated_poisson(n, mu * beta) + 0.5 * pull)
 
 
 def _relative(variance: Any, mu: Any) -> Any:
@@ -64,7 +65,7 @@ def _log1p_ratio(y: Any) -> Any:
 
 
 LEAST = 1e-30  # events; the square of its fourth power, by which derivatives divide, is not 0
-METHODS = {"da": dembinski_abdelmotteleb, "jsc": conway}
+METHODS = {"da": dembinski_abdelmotteleb, "jsc": conway, "exact": lambda n, mu, variance: saturated_poisson(n, mu)}
 
 
 class Template(Cost):
@@ -103,13 +104,16 @@ class Template(Cost):
     A weighted histogram is scaled to Poisson counts in each bin, as `iminuit.cost` does; the errors are those of the
     curvature, which hold the uncertainty of the templates.
 
-    Toys of `toys.PoissonCounts` vary the counts but not the templates: their pulls are narrower than 1.
+    Toys that vary the templates, too, are those of `toys.TemplateCounts`.
 
     References
     ----------
     Dembinski & Abdelmotteleb, Eur. Phys. J. C 82 (2022) 1043; Conway, PHYSTAT 2011, arXiv:1103.0354; Barlow & Beeston,
     Comput. Phys. Commun. 77 (1993) 219.
     """
+
+    def __new__(cls, *arguments: Any, **options: Any) -> "Template":
+        return object.__new__(cls)  # a model may come second
 
     def __init__(
         self,
@@ -120,8 +124,13 @@ class Template(Cost):
         method: str = "da",
         name: Sequence[str] | None = None,
     ) -> None:
-        one_of("method", method, tuple(METHODS))
+        one_of("method", method, ("da", "jsc"))
         self.edges, self.method = bin_edges(edges), method
+        if not isinstance(model_or_template, Sequence) or isinstance(model_or_template, str):
+            raise TypeError(
+                f"model_or_template must be a sequence of templates and models, got {shown(model_or_template)}: pass "
+                "(template,) for a single one"
+            )
         self.parts = [part if callable(part) else _normalised(part, len(self.edges) - 1) for part in model_or_template]
         if not self.parts:
             raise ValueError(f"model_or_template must hold at least one template, got {shown(model_or_template)}")
@@ -138,7 +147,7 @@ class Template(Cost):
         used = np.ones(len(self.edges) - 1, dtype=bool) if mask is None else checked_mask(mask, len(self.edges) - 1)
         self.empty = used & self.regular
         for part in self.parts:
-            self.empty &= True if callable(part) else part[0] == 0.0
+            self.empty &= True if callable(part) else part[0] <= 0.0
         self.mask = used & ~self.empty
         if not self.mask.any():
             raise ValueError("mask leaves nothing to fit: all templates are empty where it is True")
@@ -182,8 +191,7 @@ class Template(Cost):
 
     def term(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
         (mu, variance), scale = self._prediction(theta, row), row.get("scale", 1.0)
-        value = METHODS[self.method](scale * row["n"], scale * mu, scale**2 * variance)
-        return jnp.where(mu < 0, jnp.nan, value)
+        return METHODS[self.method](scale * row["n"], scale * mu, scale**2 * variance)
 
     def _prediction(self, theta: Sequence, row: dict) -> tuple[Any, Any]:
         """Expected events of one bin, and the variance that they have from the templates."""
@@ -191,8 +199,9 @@ class Template(Cost):
         variance: Any = 0.0
         for i, (part, own) in enumerate(zip(self.parts, self._own(theta), strict=True)):
             if callable(part):
-                # as in iminuit: what is negative is the rounding of a difference
-                mu = mu + jnp.maximum(difference(part, row["lower"], row["upper"], own), 0.0)
+                events = difference(part, row["lower"], row["upper"], own)
+                noise = 1e-15 * jnp.abs(call_model(part, row["upper"], own))
+                mu = mu + jnp.where((events < 0) & (events > -noise), 0.0, events)
             else:
                 mu, variance = mu + own[0] * row[f"t{i}"], variance + own[0] ** 2 * row[f"v{i}"]
         return mu, variance
@@ -210,10 +219,26 @@ class Template(Cost):
             if callable(part):
                 warn_of_density(part, self.edges, own)
 
+    def without_uncertainty(self, lift: float) -> "Template":
+        """The same with templates that are exact, and with a part of all events more in each bin."""
+        other, prediction, ends = copy.copy(self), self._prediction, (self.edges[0], self.edges[-1])
+
+        def lifted(theta: Sequence, row: dict) -> tuple[Any, Any]:
+            pairs = list(zip(self.parts, self._own(theta), strict=True))
+            total = sum(difference(part, *ends, own) if callable(part) else own[0] for part, own in pairs)
+            return prediction(theta, row)[0] + lift * total, 0.0
+
+        other.method, other._prediction = "exact", lifted  # type: ignore[method-assign]
+        return other
+
     def _own(self, theta: Any) -> list[Any]:
         """The parameters of each template or model."""
         ends = [0, *itertools.accumulate(self.n_own)]
         return [theta[first:last] for first, last in itertools.pairwise(ends)]
+
+    def error(self, *theta: Any) -> Array:
+        """The standard deviations that they have from the templates, (n_bins,)."""
+        return self.prediction(theta)[1]
 
     def prediction(self, theta: Sequence) -> tuple[Array, Array]:
         """Expected events of all bins, and their standard deviations from the templates, (n_bins,) each."""

@@ -9,7 +9,7 @@ if getattr(engine, "BATCHFIT", None) is None:
         "put batchfit first on sys.path or uninstall the other one"
     )
 
-from toys.counts import MultinomialCounts, PoissonCounts
+from toys.counts import MultinomialCounts, PoissonCounts, TemplateCounts
 from toys.coverage import coverage
 from toys.feldman_cousins import feldman_cousins
 from toys.files import StorageError
@@ -43,6 +43,7 @@ __all__ = [
     "Simultaneous",
     "StorageError",
     "Study",
+    "TemplateCounts",
     "ToyPool",
     "coverage",
     "feldman_cousins",

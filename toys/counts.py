@@ -22,7 +22,7 @@ from engine.simulated import Template
 from kernels import randombits
 from toys.drawing import Row, Sampler, checked_theta, evaluated
 
-__all__ = ["CountTables", "MultinomialCounts", "PoissonCounts", "poisson_table", "poisson_tables"]
+__all__ = ["CountTables", "MultinomialCounts", "PoissonCounts", "TemplateCounts", "poisson_table", "poisson_tables"]
 
 _LARGEST_MEAN = 1e9
 _LARGEST_TABLES = 2**27  # numbers: 1 GiB
@@ -104,7 +104,7 @@ class PoissonCounts(Sampler):
         object.__setattr__(self, "names", tuple(self.names))
 
     @classmethod
-    def of(cls, cost: ExtendedBinnedNLL | PoissonNLL | Template) -> "PoissonCounts":
+    def of(cls, cost: ExtendedBinnedNLL | PoissonNLL) -> "PoissonCounts":
         """The toys of a cost.
 
         Raises
@@ -112,11 +112,12 @@ class PoissonCounts(Sampler):
         TypeError
             If the cost is not one of Poisson counts.
         """
-        if isinstance(cost, PoissonNLL | Template):
+        if isinstance(cost, PoissonNLL):
             return cls(cost.model, cost.names)
         if isinstance(cost, ExtendedBinnedNLL):
             return cls(cost.contents, cost.names)
-        raise TypeError(f"Poisson counts are toys of ExtendedBinnedNLL, PoissonNLL and Template, not of {_kind(cost)}")
+        other = ", whose toys are TemplateCounts" if isinstance(cost, Template) else ""
+        raise TypeError(f"Poisson counts are the toys of ExtendedBinnedNLL and PoissonNLL, not of {_kind(cost)}{other}")
 
     def prepare(self, theta: ArrayLike) -> CountTables:
         """Poisson tables of all bins.
@@ -138,6 +139,40 @@ class PoissonCounts(Sampler):
 
     def size(self, tables: CountTables) -> int:
         return len(tables.least)
+
+
+@dataclass(frozen=True)
+class TemplateCounts(PoissonCounts):
+    """Counts whose expectation is as uncertain as the templates that it comes from: pseudo-data of `Template`.
+
+    The templates of a fit are those that were simulated. Other simulations would give others, by which the fits differ:
+    in place of them the true expectation varies here, around that of the templates. It is mu beta in a bin, with beta
+    from a gamma distribution of mean 1 and variance v = (error / mu)^2, so that the count is negative binomial. Fits of
+    such toys have pulls of width 1, and those of Poisson counts of mu less.
+
+    Attributes
+    ----------
+    expected, names
+        As of `PoissonCounts`.
+    error : callable
+        `error(*theta) -> (n_bins,)`: the standard deviations of the expected events.
+    """
+
+    error: Callable = None  # type: ignore[assignment]
+
+    @classmethod
+    def of(cls, cost: Template) -> "TemplateCounts":  # type: ignore[override]
+        """The toys of a cost; TypeError if it is no `Template`."""
+        if not isinstance(cost, Template):
+            raise TypeError(f"counts of uncertain templates are the toys of Template, not of {_kind(cost)}")
+        return cls(cost.model, cost.names, cost.error)
+
+    def prepare(self, theta: ArrayLike) -> CountTables:
+        """Tables of all bins; raises as `PoissonCounts.prepare`."""
+        theta = checked_theta(theta, self.names)
+        means = _contents(self.expected, theta, most=_LARGEST_MEAN)
+        error = evaluated(self.error, *theta)
+        return poisson_tables(means, np.where(means > 0, error / np.where(means > 0, means, 1.0), 0.0) ** 2)
 
 
 @dataclass(frozen=True)
@@ -205,12 +240,19 @@ class MultinomialCounts(Sampler):
         return len(table) + 1 + self.n_events
 
 
-def poisson_table(mean: float) -> tuple[int, np.ndarray]:
+def poisson_table(mean: float, spread: float = 0.0) -> tuple[int, np.ndarray]:
     """Cumulative Poisson probabilities as a table, for inversion.
 
     The count of a uniform number u is least + number of entries <= u. The probabilities are summed from the
     ratios p(k + 1) / p(k) = mean / (k + 1) in elementary operations of IEEE 754 and a fixed order, so that
     the table is the same on every machine. (scipy.special.pdtr is wrong by 1e-6 at a mean of 1e8.)
+
+    Parameters
+    ----------
+    mean : float
+    spread : float
+        Variance, in units of the square of its mean, of a mean that is gamma distributed: the count is then negative
+        binomial, and the ratio times (1 + k spread) / (1 + mean spread).
 
     Returns
     -------
@@ -222,12 +264,14 @@ def poisson_table(mean: float) -> tuple[int, np.ndarray]:
     if mean == 0.0:
         return 0, np.empty(0)
     # beyond 10 standard deviations (and 40 events at small means) the probability is far below 2^-53
-    lowest = max(0, int(mean - 10.0 * np.sqrt(mean)) - 10)
-    highest = int(mean + 10.0 * np.sqrt(mean)) + 40
+    width, wider = 10.0 * np.sqrt(mean * (1.0 + mean * spread)), 1.0 + mean * spread
+    lowest = max(0, int(mean - width) - 10)
+    highest = int(mean + width) + int(40 * wider)
     k = np.arange(lowest, highest + 1, dtype=np.float64)
     mode = int(mean) - lowest
-    upward = np.cumprod(mean / k[mode + 1 :])
-    downward = np.cumprod(k[mode:0:-1] / mean)
+    growth = mean * (1.0 + (k - 1.0) * spread) / wider  # times 1 / k: p(k) / p(k - 1)
+    upward = np.cumprod(growth[mode + 1 :] / k[mode + 1 :])
+    downward = np.cumprod(k[mode:0:-1] / growth[mode:0:-1])
     ratios = np.concatenate([downward[::-1], [1.0], upward])
     # each tail is summed from its own end
     below, above = np.cumsum(ratios), np.append(np.cumsum(ratios[:0:-1])[::-1], 0.0)
@@ -237,12 +281,14 @@ def poisson_table(mean: float) -> tuple[int, np.ndarray]:
     return lowest + reached, cdf[reached : np.count_nonzero(cdf <= randombits.LARGEST_UNIFORM)]
 
 
-def poisson_tables(means: np.ndarray) -> CountTables:
-    """Poisson tables of several means; ValueError if they take more than 1 GiB."""
+def poisson_tables(means: np.ndarray, spreads: np.ndarray | None = None) -> CountTables:
+    """Tables of several means, and of what these vary; ValueError if they take more than 1 GiB."""
+    spreads = np.zeros(len(means)) if spreads is None else spreads
     # a table covers about 17 standard deviations
-    if np.sum(20.0 * np.sqrt(means) + 60.0) > _LARGEST_TABLES:
+    wider = 1.0 + means * spreads
+    if np.sum(20.0 * np.sqrt(means * wider) + 60.0 * wider) > _LARGEST_TABLES:
         raise ValueError(f"the Poisson tables of {len(means)} bins with up to {means.max():g} events exceed 1 GiB")
-    made = [poisson_table(mean) for mean in means]
+    made = [poisson_table(mean, spread) for mean, spread in zip(means, spreads, strict=True)]
     return CountTables.of([table for _, table in made], [least for least, _ in made])
 
 

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 from iminuit import Minuit
 from iminuit import cost as minuit_cost
+from scipy.stats import nbinom
 from scipy.stats import norm as scipy_norm
 
 from engine import PoissonNLL, Template, asimov, fit_batch
 from engine.cpu import NumbaDriver
 from engine.reference import IndependentCost
+from engine.test_statistic import test_statistic as statistic_of
 from engine.xla import XlaDriver
 from kernels import norm
-from toys import PoissonCounts, Study, generate
+from toys import PoissonCounts, Study, TemplateCounts, generate, goodness_of_fit
+from toys.counts import poisson_table
 from toys.figures import picture
 
 EDGES = np.linspace(0.0, 2.0, 16)
@@ -190,13 +193,24 @@ def test_large_samples_give_the_fit_of_exact_templates(toys):
 def test_study_asimov_and_picture():
     cost = Template(EDGES, (SIGNAL, FALLING), name=("ns", "nb"))
     truth = {"ns": 200.0, "nb": 400.0}
-    study = Study(cost, PoissonCounts.of(cost), truth)
-    data = generate(study, 500, seed=1)
+    study = Study(cost, TemplateCounts.of(cost), truth)
+    data = generate(study, 2000, seed=1)
+    np.testing.assert_array_equal(generate(study, 20, seed=1, backend="jax"), data[:20])
     result = fit_batch(cost, data, truth, backend="numba")
     assert result.valid.all()
-    # the toys do not vary the templates, which the errors contain
-    widths = result.pulls(truth).std(axis=0)
-    assert np.all((widths > 0.5) & (widths < 0.95))
+    # 13 degrees of freedom, nearly: the counts of simulated events are not large
+    pulls, chi2 = result.pulls(truth), 2.0 * result.fval
+    assert np.all(np.abs(pulls.std(axis=0) - 1.0) < 4.0 / np.sqrt(4000))
+    assert abs(chi2.mean() - 13.0) < 1.0 + 4.0 * np.sqrt(26 / 2000)
+    found = goodness_of_fit(study, data=data[:1], n_toys=200, backend="numba")
+    assert found.ndf == 13 and abs(found.p_value - found.asymptotic) < 0.1 + 4.0 * found.error
+    # those that do not vary the templates have narrow pulls, as the errors contain what they are uncertain
+    alone = PoissonCounts(cost.model, cost.names).generate(study.theta, n_toys=500, seed=1)
+    assert np.all(fit_batch(cost, alone, truth, backend="numba").pulls(truth).std(axis=0) < 0.95)
+    with pytest.raises(TypeError, match="not of Template, whose toys are TemplateCounts"):
+        PoissonCounts.of(cost)
+    with pytest.raises(TypeError, match="counts of uncertain templates are the toys of Template, not of PoissonNLL"):
+        TemplateCounts.of(PoissonNLL(lambda n: n * jnp.ones(3)))
     expected = asimov(cost, truth)
     np.testing.assert_allclose(fit_batch(cost, expected, truth).values, [[200.0, 400.0]], rtol=1e-9)
     drawn = picture(cost, data[:1], np.array([200.0, 400.0]), None, 10)
@@ -211,6 +225,9 @@ def test_study_asimov_and_picture():
     ("arguments", "options", "kind", "sentence"),
     [
         ((EDGES, ()), {}, ValueError, "must hold at least one template"),
+        ((EDGES, None), {}, TypeError, r"must be a sequence of templates and models, got None: pass \(template,\)"),
+        ((EDGES, scaled_cdf), {}, TypeError, "must be a sequence of templates and models, got <function scaled_cdf"),
+        ((EDGES, SIGNAL), {}, TypeError, r"must be a sequence of templates and models, got .* pass \(template,\)"),
         ((EDGES, (SIGNAL[:3],)), {}, ValueError, r"a template must have shape \(15,\), or \(15, 2\) .*, got \(3,\)"),
         ((EDGES, (np.zeros(15),)), {}, ValueError, "a template must have events, got a sum of 0"),
         ((EDGES, (-SIGNAL,)), {}, ValueError, "a template must be finite, and its sums of squared weights, or counts,"),
@@ -238,3 +255,48 @@ def test_what_are_no_data(toys):
     bad = toys[:3].copy()
     bad[1, 4] = -1.0
     assert fit_batch(cost, bad, [150.0, 350.0], backend="numba").valid.tolist() == [True, False, True]
+
+
+def test_a_template_is_where_its_yield_is_zero(toys):
+    """Also in bins that nothing else fills: exact there, so that a fit may start, and end, at no event at all."""
+    alone = np.where(np.arange(15) == 14, 4.0, 0.0)
+    rest = np.where(np.arange(15) == 14, 0.0, FALLING)
+    none = toys * (np.arange(15) < 14)
+    for method in ("da", "jsc"):
+        cost = Template(EDGES, (alone, rest), method=method)
+        for start, fixed in (([10.0, 400.0], None), ([0.0, 400.0], None), ([0.0, 400.0], ["x0"])):
+            result = fit_batch(cost, none, start, limits=LIMITS, fixed=fixed, backend="numba")
+            assert result.valid.all() and (result.values[:, 0] == 0.0).all()
+    q0 = statistic_of(cost, none[:5], "x0", 0.0, start=[10.0, 400.0], limits=LIMITS, test_stat="q0")
+    np.testing.assert_allclose(q0.value, 0.0, atol=1e-9)
+
+
+def test_bins_whose_weights_are_negative_are_not_used():
+    weights = np.stack([[-0.5, 1.0, 2.0, 3.0], [0.5, 1.0, 2.0, 3.0]], axis=1)
+    cost = Template(np.arange(5.0), (weights,))
+    assert cost.mask.tolist() == [False, True, True, True]
+
+
+def test_models_beside_templates_bring_no_warning():
+    """Of a moving support, where the model is negative far away; filterwarnings makes it an error."""
+    edges = np.linspace(0.0, 10.0, 21)
+    rng = np.random.default_rng(8)
+    falling = rng.poisson(100 * np.exp(-edges[:-1] / 4)) + 1.0
+    expected = 100 * np.diff(scipy_norm.cdf(edges, 5.0, 1.0)) + 500 * falling / falling.sum()
+    data = rng.poisson(expected, (5, 20)).astype(float)
+    result = fit_batch(Template(edges, (scaled_cdf, falling)), data, [100.0, 5.0, 1.0, 500.0], backend="numba")
+    assert result.valid.all()
+    edges = np.linspace(0.0, 100.0, 101)
+    steep = np.where(edges[:-1] < 60.0, 1000.0 * np.exp(-edges[:-1] / 3.0), 0.0)
+    expected = 500 * np.diff(scipy_norm.cdf(edges, 30.0, 1.0)) + steep / 3.0
+    data = rng.poisson(expected, (6, 100)).astype(float)
+    result = fit_batch(Template(edges, (scaled_cdf, steep)), data, [400.0, 31.0, 1.5, 900.0], backend="numba")
+    assert result.valid.all()
+
+
+@pytest.mark.parametrize(("mean", "spread"), [(3.7, 0.5), (200.0, 0.01), (0.02, 3.0), (1500.0, 1e-6), (40.0, 2.0)])
+def test_table_of_a_varied_mean_is_negative_binomial(mean, spread):
+    least, table = poisson_table(mean, spread)
+    k = least + np.arange(len(table))
+    np.testing.assert_allclose(table, nbinom.cdf(k, 1.0 / spread, 1.0 / (1.0 + mean * spread)), atol=1e-12)
+    assert table[-1] > 1.0 - 1e-13 and nbinom.cdf(least - 1, 1.0 / spread, 1.0 / (1.0 + mean * spread)) < 1e-14
