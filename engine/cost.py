@@ -337,14 +337,15 @@ def call_model(model: Callable, x: Any, theta: Sequence) -> Any:
         return model(x, *theta)
 
 
-def scalar_result(model: Callable, result: Any, what: str) -> None:
+def scalar_result(model: Callable, result: Any, what: str, who: str = "the model") -> None:
     dtype = getattr(result, "dtype", None)
     if not isinstance(result, int | float) and getattr(dtype, "kind", None) not in ("f", "i", "u", "b"):
         got = type(result).__name__ if dtype is None else dtype
-        raise TypeError(f"the {what} that {called(model)} returns must be a real number, got {got}")
+        raise TypeError(f"the {what} that {called(model, who)} returns must be a real number, got {got}")
     shape = jnp.shape(result)
     if shape != ():
-        raise ValueError(f"the {what} that {called(model)} returns for one event must be a number, got shape {shape}")
+        told = f"the {what} that {called(model, who)} returns for one event"
+        raise ValueError(f"{told} must be a number, got shape {shape}")
 
 
 def called(model: Callable, what: str = "the model") -> str:

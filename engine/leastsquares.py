@@ -158,7 +158,7 @@ class LeastSquares(Cost):
         advice = "write it with jax.numpy, for the squared residual of one point"
         with model_mistakes(self.loss, "one point", advice, "the loss"):
             result = self.loss(squared)
-        scalar_result(self.loss, result, "loss")
+        scalar_result(self.loss, result, "value", "the loss")
         return result
 
     # With a covariance every residual depends on all points: the expectation is a vector.

@@ -6,6 +6,7 @@ once, by NumPy. Only the last map from a uniform number to an event may round di
 Stream 2 c of a toy's key belongs to the count of component c, stream 2 c + 1 + 65536 j to its observable j.
 """
 
+import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ __all__ = ["Component", "ExtendedMixture", "Mixture", "Tables", "draw_toys", "nu
 
 _LARGEST_MEAN = 1e9
 
-#: A number, the name of a parameter, or a function of the parameters that its arguments name.
+#: A number, the name of a parameter, or a function of the parameters that its arguments without a default name.
 Quantity = float | str | Callable
 
 
@@ -40,7 +41,8 @@ def _parameters(quantity: Quantity) -> tuple[str, ...]:
     if not callable(quantity):
         return (quantity,) if isinstance(quantity, str) else ()
     try:
-        return parameter_names(quantity, None, skip=0)
+        names, given = parameter_names(quantity, None, skip=0), inspect.signature(quantity).parameters
+        return tuple(name for name in names if given[name].default is inspect.Parameter.empty)
     except ValueError:
         told = called(quantity, "the function")
         raise ValueError(f"{told} must have parameters of the fit as its arguments, and no others") from None
@@ -59,7 +61,15 @@ def _number(quantity: Quantity, names: tuple[str, ...], theta: np.ndarray) -> fl
     """A quantity at known parameters."""
     if not callable(quantity):
         return float(_traced(quantity, names, theta))
-    result = evaluated(lambda *t: _traced(quantity, names, t), *theta)
+
+    def real(*theta: Any) -> Any:
+        result = _traced(quantity, names, theta)
+        kind = getattr(getattr(result, "dtype", None), "kind", "")
+        if not (kind in ("f", "i", "u") or isinstance(result, Real)):
+            raise TypeError(f"{called(quantity, 'the function')} must give a real number, got {shown(result)}")
+        return result
+
+    result = evaluated(real, *theta)
     if result.shape:
         raise ValueError(f"{called(quantity, 'the function')} must give one number, got the shape {result.shape}")
     return float(result)
@@ -350,6 +360,9 @@ class Mixture(_Mixture):
     def __post_init__(self) -> None:
         object.__setattr__(self, "n_events", checked_number(self.n_events))
         alone = callable(self.fractions) or isinstance(self.fractions, str | Real)
+        if not alone and not isinstance(self.fractions, tuple | list):
+            told = shown(self.fractions)
+            raise TypeError(f"fractions must be a tuple of numbers, parameters and functions, got {told}")
         given = (self.fractions,) if alone else tuple(self.fractions)
         for quantity in given:
             _check_quantity("each of fractions", quantity)

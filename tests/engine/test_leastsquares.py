@@ -392,7 +392,7 @@ def test_wrong_covariance_or_mask(options, kind, sentence):
             LeastSquares(line, loss=lambda z: jnp.stack([z, z])),
             lambda y: (X, y, ERROR),
             ValueError,
-            "the loss that the model '<lambda>' returns for one event must be a number",
+            "the value that the loss '<lambda>' returns for one event must be a number",
         ),
     ],
 )

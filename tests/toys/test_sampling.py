@@ -363,6 +363,11 @@ def test_more_mistakes_in_a_mixture():
         ExtendedMixture(("n",), (Component(lambda n: -n, uniform.ppf, (0.0, 1.0)),)).prepare([3.0])
     with pytest.raises(ValueError, match=r"the function '<lambda>' must give one number, got the shape \(2,\)"):
         ExtendedMixture(("n",), (Component(lambda n: jnp.stack([n, n]), uniform.ppf, (0.0, 1.0)),)).prepare([3.0])
+    for wrong in ("x", None, 1j):
+        with pytest.raises(TypeError, match="the function '<lambda>' must give a real number, got"):
+            ExtendedMixture(("n",), (Component(lambda n, w=wrong: w, uniform.ppf, (0.0, 1.0)),)).prepare([3.0])
+    with pytest.raises(TypeError, match="fractions must be a tuple of numbers, parameters and functions, got None"):
+        Mixture(("f",), 3, (one, one), None)
     with pytest.raises(TypeError, match=r"the function '<lambda>' cannot be evaluated for numbers .* jax.numpy"):
         ExtendedMixture(("n",), (Component(lambda n: 1 / len(n), uniform.ppf, (0.0, 1.0)),)).prepare([3.0])
     with pytest.raises(ValueError, match="n_events must lie in"):
