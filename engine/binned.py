@@ -27,7 +27,6 @@ from kernels.nodes import UntranslatableError
 __all__ = ["BinnedNLL", "ExtendedBinnedNLL", "checked_mask", "saturated_poisson"]
 
 N_NODES = 6  # of a density in each bin
-TOLERATED = 1e-6  # error of a bin, of all events, that needs no warning
 
 
 def saturated_poisson(n: Any, mu: Any) -> Any:
@@ -151,41 +150,21 @@ class _Binned(Cost):
         return of_toy
 
     def check(self, theta: np.ndarray) -> None:
-        """Warn, once, where a cdf falls and rises, as a density does, or the nodes of a density are too few."""
-        if vars(self).get("_checked"):
-            return
-        self._checked = True
-        if not self.use_pdf:
+        """Warn, once, where the model falls and rises between the edges, as a density does and a cdf cannot."""
+        if not self.use_pdf and not vars(self).get("_checked"):
+            self._checked = True
             warn_of_density(self.model, self.edges, theta)
-            return
-        with jax.enable_x64(True):
-            events, finer = (np.asarray(self.contents(*theta, n_nodes=k * self.n_nodes)) for k in (1, 2))
-        self.warn_of_nodes(events, finer)
-
-    def warn_of_nodes(self, events: np.ndarray, finer: np.ndarray) -> None:
-        """Warn, once, where the contents of all bins are others by twice as many nodes."""
-        if self.use_pdf != "numerical" or vars(self).get("_coarse"):
-            return
-        error = np.abs(events - finer)
-        if not error.max() > TOLERATED * np.abs(finer).sum():
-            return
-        self._coarse, k = True, int(np.argmax(error))
-        warnings.warn(
-            f"the density of {called(self.model)} changes too much from {self.edges[k]:g} to {self.edges[k + 1]:g} for "
-            f"{self.n_nodes} nodes, which give {events[k]:.6g} where twice as many give {finer[k]:.6g}: pass a larger "
-            "n_nodes",
-            stacklevel=4,
-        )
 
     # Of a density with a fixed total each bin needs the sum of all, and long densities are shorter in loops over bins:
     # the expectation is a vector function, as in `engine.poisson`.
 
-    def contents(self, *theta: Any, n_nodes: int | None = None) -> Array:
+    def contents(self, *theta: Any) -> Array:
         """What the model expects in all bins, (n_bins,), not normalised."""
+        if not self.use_pdf:
+            return jnp.diff(at_edges(self.model, self.edges, theta))
         density = lambda x: self.density(x, theta)  # noqa: E731
-        numerical = lambda low, high: quadrature.integral(density, low, high, n_nodes or self.n_nodes)  # noqa: E731
-        closed = lambda low, high: self.between(theta, low, high)  # noqa: E731
-        return jax.vmap(numerical if self.use_pdf else closed)(self.edges[:-1], self.edges[1:])
+        numerical = lambda low, high: quadrature.integral(density, low, high, self.n_nodes)  # noqa: E731
+        return jax.vmap(numerical)(self.edges[:-1], self.edges[1:])
 
     def expected(self, *theta: Any) -> Array:
         """The events of a density in the bins that are used, or their shares of the total."""
@@ -374,12 +353,16 @@ def difference(cdf: Callable, lower: Any, upper: Any, theta: Sequence) -> Any:
     return jnp.asarray(high, float) - jnp.asarray(low, float)
 
 
+def at_edges(cdf: Callable, edges: np.ndarray, theta: Sequence) -> Array:
+    """A cdf at all edges."""
+    return jax.vmap(lambda edge: jnp.asarray(call_model(cdf, edge, theta), float))(jnp.asarray(edges))
+
+
 def warn_of_density(cdf: Callable, edges: np.ndarray, theta: Any) -> None:
     """Warn where a model falls and rises between the edges, as a density does and a cdf cannot."""
     with jax.enable_x64(True):
-        of_bin = jax.vmap(lambda low, high: difference(cdf, low, high, list(theta)))
-        step = np.asarray(of_bin(edges[:-1], edges[1:]))
-    if (step < 0).any() and (step > 0).any():
+        step = np.diff(np.asarray(at_edges(cdf, edges, list(theta))))
+    if step.ndim == 1 and (step < 0).any() and (step > 0).any():
         k = int(np.argmax(step < 0))
         warnings.warn(
             f"{called(cdf)} falls from the edge {edges[k]:g} to {edges[k + 1]:g}, so that a bin expects less than "

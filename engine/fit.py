@@ -14,7 +14,7 @@ from engine.data import first_fault, shown
 from engine.determined import mark_undetermined
 from engine.devices import pick_driver
 from engine.drivers import VALID_EDM, Fits, Problem, Settings, is_valid
-from engine.normalisation import warn_of_coarse_ranges
+from engine.normalisation import warn_of_coarse_bins, warn_of_coarse_ranges
 from engine.optimizers import MAX_STEPS, Transformation
 from engine.regularity import warn_of_irregularities
 from engine.rescue import rescue
@@ -109,6 +109,7 @@ def fit_batch(
 
     if len(rows):
         cost.check(start_values[0])
+        warn_of_coarse_bins(cost, start_values[:1], np.ones(1, dtype=bool))
     with differentiated():
         driver = pick_driver(cost, rows, optimizer, backend, device, max_steps, batch_size)
         if len(rows):
@@ -129,6 +130,7 @@ def fit_batch(
         rescued = rescue(cost, rows, driver, fits, good, start_values, settings, retries)
     result = _finished(Problem(cost, rows, driver, settings, np.arange(len(rows))), fits, start_values, rescued)
     warn_of_coarse_ranges(cost, rows, result)
+    warn_of_coarse_bins(cost, result.values, result.valid)
     return result
 
 

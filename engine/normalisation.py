@@ -11,7 +11,6 @@ from typing import Any, TypeGuard
 import jax
 import numpy as np
 
-from engine.binned import BinnedNLL, ExtendedBinnedNLL
 from engine.cost import Cost, called
 from engine.data import Rows, as_float64
 from engine.ranges import RangeIntegral, number_of_events
@@ -22,7 +21,7 @@ from kernels.elementwise import elementwise
 from kernels.nodes import UntranslatableError
 from kernels.quadrature import over_box
 
-__all__ = ["check_integral", "excess", "warn_of_coarse_ranges"]
+__all__ = ["check_integral", "excess", "warn_of_coarse_bins", "warn_of_coarse_ranges"]
 
 TOLERATED = 1e-3  # relative difference of the integral and what the model says
 MAX_DIMENSIONS = 3
@@ -30,6 +29,7 @@ SAMPLE = 100000  # events of which the range is taken
 GAP = 1 / 64  # of the range: no density is expected in it if it holds no event
 MAX_WINDOWS = 8
 COARSE = 1e-3  # of a cost that changes by 0.5 within one error
+COARSE_BIN = 1e-6  # of all events
 
 
 def check_integral(cost: Cost, theta: Sequence[float] | np.ndarray, observable: Any) -> None:
@@ -97,30 +97,22 @@ def excess(cost: Cost, rows: Rows, theta: np.ndarray) -> list[str]:
 
 
 def warn_of_coarse_ranges(cost: Cost, rows: Rows, result: FitResult) -> None:
-    """Warn, once for each cost, where the nodes of a fit range, or of bins, are too few at the minima.
+    """Warn, once for each cost, where the nodes of a fit range are too few at the minima.
 
-    Looked at are the toys with the smallest and the largest value of each parameter: of a range, whether what twice as
-    many nodes add to the cost is another within one error of a parameter, which moves the minimum or changes the error.
+    Looked at are the toys with the smallest and the largest value of each parameter: whether what twice as many nodes
+    add to the cost is another within one error of a parameter, which moves the minimum or changes the error.
     """
     first = 0
     part: Any
     for part in costs_of(cost):
         place, first = first, first + len(part.leaves)
-        integral: Any = getattr(part, "integral", None)
-        in_bins = isinstance(part, BinnedNLL | ExtendedBinnedNLL) and part.use_pdf == "numerical"
-        of_range = isinstance(integral, RangeIntegral) and not vars(integral).get("_coarse")
-        if not (in_bins or of_range) or not result.valid.any():
+        integral = getattr(part, "integral", None)
+        if not isinstance(integral, RangeIntegral) or vars(integral).get("_coarse") or not result.valid.any():
             continue
         own = [cost.names.index(name) for name in part.names]
         toys = np.flatnonzero(result.valid)
         values, errors = (array[toys][:, own] for array in (result.values, result.errors))
         some = np.unique([values.argmin(axis=0), values.argmax(axis=0)])
-        if in_bins:
-            density = _as_numpy(part, "density", lambda *a, part=part: part.density(a[-1], a[:-1]), len(own), 1)
-            numbers = part.n_nodes, 2 * part.n_nodes
-            for events, finer in zip(*(_over_bins(part, density, values[some], n) for n in numbers), strict=True):
-                part.warn_of_nodes(events, finer)
-            continue
         steps = np.concatenate([np.zeros((1, len(own))), np.eye(len(own)), -np.eye(len(own))])
         points = values[some][:, None] + steps * errors[some][:, None]
         density = _as_numpy(part, "density", lambda *a, part=part: part.density(a[:-1], {"x0": a[-1]}), len(own), 1)
@@ -143,6 +135,31 @@ def warn_of_coarse_ranges(cost: Cost, rows: Rows, result: FitResult) -> None:
                 f"{integral.n_nodes} the cost of toy {toys[some][k]} changes by {change.max():.2g} within one error of "
                 f"{part.names[of % len(own)]!r}, which is a change of 0.5: pass a larger n_nodes, or divide the "
                 "density by its integral and leave out fit_range",
+                stacklevel=3,
+            )
+
+
+def warn_of_coarse_bins(cost: Cost, points: np.ndarray, valid: np.ndarray) -> None:
+    """Warn, once for each cost, where a density has too few nodes in a bin, at the valid ones of (n, n_params) points.
+
+    Looked at are those with the smallest and the largest value of each parameter.
+    """
+    part: Any
+    for part in costs_of(cost):
+        if getattr(part, "use_pdf", "") != "numerical" or vars(part).get("_coarse") or not valid.any():
+            continue
+        values = points[valid][:, [cost.names.index(name) for name in part.names]]
+        some = values[np.unique([values.argmin(axis=0), values.argmax(axis=0)])]
+        density = _as_numpy(part, "density", lambda *a, part=part: part.density(a[-1], a[:-1]), some.shape[1], 1)
+        once, twice = (_over_bins(part, density, some, n) for n in (part.n_nodes, 2 * part.n_nodes))
+        error = np.nan_to_num(np.abs(once - twice), posinf=0.0)
+        of, k = np.unravel_index(np.argmax(error), error.shape)
+        if error[of, k] > COARSE_BIN * np.abs(twice[of]).sum():
+            vars(part)["_coarse"] = True
+            warnings.warn(
+                f"the density of {called(part.model)} changes too much from {part.edges[k]:g} to {part.edges[k + 1]:g} "
+                f"for {part.n_nodes} nodes, which give {once[of, k]:.6g} where twice as many give {twice[of, k]:.6g}: "
+                "pass a larger n_nodes",
                 stacklevel=3,
             )
 

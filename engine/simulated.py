@@ -126,6 +126,8 @@ class Template(Cost):
     ) -> None:
         one_of("method", method, ("da", "jsc"))
         self.edges, self.method = bin_edges(edges), method
+        if isinstance(model_or_template, np.ndarray) and model_or_template.ndim > 1:
+            model_or_template = list(model_or_template)
         if not isinstance(model_or_template, Sequence) or isinstance(model_or_template, str):
             raise TypeError(
                 f"model_or_template must be a sequence of templates and models, got {shown(model_or_template)}: pass "
@@ -145,10 +147,13 @@ class Template(Cost):
             self.names = given
         self.regular = not any(map(callable, self.parts))
         used = np.ones(len(self.edges) - 1, dtype=bool) if mask is None else checked_mask(mask, len(self.edges) - 1)
-        self.empty = used & self.regular
+        empty = np.full(len(used), self.regular)
         for part in self.parts:
-            self.empty &= True if callable(part) else part[0] <= 0.0
-        self.mask = used & ~self.empty
+            empty &= True if callable(part) else part[0] <= 0.0
+        for part in self.parts:
+            if not callable(part):
+                part[:, empty] = 0.0  # of negative weights, too: nothing is expected there
+        self.mask, self.empty = used & ~empty, used & empty
         if not self.mask.any():
             raise ValueError("mask leaves nothing to fit: all templates are empty where it is True")
 
@@ -211,13 +216,25 @@ class Template(Cost):
         return self.prediction(theta)[0]
 
     def check(self, theta: np.ndarray) -> None:
-        """Warn, once, where a model falls and rises, as a density does and a cdf cannot."""
-        if vars(self).setdefault("_checked", False):
+        """Warn, once, of a model that falls and rises, as a density, and of a bin that expects less than nothing."""
+        if vars(self).get("_checked"):
             return
         self._checked = True
         for part, own in zip(self.parts, self._own(theta), strict=True):
             if callable(part):
                 warn_of_density(part, self.edges, own)
+        if not any((part[0] < 0).any() for part in self.parts if not callable(part)):
+            return
+        with jax.enable_x64(True):
+            mu = np.asarray(self.model(*theta))
+        negative = np.flatnonzero(self.mask & (mu < 0))
+        if len(negative):
+            k = negative[0]
+            warnings.warn(
+                f"the templates, of which some are negative, expect {mu[k]:.3g} events in bin {k} at the start, where "
+                "no fit can begin: mask such bins, or merge them with others",
+                stacklevel=4,
+            )
 
     def without_uncertainty(self, lift: float) -> "Template":
         """The same with templates that are exact, and with a part of all events more in each bin."""

@@ -158,7 +158,7 @@ class TemplateCounts(PoissonCounts):
         `error(*theta) -> (n_bins,)`: the standard deviations of the expected events.
     """
 
-    error: Callable = None  # type: ignore[assignment]
+    error: Callable
 
     @classmethod
     def of(cls, cost: Template) -> "TemplateCounts":  # type: ignore[override]

@@ -54,11 +54,13 @@ def minuit_of(toy, parts, start, method="da", name=None, mask=None):
 def test_against_minuit_on_both_backends(toys, method, falling):
     cost = Template(EDGES, (SIGNAL, falling), method=method)
     start = [150.0, 350.0]
-    result, xla = (fit_batch(cost, toys, start, limits=LIMITS, backend=backend) for backend in ("numba", "jax"))
+    result = fit_batch(cost, toys, start, limits=LIMITS, backend="numba")
     assert result.valid.all() and result.errordef == 0.5 and 0.1 < result.at_limit[:, 0].mean() < 0.5
-    scale = np.where(result.errors > 0, result.errors, 1e-6)
-    assert np.abs((xla.values - result.values) / scale).max() < 1e-9
-    np.testing.assert_array_equal(xla.status, result.status)
+    if falling is FALLING:  # the weights are but other numbers in the same program
+        xla = fit_batch(cost, toys, start, limits=LIMITS, backend="jax")
+        scale = np.where(result.errors > 0, result.errors, 1e-6)
+        assert np.abs((xla.values - result.values) / scale).max() < 1e-9
+        np.testing.assert_array_equal(xla.status, result.status)
     for k in range(N_TOYS - 10, N_TOYS):
         minuit = minuit_of(toys[k], (SIGNAL, falling), start, method)
         np.testing.assert_allclose(result.fval[k], 0.5 * minuit.fval, rtol=1e-7)
@@ -148,7 +150,8 @@ def test_values_and_derivatives_far_from_the_minimum(method, size):
     with jax.enable_x64(True):
         wanted = papers(theta[0]), jax.grad(papers)(theta[0]), jax.hessian(papers)(theta[0])[np.tril_indices(2)]
     rows = cost.rows(counts)
-    for driver in (NumbaDriver(cost, rows), XlaDriver(cost, rows, jax.devices("cpu"))):
+    drivers = [NumbaDriver(cost, rows)] + [XlaDriver(cost, rows, jax.devices("cpu"))] * (size == 1.0)
+    for driver in drivers:
         [out] = driver.evaluate(np.arange(1), theta)
         np.testing.assert_allclose(out[0], wanted[0], rtol=1e-9)
         np.testing.assert_allclose(out[2:4], wanted[1], rtol=1e-8, atol=1e-9)
@@ -182,7 +185,7 @@ def test_a_template_without_events_in_some_bins(toys):
 def test_large_samples_give_the_fit_of_exact_templates(toys):
     exact = PoissonNLL(lambda x0, x1: x0 * SIGNAL / SIGNAL.sum() + x1 * FALLING / FALLING.sum())
     plain = fit_batch(exact, toys, [150.0, 350.0], limits=LIMITS, backend="numba")
-    many = Template(EDGES, (1e12 * SIGNAL, 1e12 * FALLING))
+    many = Template(EDGES, 1e12 * np.stack([SIGNAL, FALLING]))
     result = fit_batch(many, toys, [150.0, 350.0], limits=LIMITS, backend="numba")
     np.testing.assert_allclose(result.values, plain.values, rtol=1e-7, atol=1e-7)
     np.testing.assert_allclose(result.errors, plain.errors, rtol=1e-7)
@@ -227,6 +230,7 @@ def test_study_asimov_and_picture():
         ((EDGES, ()), {}, ValueError, "must hold at least one template"),
         ((EDGES, None), {}, TypeError, r"must be a sequence of templates and models, got None: pass \(template,\)"),
         ((EDGES, scaled_cdf), {}, TypeError, "must be a sequence of templates and models, got <function scaled_cdf"),
+        ((EDGES, WEIGHTED), {}, ValueError, r"a template must have shape \(15,\), or \(15, 2\) .*, got \(2,\)"),
         ((EDGES, SIGNAL), {}, TypeError, r"must be a sequence of templates and models, got .* pass \(template,\)"),
         ((EDGES, (SIGNAL[:3],)), {}, ValueError, r"a template must have shape \(15,\), or \(15, 2\) .*, got \(3,\)"),
         ((EDGES, (np.zeros(15),)), {}, ValueError, "a template must have events, got a sum of 0"),
@@ -275,6 +279,12 @@ def test_bins_whose_weights_are_negative_are_not_used():
     weights = np.stack([[-0.5, 1.0, 2.0, 3.0], [0.5, 1.0, 2.0, 3.0]], axis=1)
     cost = Template(np.arange(5.0), (weights,))
     assert cost.mask.tolist() == [False, True, True, True]
+    assert asimov(cost, [10.0])[0, 0] == 0.0
+    assert not TemplateCounts.of(cost).generate([10.0], n_toys=9, seed=1)[:, 0].any()
+    # where a model might fill such a bin it is used, and told of
+    cost = Template(np.arange(5.0), (weights, scaled_cdf))
+    with pytest.warns(UserWarning, match="the templates, of which some are negative, expect -0.9.* in bin 0"):
+        cost.check(np.array([10.0, 1.0, 3.5, 0.1]))
 
 
 def test_models_beside_templates_bring_no_warning():
