@@ -210,9 +210,12 @@ def _lifted(leaf: Cost, part: Rows) -> Cost:
     """
     if isinstance(leaf, Template):
         return leaf.without_uncertainty(LIFT)
-    if not isinstance(leaf, BinnedNLL | ExtendedBinnedNLL) or leaf.use_pdf:
+    if not isinstance(leaf, BinnedNLL | ExtendedBinnedNLL):
         return leaf
     lifted, between = copy.copy(leaf), leaf.between
+    if leaf.use_pdf:  # no differences; and the norm has thousands of nodes, all of which stand in rows, too
+        lifted.norm = lambda theta: 1.0  # type: ignore[union-attr, method-assign]
+        return lifted
     first, last = part.shared[0, 0], part.shared[1, -1]
     lifted.between = lambda theta, lower, upper: (  # type: ignore[method-assign, assignment, misc]
         between(theta, lower, upper) + LIFT * between(theta, first, last)

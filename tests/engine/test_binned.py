@@ -276,16 +276,28 @@ def test_a_density_gives_the_fits_of_its_cdf(toys, backend, mask):
     np.testing.assert_allclose(result.fval, wanted.fval, rtol=1e-11)
 
 
-def test_a_long_density_is_taken_in_vectors(toys, monkeypatch):
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("extended", [False, True])
+def test_a_long_density_is_taken_in_vectors(toys, monkeypatch, extended, weights):
     """Where its program is too long to be compiled for a bin at a time."""
-    start = {"amp": 300.0, "mu": 0.0, "sigma": 1.0}
-    cost = ExtendedBinnedNLL(scaled_pdf, EDGES, use_pdf="numerical")
-    short = fit_batch(cost, toys, start, limits=LIMITS, backend="numba")
+    data = np.stack([1.5 * toys, 2.0 * toys], axis=2) if weights else toys
+
+    def make():
+        if extended:
+            return ExtendedBinnedNLL(scaled_pdf, EDGES, mask=SIDEBANDS, use_pdf="numerical")
+        return BinnedNLL(lambda x, mu, sigma: norm.pdf(x, mu, sigma), EDGES, mask=SIDEBANDS, use_pdf="numerical")
+
+    start = {"amp": 300.0, "mu": 0.0, "sigma": 1.0} if extended else {"mu": 0.0, "sigma": 1.0}
+    limits = {name: LIMITS[name] for name in start if name in LIMITS}
+    cost = make()
+    short = fit_batch(cost, data, start, limits=limits, backend="numba")
+    assert not cost.in_vectors(cost.rows(data)) and short.valid.all()
     monkeypatch.setattr(program, "MAX_LENGTH", 10)
-    cost = ExtendedBinnedNLL(scaled_pdf, EDGES, use_pdf="numerical")
-    long = fit_batch(cost, toys, start, limits=LIMITS, backend="numba")
-    assert cost.in_vectors(cost.rows(toys))
+    cost = make()
+    long = fit_batch(cost, data, start, limits=limits, backend="numba")
+    assert cost.in_vectors(cost.rows(data))
     assert np.max(np.abs(long.values - short.values) / short.errors) < 1e-8
+    np.testing.assert_allclose(long.covariance, short.covariance, rtol=1e-6)
     np.testing.assert_array_equal(long.status, short.status)
 
 
