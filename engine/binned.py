@@ -165,11 +165,15 @@ class _Binned(Cost):
         numerical = lambda low, high: quadrature.integral(density, low, high, self.n_nodes)  # noqa: E731
         return jax.vmap(numerical)(self.edges[:-1], self.edges[1:])
 
-    def expected(self, *theta: Any) -> Array:
-        """The events of a density in the bins that are used, or their shares of the total."""
+    def used(self, *theta: Any) -> Array:
+        """The same in the bins that are used."""
         contents = self.contents(*theta)
-        contents = contents if self.mask is None else contents[np.flatnonzero(self.mask)]
-        return contents / jnp.sum(contents) if self.fixed_total else contents
+        return contents if self.mask is None else contents[np.flatnonzero(self.mask)]
+
+    def expected(self, *theta: Any) -> Array:
+        """The events in the bins that are used, or their shares of the total."""
+        events = self.used(*theta)
+        return events / jnp.sum(events) if self.fixed_total else events
 
     def in_vectors(self, rows: Rows) -> bool:
         """Whether all bins are computed together."""
@@ -299,8 +303,7 @@ class BinnedNLL(_Binned):
         """What the model expects in all bins that are used."""
         if not self.use_pdf:
             return sum(self.between(theta, lower, upper) for lower, upper in self.windows())
-        contents = self.contents(*theta)
-        return jnp.sum(contents if self.mask is None else contents[np.flatnonzero(self.mask)])
+        return jnp.sum(self.used(*theta))
 
 
 class ExtendedBinnedNLL(_Binned):
