@@ -152,6 +152,20 @@ def _inside(start: np.ndarray, evaluate: IndependentCost, toy: int, settings: Se
     return np.where(settings.free, start + np.where(at_lower, step, 0.0) - np.where(at_upper, step, 0.0), start)
 
 
+def _remembering(f: Callable) -> Callable:
+    """A function of parameters that is not evaluated again where it was evaluated last."""
+    last: dict[bytes, Any] = {}
+
+    def remembering(theta: np.ndarray) -> Any:
+        key = np.asarray(theta, dtype=np.float64).tobytes()
+        if key not in last:
+            last.clear()
+            last[key] = f(theta)
+        return last[key]
+
+    return remembering
+
+
 @contextlib.contextmanager
 def _silent(minuit: Minuit) -> Iterator[None]:
     """Without what Minuit prints of its difficulties: the status of a toy tells. Its level is that of all Minuits."""
@@ -181,20 +195,13 @@ def migrad(
     """
     evaluate = evaluate or IndependentCost(cost, rows)
     start = _inside(start, evaluate, toy, settings)
-    last: dict[bytes, tuple[float, np.ndarray]] = {}
-
-    def both(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        key = np.asarray(theta, dtype=np.float64).tobytes()
-        if key not in last:
-            last.clear()
-            last[key] = evaluate(toy, theta)
-        return last[key]
-
+    both = _remembering(functools.partial(evaluate, toy))  # Minuit asks for value and gradient one by one
+    hessian = _remembering(functools.partial(evaluate.hessian, toy))  # and twice for the Hessian of the start
     minuit = Minuit(
         lambda theta: both(theta)[0],
         np.array(start),
         grad=lambda theta: both(theta)[1],
-        hessian=(lambda theta: evaluate.hessian(toy, theta)) if exact_hessian else False,
+        hessian=hessian if exact_hessian else False,
         name=cost.names,
     )
     minuit.errordef = settings.errordef
