@@ -106,10 +106,18 @@ def _legend(figure: Any, axes: np.ndarray, ncols: int = 3) -> None:
             handle.set(markersize=6, alpha=1)
 
 
+def _place(figure: Any) -> None:
+    """Find the places of axes and legends once, and not for each file."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)
+
+
 @chart
 def save(figure: Any, stem: str | Path) -> list[Path]:
     """Write a figure as stem.png and stem.pdf; returns their paths."""
     files = [Path(f"{stem}.png"), Path(f"{stem}.pdf")]
+    _place(figure)
     figure.savefig(files[0], dpi=200)
     figure.savefig(files[1], metadata={"CreationDate": None})
     return files
@@ -119,6 +127,7 @@ def save(figure: Any, stem: str | Path) -> list[Path]:
 def data_uri(figure: Any) -> str:
     """A figure as an SVG in a `data:` address, for a page that needs no other file."""
     text = io.BytesIO()
+    _place(figure)
     figure.savefig(text, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(text.getvalue()).decode()
 
