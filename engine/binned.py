@@ -21,7 +21,7 @@ from engine.arguments import one_of, whole
 from engine.cost import Cost, call_model, called, parameter_names, scalar_result
 from engine.data import Rows, as_float64, counts_of
 from kernels import quadrature
-from kernels.expectation import VectorKernel, expectation_kernel, expectation_outputs, saturated
+from kernels.expectation import VectorKernel, expectation_kernel, expectation_outputs
 from kernels.nodes import UntranslatableError
 
 __all__ = ["BinnedNLL", "ExtendedBinnedNLL", "checked_mask", "saturated_poisson"]
@@ -50,6 +50,14 @@ def scaled_poisson(n: Any, mu: Any, scale: Any) -> Any:
     """
     log_ratio = jnp.log(jnp.where(n != 0, mu / jnp.where(n > 0, n, 1.0 / scale), 1.0))
     return scale * ((mu - n) - n * log_ratio)
+
+
+def nan_below_zero(mu: Any, size: Any) -> Any:
+    """NaN where mu < 0, and 0 elsewhere, also where a difference of numbers of this size may have been rounded.
+
+    Without it an empty bin draws its expectation below zero, and the fit with it, as far as filled ones let it.
+    """
+    return jnp.where(mu < -1e-12 * size, jnp.nan, 0.0)
 
 
 def weighted_score_covariance(n: Any, scale: Any, mu: Any, jacobian: Any, *, fixed_total: bool) -> Any:
@@ -123,8 +131,17 @@ class _Binned(Cost):
         )
 
     def term(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
-        mu = self.expectation(theta, row, aux)
-        return scaled_poisson(row["n"], mu, row["scale"]) if "scale" in row else saturated_poisson(row["n"], mu)
+        mu, scale = self.expectation(theta, row, aux), [row["scale"]] if "scale" in row else []
+        return self.poisson(row["n"], mu, *scale) + nan_below_zero(mu, self.size(theta, row, aux))
+
+    def poisson(self, n: Any, mu: Any, *scale: Any) -> Any:
+        return scaled_poisson(n, mu, *scale) if scale else saturated_poisson(n, mu)
+
+    def size(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
+        """The numbers of whose difference the expectation of a bin is made."""
+        if self.use_pdf:
+            return 0.0
+        return sum(jnp.abs(call_model(self.model, row[edge], theta)) for edge in ("lower", "upper"))
 
     def expectation(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
         """Expected events of one bin."""
@@ -189,7 +206,7 @@ class _Binned(Cost):
         """The terms of all bins, of what is `expected` in them and the columns of a toy."""
         scale = others[: len(others) - self.fixed_total]
         mu = others[-1] * mu if self.fixed_total else mu
-        return jnp.where(mu < 0, jnp.nan, scaled_poisson(n, mu, *scale)) if scale else saturated(mu, n)
+        return self.poisson(n, mu, *scale) + nan_below_zero(mu, others[-1] if self.fixed_total else 0.0)
 
     def _compiled(self, rows: Rows) -> VectorKernel:
         kernels, n_used = self.kept("vector kernels"), rows.shared.shape[1]
@@ -298,6 +315,9 @@ class BinnedNLL(_Binned):
 
     def expectation(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
         return aux[0] * self.between(theta, row["lower"], row["upper"]) / self.norm(theta)
+
+    def size(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
+        return aux[0]
 
     def norm(self, theta: Sequence) -> Any:
         """What the model expects in all bins that are used."""

@@ -213,6 +213,7 @@ def _lifted(leaf: Cost, part: Rows) -> Cost:
     if not isinstance(leaf, BinnedNLL | ExtendedBinnedNLL):
         return leaf
     lifted, between = copy.copy(leaf), leaf.between
+    lifted.size = lambda theta, row, aux: math.inf  # type: ignore[method-assign]  # an empty bin is always possible
     if leaf.use_pdf:  # no differences; and the norm has thousands of nodes, all of which stand in rows, too
         lifted.norm = lambda theta: 1.0  # type: ignore[union-attr, method-assign]
         return lifted

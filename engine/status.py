@@ -32,6 +32,8 @@ _SENTENCES = {
         "A saddle or a flat direction: the Hessian is not positive definite, the covariance undefined."
     ),
     Status.BAD_DATA: "The toy's data hold NaN, infinity or a value that the cost forbids: nothing was fitted.",
-    Status.STALLED: "No step lowers the cost, yet its gradient is not zero: a kink, a jump or a noisy cost.",
+    Status.STALLED: (
+        "No step lowers the cost, yet its gradient is not zero: a kink, a jump, noise, or an end of where it is defined."
+    ),
     Status.UNBOUNDED: "The cost falls without end as a parameter runs away: no minimum within the limits.",
 }

@@ -1,5 +1,7 @@
 """Histograms: closed forms, the printed numbers of iminuit's tutorial, iminuit's own costs, numba against JAX."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from iminuit import cost as minuit_cost
 from scipy import stats
 
 from engine import BinnedNLL, ExtendedBinnedNLL, Status, asimov, fit_batch
+from engine.binned import _Binned
 from engine.cpu import NumbaDriver
 from engine.xla import XlaDriver
 from kernels import norm, program
@@ -299,6 +302,29 @@ def test_a_long_density_is_taken_in_vectors(toys, monkeypatch, extended, weights
     assert np.max(np.abs(long.values - short.values) / short.errors) < 1e-8
     np.testing.assert_allclose(long.covariance, short.covariance, rtol=1e-6)
     np.testing.assert_array_equal(long.status, short.status)
+
+
+@pytest.mark.parametrize("vectors", [False, True])
+@pytest.mark.parametrize("weights", [False, True])
+def test_an_empty_bin_does_not_draw_its_expectation_below_zero(monkeypatch, vectors, weights):
+    edges = np.linspace(0.0, 1.0, 11)
+    counts = np.array([[3.0, 2, 4, 0, 0, 0, 2, 2, 3, 2], [3, 2, 4, 3, 4, 5, 3, 2, 3, 2]])
+    data = np.stack([counts, 2.0 * counts], axis=2) if weights else counts
+    costs = [
+        ExtendedBinnedNLL(lambda x, b, s: b + s * norm.pdf(x, 0.5, 0.1), edges, use_pdf="numerical"),
+        BinnedNLL(lambda x, s: 1.0 + s * norm.pdf(x, 0.5, 0.1), edges, use_pdf="numerical"),
+    ]
+    if vectors:
+        monkeypatch.setattr(_Binned, "in_vectors", lambda cost, rows: True)
+    else:
+        costs.append(ExtendedBinnedNLL(lambda x, b, s: b * x + s * norm.cdf(x, 0.5, 0.1), edges))
+        costs.append(BinnedNLL(lambda x, s: x + s * norm.cdf(x, 0.5, 0.1), edges))
+    for cost, backend in [*itertools.product(costs, ["numba"]), (costs[-1], "jax")]:
+        start = {"b": 20.0, "s": 1.0} if "b" in cost.names else {"s": 0.1}
+        fit = fit_batch(cost, data, start, backend=backend, retries=0)
+        assert fit.valid.tolist() == [False, True]
+        expected = np.asarray(cost.contents(*fit.values[0]))  # float32
+        assert abs(expected.min()) < 1e-5 * expected.max()
 
 
 def test_weighted_histograms_of_a_density(toys):
