@@ -131,12 +131,17 @@ def limit_arrays(names: tuple[str, ...], limits: Any) -> tuple[np.ndarray, np.nd
 
 
 def check_start(
-    names: tuple[str, ...], start: np.ndarray, lower: np.ndarray, upper: np.ndarray, free: np.ndarray
+    names: tuple[str, ...],
+    start: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    free: np.ndarray,
+    what: str = "start",
 ) -> None:
     outside = (start < lower) | (start > upper)
     if outside.any():
         toy, i = np.argwhere(outside)[0]
         raise ValueError(
-            f"the {'start' if free[i] else 'fixed'} {names[i]} = {start[toy, i]:g} of toy {toy} is outside of "
+            f"the {what if free[i] else 'fixed'} {names[i]} = {start[toy, i]:g} of toy {toy} is outside of "
             f"its limits ({lower[i]:g}, {upper[i]:g})"
         )

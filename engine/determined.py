@@ -59,7 +59,7 @@ def mark_undetermined(problem: Problem, fits: Fits, start: np.ndarray, rescued: 
         error = np.sqrt(2.0 * settings.errordef / diagonal[row, column])
         outwards = np.where(fits.values[toys, column] < start[toys, column], -error, error)
         noise = 10.0 * ROUNDING * (outputs[row, ABSOLUTE] + settings.errordef)
-        for step in (-outwards, outwards):
+        for step in (-outwards, outwards):  # `far` looks at the last: further from the start
             away = fits.values[toys]
             away[np.arange(len(toys)), column] += step
             within = ((away >= settings.lower) & (away <= settings.upper)).all(axis=1)

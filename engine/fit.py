@@ -69,7 +69,8 @@ def fit_batch(
     backend : {"auto", "numba", "jax"}
         "auto" takes JAX where the device or the optimizer asks for it, else numba.
     device : {"auto", "cpu", "gpu", "tpu"}
-        "auto" takes a GPU or TPU that JAX sees, else the CPU.
+        "auto" takes a GPU or TPU that JAX sees where the CPU would need more than 20 s, or where `backend` or
+        `optimizer` ask for JAX; else the CPU.
     tol : float, optional
         EDM at which to stop, in units of errordef; 1e-13 by default.
     max_steps : int, optional
@@ -173,7 +174,7 @@ def problem_of(
         told = ", ".join(name for name, is_free in zip(cost.names, result.free, strict=True) if not is_free)
         raise ValueError(f"fixed must name what the fits held, which is {told or 'nothing'}, got {shown(fixed)}")
     values = np.where(result.valid[:, None], values, np.clip(0.0, lower, upper))
-    check_start(cost.names, values, lower, upper, free)
+    check_start(cost.names, values, lower, upper, free, what="fitted")
     driver = pick_driver(cost, rows, "newton", backend, device, None, None)
     settings = Settings(lower, upper, free, cost.errordef, EDM_GOAL, MAX_STEPS["newton"])
     problem = Problem(cost, rows, driver, settings, np.arange(len(rows)))

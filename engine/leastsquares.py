@@ -131,7 +131,7 @@ class LeastSquares(Cost):
                         raise ValueError(f"{name} must be {rule}, but point {k} has {array[k]:g}")
                     shared[column] = array[used]
         if self.covariance is not None:
-            # not a product of matrices, which rounds as the number of toys tells it
+            # not a product of matrices, whose rounding depends on the number of toys
             own["y"] = np.einsum("tj,kj->tk", y, self._whiten)
         return Rows(
             names=(*own, *shared),

@@ -134,7 +134,7 @@ def profile_of(
     problem = needed_problem(result, "profile")
     if not isinstance(subtract_min, bool | np.bool_):
         raise TypeError(f"subtract_min must be True or False, got {shown(subtract_min)}")
-    i = _free(result, problem.settings.free, name)
+    i = _free(result, problem.settings.free, name, "profile")
     x = _points(result, i, size, bound, grid)
     n_toys, n = x.shape
     settings = dataclasses.replace(problem.settings, free=problem.settings.free & (np.arange(len(result.names)) != i))
@@ -240,7 +240,7 @@ def contour(
 def contour_of(result: FitResult, x: str, y: str, *, cl: float | None = None, size: int = 100) -> Contour:
     """As `contour`, for a result that knows its cost and data."""
     problem = needed_problem(result, "contour")
-    pair = [_free(result, problem.settings.free, name) for name in (x, y)]
+    pair = [_free(result, problem.settings.free, name, "contour") for name in (x, y)]
     if x == y:
         raise ValueError(f"a contour is of two parameters, got {x!r} twice")
     whole("size", size, 3)
@@ -289,9 +289,9 @@ def _axes(result: FitResult, pair: Sequence[int]) -> np.ndarray:
     return factors
 
 
-def _free(result: FitResult, free: np.ndarray, name: str) -> int:
+def _free(result: FitResult, free: np.ndarray, name: str, what: str) -> int:
     """Position of a free parameter."""
-    known(result.names, [name], "the parameter")
+    known(result.names, [name], what)
     i = result.names.index(name)
     if not free[i]:
         raise ValueError(f"{name!r} is held: name a free parameter")

@@ -2,7 +2,7 @@
 
 The inverse Hessian is the covariance of a maximum-likelihood estimate. With weights the likelihood is none, and the
 covariance is V C V with V the inverse Hessian and C the covariance of the gradient, which the weights themselves tell.
-JAX computes it for both backends, and rounds as the number of toys tells it.
+JAX computes it for both backends; its rounding depends on the number of toys.
 
 References
 ----------

@@ -132,7 +132,8 @@ class _Unbinned(Cost):
 
         return of_toy
 
-    # With a fit range the rows have two parts, events and nodes of the integral: it is a sum of two costs.
+    # With a fit range the rows have two parts, events and nodes of the integral: it is a sum of two costs, this one, to
+    # which the sum gives events alone, and the integral.
 
     def kernel(self, rows: Rows) -> Callable:
         return SumCost(self).kernel(rows) if rows.parts else super().kernel(rows)

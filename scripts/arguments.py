@@ -7,10 +7,13 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from stopping import Terminated, stoppable
+
+if TYPE_CHECKING:
+    from toys.study import Study
 
 DONE, DOUBTFUL, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 MOST_POINTS = 1000
@@ -23,6 +26,27 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG_INPUT, f"{self.prog}: {one_line(message)}; --help shows all arguments\n")
+
+
+def command_line(parser: Parser, argv: Sequence[str] | None) -> str:
+    """The command with its arguments: those given, or the process's."""
+    return " ".join([parser.prog, *(sys.argv[1:] if argv is None else argv)])
+
+
+def refuse_with_file(parser: Parser, args: argparse.Namespace, names: Sequence[str]) -> None:
+    """End with an error if toys are read from a file, and an argument is for those that are thrown."""
+    given = [f"--{name}" for name in names if getattr(args, name) not in (None, [])]
+    if args.file and given:
+        parser.error(f"{given[0]} goes with toys that are thrown, not with those of a file")
+
+
+def study_to_throw(args: argparse.Namespace, say: Callable[[str], None]) -> "Study":
+    """The study that `add_study` asks for."""
+    from toys.finding import prepare
+
+    values: dict[str, Any] = {name: dict(getattr(args, name)) for name in ("truth", "start", "fixed")}
+    machine = {"backend": args.backend, "device": args.device}
+    return prepare(args.model or "peak", data=[], columns=[], say=say, **values, **machine)[0]
 
 
 def one_line(text: str) -> str:
@@ -174,16 +198,11 @@ def _worked(prog: str, args: argparse.Namespace, work: Callable[[], int]) -> int
         print(f"{prog}: {one_line(sentence)}", file=sys.stderr)
         return WRONG_INPUT
 
-    try:
-        if getattr(args, "device", "") in ("gpu", "tpu") and not getattr(args, "cluster", None):
+    if getattr(args, "device", "") in ("gpu", "tpu") and not getattr(args, "cluster", None):
+        with contextlib.suppress(ImportError):
             open_early(args.device)
-        import toys
-    except ImportError as error:
-        install = ": install the project first, with pip install -e . in its folder"
-        return fail(f"{error}{install if isinstance(error, ModuleNotFoundError) else ''}")
-    if getattr(toys, "BATCHFIT", None) is None:
-        place = next(iter(getattr(toys, "__path__", [toys.__file__])))
-        return fail(f"another package named 'toys' at {place} hides batchfit's: use another environment")
+    if wrong := wrong_import():
+        return fail(wrong)
     from toys.figures import FigureError
     from toys.files import StorageError
     from toys.finding import explain
@@ -205,6 +224,19 @@ def _worked(prog: str, args: argparse.Namespace, work: Callable[[], int]) -> int
         if sentence is None and not isinstance(error, ValueError | TypeError | NotImplementedError | OSError):
             raise
         return fail(sentence or str(error))
+
+
+def wrong_import() -> str:
+    """Why batchfit cannot be imported; empty if it can."""
+    try:
+        import toys
+    except ImportError as error:
+        install = ": install the project first, with pip install -e . in its folder"
+        return f"{error}{install if isinstance(error, ModuleNotFoundError) else ''}"
+    if getattr(toys, "BATCHFIT", None) is None:
+        place = next(iter(getattr(toys, "__path__", [toys.__file__])))
+        return f"another package named 'toys' at {place} hides batchfit's: use another environment"
+    return ""
 
 
 def open_early(device: str) -> threading.Thread:

@@ -19,7 +19,18 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # wherever this file is loaded from
 
-from arguments import DONE, INTERRUPTED, WRONG_INPUT, Parser, leave, natural, number, positive
+from arguments import (
+    DONE,
+    INTERRUPTED,
+    WRONG_INPUT,
+    Parser,
+    command_line,
+    leave,
+    natural,
+    number,
+    positive,
+    wrong_import,
+)
 
 CASES = (
     "peak-480", "peak-2000", "peak-15500", "peak-200000", "histogram", "counting", "templates-50", "templates-200",
@@ -123,7 +134,7 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict:
 def main(argv: list[str] | None = None) -> int:
     parser = arguments()
     args = parser.parse_args(argv)
-    args.command_line = " ".join([parser.prog, *(sys.argv[1:] if argv is None else argv)])
+    args.command_line = command_line(parser, argv)
     if args.seed >= 2**64:
         return fail(f"--seed must be below 2^64, got {args.seed}")
     for option, file in (("--json", args.json), ("--markdown", args.markdown)):
@@ -132,13 +143,8 @@ def main(argv: list[str] | None = None) -> int:
     # linear algebra in one thread, before it is imported: the fits take all cores, and it must not compete with them
     for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
-    try:
-        import toys
-    except ImportError as error:
-        return fail(f"{error}: install the project first, with pip install -e . in its folder")
-    if getattr(toys, "BATCHFIT", None) is None:
-        place = next(iter(getattr(toys, "__path__", [toys.__file__])))
-        return fail(f"another package named 'toys' at {place} hides batchfit's: use another environment")
+    if wrong := wrong_import():
+        return fail(wrong)
     if args.list:
         from bench import cases
 

@@ -8,7 +8,20 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # wherever this file is loaded from
 
-from arguments import DONE, DOUBTFUL, Parser, add_output, add_study, guarded, leave, level, scan
+from arguments import (
+    DONE,
+    DOUBTFUL,
+    Parser,
+    add_output,
+    add_study,
+    command_line,
+    guarded,
+    leave,
+    level,
+    refuse_with_file,
+    scan,
+    study_to_throw,
+)
 
 STARTED = time.perf_counter()
 N_TOYS = 1000
@@ -51,11 +64,7 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     parser = arguments()
     args = parser.parse_args(argv)
-    of_thrown = ("n", "seed", "truth", "start", "fixed", "scan")
-    given = [f"--{name}" for name in of_thrown if getattr(args, name) not in (None, [])]
-    if args.file and given:
-        parser.error(f"{given[0]} goes with toys that are thrown, not with those of a file")
-    command = " ".join([parser.prog, *(sys.argv[1:] if argv is None else argv)])
+    refuse_with_file(parser, args, ("n", "seed", "truth", "start", "fixed", "scan"))
     done: list = []
 
     def kept() -> str:
@@ -64,11 +73,10 @@ def main(argv: list[str] | None = None) -> int:
         told = f"{len(done)} of {len(args.scan[1])} true values"
         return f"the numbers of {told} are in {os.path.join(args.out, 'tables.json')}; there is no report"
 
-    return guarded(parser.prog, args, lambda: study(args, command, done), kept)
+    return guarded(parser.prog, args, lambda: study(args, command_line(parser, argv), done), kept)
 
 
 def study(args: argparse.Namespace, command: str, done: list) -> int:
-    from toys.finding import prepare
     from toys.report import check_directory, write_report, write_tables
     from toys.sample import first_curves, read, study_of, throw
     from toys.scan import point_of
@@ -93,16 +101,7 @@ def study(args: argparse.Namespace, command: str, done: list) -> int:
             sample = read(model, args.file, **wanted)
             curves = first_curves(sample, path=args.file, **options)
         else:
-            model, *_ = prepare(
-                args.model or "peak",
-                data=[],
-                columns=[],
-                truth=dict(args.truth),
-                start=dict(args.start),
-                fixed=dict(args.fixed),
-                say=screen.say,
-                **options,
-            )
+            model = study_to_throw(args, screen.say)
             origin = f"were thrown with the seed {seed}"
         if args.scan:
             scanned, values = args.scan

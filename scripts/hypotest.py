@@ -14,10 +14,13 @@ from arguments import (
     Parser,
     add_output,
     add_study,
+    command_line,
     guarded,
     leave,
     level,
     number,
+    refuse_with_file,
+    study_to_throw,
 )
 
 STARTED = time.perf_counter()
@@ -96,15 +99,14 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--cl goes with --upper-limit and --feldman-cousins")
     if args.asymptotics and (args.n or args.seed is not None):
         parser.error("--asymptotics throws no toys: leave out --n and --seed")
-    given = [f"--{name}" for name in ("truth", "start", "fixed") if getattr(args, name)]
-    if args.file and given:
-        parser.error(f"{given[0]} goes with toys that are thrown, not with those of a file")
+    refuse_with_file(parser, args, ("truth", "start", "fixed"))
     if args.file and (args.nuisance == "profiled" or args.auxiliary == "fixed"):
         parser.error("the toys of a file have the nuisance parameters of its truth, and redrawn measured values")
     if args.column and not args.data:
         parser.error("--column goes with --data")
-    command = " ".join([parser.prog, *(sys.argv[1:] if argv is None else argv)])
-    return guarded(parser.prog, args, lambda: test(args, command), lambda: f"{args.out} was not written")
+    return guarded(
+        parser.prog, args, lambda: test(args, command_line(parser, argv)), lambda: f"{args.out} was not written"
+    )
 
 
 def n_about_poi(args: argparse.Namespace) -> int:
@@ -116,7 +118,6 @@ def test(args: argparse.Namespace, command: str) -> int:
     import dataclasses
 
     from toys.feldman_cousins import feldman_cousins
-    from toys.finding import prepare
     from toys.goodness_of_fit import goodness_of_fit
     from toys.hypotest import hypotest
     from toys.hypothesis_report import hypothesis_report
@@ -137,16 +138,7 @@ def test(args: argparse.Namespace, command: str) -> int:
     if args.file:
         study, n = study_of(args.file, args.model), args.n or read_attributes(args.file, "n_toys")["n_toys"]
     else:
-        study, *_ = prepare(
-            args.model or "peak",
-            data=[],
-            columns=[],
-            truth=dict(args.truth),
-            start=dict(args.start),
-            fixed=dict(args.fixed),
-            say=screen.say,
-            **options,
-        )
+        study = study_to_throw(args, screen.say)
     poi = args.poi or study.poi
     if n_about_poi(args) and not poi:
         raise InputError("name the parameter of interest with --poi")

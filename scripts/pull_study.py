@@ -8,7 +8,18 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # wherever this file is loaded from
 
-from arguments import DONE, DOUBTFUL, Parser, add_output, add_study, guarded, leave
+from arguments import (
+    DONE,
+    DOUBTFUL,
+    Parser,
+    add_output,
+    add_study,
+    command_line,
+    guarded,
+    leave,
+    refuse_with_file,
+    study_to_throw,
+)
 
 STARTED = time.perf_counter()
 N_TOYS = 2000
@@ -32,15 +43,13 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     parser = arguments()
     args = parser.parse_args(argv)
-    given = [f"--{name}" for name in ("n", "seed", "truth", "start", "fixed") if getattr(args, name) not in (None, [])]
-    if args.file and given:
-        parser.error(f"{given[0]} goes with toys that are thrown, not with those of a file")
-    command = " ".join([parser.prog, *(sys.argv[1:] if argv is None else argv)])
-    return guarded(parser.prog, args, lambda: study(args, command), lambda: f"{args.out} was not written")
+    refuse_with_file(parser, args, ("n", "seed", "truth", "start", "fixed"))
+    return guarded(
+        parser.prog, args, lambda: study(args, command_line(parser, argv)), lambda: f"{args.out} was not written"
+    )
 
 
 def study(args: argparse.Namespace, command: str) -> int:
-    from toys.finding import prepare
     from toys.report import check_directory, write_report
     from toys.sample import first_curves, read, study_of, throw
     from toys.scan import point_of
@@ -66,16 +75,7 @@ def study(args: argparse.Namespace, command: str) -> int:
             curves = first_curves(sample, path=args.file, **options)
             origin = f"were read from {args.file}, thrown there with the seed {seed}"
         else:
-            model, *_ = prepare(
-                args.model or "peak",
-                data=[],
-                columns=[],
-                truth=dict(args.truth),
-                start=dict(args.start),
-                fixed=dict(args.fixed),
-                say=screen.say,
-                **options,
-            )
+            model = study_to_throw(args, screen.say)
             screen.phase("fit", n)
             sample = throw(model, n, seed=seed, **wanted)
             curves = first_curves(sample, seed=seed, **options)

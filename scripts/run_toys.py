@@ -9,7 +9,17 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # wherever this file is loaded from
 
-from arguments import DONE, DOUBTFUL, Parser, add_values, guarded, leave, natural, positive
+from arguments import (
+    DONE,
+    DOUBTFUL,
+    Parser,
+    add_values,
+    command_line,
+    guarded,
+    leave,
+    natural,
+    positive,
+)
 
 STARTED = time.perf_counter()
 
@@ -94,7 +104,6 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     parser = arguments()
     args = parser.parse_args(argv)
-    command_line = " ".join([os.path.basename(sys.argv[0]), *(sys.argv[1:] if argv is None else argv)])
     if args.shard:
         stem, suffix = os.path.splitext(args.out)
         args.out = "{}.shard-{}-of-{}{}".format(stem, *args.shard, suffix)
@@ -111,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
             return f"{args.out} is not complete; run the same command with --resume{how} to continue"
         return f"{args.out} {'is as it was' if file else 'is not there yet'}; run the same command again"
 
-    return guarded(parser.prog, args, lambda: study_toys(args, command_line), kept)
+    return guarded(parser.prog, args, lambda: study_toys(args, command_line(parser, argv)), kept)
 
 
 def seen(out: str) -> tuple[tuple[int, int] | None, list[str] | None]:

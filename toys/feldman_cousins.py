@@ -44,11 +44,11 @@ ACCEPTED, UNDECIDED, REJECTED = 1, 0, -1
 class Point(NamedTuple):
     """What the toys say of one tested value.
 
-    `t_observed` is the statistic of the data. `p_value` and its `error` are those of `toys.hypotest.tail`, the fraction
-    of the toys with a statistic of at least this, and `critical` is the largest statistic of the data that would accept
-    the value. `ties` of the n_toys toys equal the data within 1e-6 and count; `failed` have no valid fits and do not.
-    On a limit at which the data cannot be fitted, such as no expected events at all where some were seen, the statistic
-    is infinite, the p-value 0, and no toys are thrown.
+    `t_observed` is the statistic of the data. `p_value` and its `error` are those of `tail` in toys/hypotest.py, the
+    fraction of the toys with a statistic of at least this, and `critical` is the largest statistic of the data that
+    would accept the value. `ties` of the n_toys toys equal the data within 1e-6 and count; `failed` have no valid fits
+    and do not. On a limit at which the data cannot be fitted, such as no expected events at all where some were seen,
+    the statistic is infinite, the p-value 0, and no toys are thrown.
     """
 
     value: float

@@ -26,6 +26,7 @@ from toys.tally import calibration
 __all__ = ["FigureError", "Picture", "picture", "plot_run"]
 
 
+BINS = 80  # for unbinned data
 NODES_PER_BIN = 10  # of a density that is normalised over nodes
 
 
@@ -162,7 +163,7 @@ def _points(cost: LeastSquares, data: Any, theta: np.ndarray) -> Picture:
     return Picture(x, y, np.broadcast_to(error, y.shape), np.zeros(len(y)), curve_x, curve, expected, "y")
 
 
-def plot_run(study: Study, path: str | Path, out: str | Path, toy: int = 0, bins: int = 80) -> None:
+def plot_run(study: Study, path: str | Path, out: str | Path, toy: int = 0) -> None:
     """Draw one toy of a file with its fit, and the pulls of all fits.
 
     Parameters
@@ -175,8 +176,6 @@ def plot_run(study: Study, path: str | Path, out: str | Path, toy: int = 0, bins
         The figure; its ending chooses the format (.png, .pdf, .svg).
     toy : int
         Which toy.
-    bins : int
-        Bins for unbinned data.
 
     Raises
     ------
@@ -197,7 +196,7 @@ def plot_run(study: Study, path: str | Path, out: str | Path, toy: int = 0, bins
         raise FigureError(
             f"{path} has fits of {', '.join(result.names)}, but the study of {', '.join(study.cost.names)}"
         )
-    drawn = picture(study.cost, stored_toys(study, path, toy, toy + 1), result.values[toy], study.observable, bins)
+    drawn = picture(study.cost, stored_toys(study, path, toy, toy + 1), result.values[toy], study.observable, BINS)
     pull = (drawn.y - drawn.expected) / np.where(drawn.error > 0, drawn.error, 1.0)
 
     figure = Figure(figsize=(11, 6.5), layout="constrained")

@@ -47,7 +47,7 @@ class GoodnessOfFit:
         Of the toys, each with its own fit; NaN where that failed or there is nothing to compare.
     p_value, error : float
         Fraction of the toys that have one and are not better than the data, and its standard deviation; see
-        `toys.hypotest.tail`.
+        `tail` in toys/hypotest.py.
     ties : int
         Toys equal to the data within 1e-6, which count as not better.
     failed : Counter, Status -> int

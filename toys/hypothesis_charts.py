@@ -60,11 +60,8 @@ def statistic_chart(test: HypothesisTest) -> Any:
 
 
 @chart
-def limit_chart(limit: UpperLimit, name: str = "CLs") -> Any:
-    """CLs from toys against the tested value, with what is expected without signal, and the limit.
-
-    `name` is what was inverted: "CLs" or "CLsb".
-    """
+def limit_chart(limit: UpperLimit) -> Any:
+    """CLs, or CLsb, from toys against the tested value, with what is expected without signal, and the limit."""
     figure, ((axis,),) = new_figure(4.8, 3.5)
     x = np.array([point.value for point in limit.points])
     expected = np.array([point.expected for point in limit.points])
@@ -80,7 +77,7 @@ def limit_chart(limit: UpperLimit, name: str = "CLs") -> Any:
     if np.isfinite(limit.asymptotic):
         axis.axvline(limit.asymptotic, color=BLUE, lw=1.0, ls=":", label=f"asymptotic: {limit.asymptotic:.4g}")
     top = min(1.05, 1.25 * max(np.nanmax(expected[:, 4]), p.max()))
-    axis.set(xlabel=limit.poi, ylabel=name, xlim=(x.min(), x.max()), ylim=(0, max(top, 3 * (1 - limit.cl))))
+    axis.set(xlabel=limit.poi, ylabel=limit.inverted, xlim=(x.min(), x.max()), ylim=(0, max(top, 3 * (1 - limit.cl))))
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 

@@ -29,7 +29,6 @@ def hypothesis_report(study: Study, findings: list[Finding], observed: str, made
     ----------
     study : Study
     findings : list
-        Upper limits are those found with CLs.
     observed : str
         What the observation is: "the data of counts.csv".
     made : dict
@@ -72,7 +71,8 @@ def headline(finding: Finding) -> str:
         return f"{told} ({finding.test_stat} = {finding.q_observed:.5g})."
     if isinstance(finding, UpperLimit):
         error = f" ± {finding.error:.2g} by the number of toys" if finding.calctype == "toybased" else ""
-        return f"{finding.poi} < {finding.limit:.5g}{error} at {percent(finding.cl)} confidence level."
+        level = f"{percent(finding.cl)} confidence level, by {finding.inverted}"
+        return f"{finding.poi} < {finding.limit:.5g}{error} at {level}."
     if isinstance(finding, Interval):
         ends = f"[{finding.lower:.5g}, {finding.upper:.5g}]"
         return f"The {percent(finding.cl)} Feldman-Cousins interval of {finding.poi} is {ends}."
@@ -131,10 +131,10 @@ def _of_limit(limit: UpperLimit) -> Section:
             [f"{p.value:.5g}", f"{p.p:.4g} ± {p.error:.1g}", *map(str, (p.n_toys, p.ties, p.failed))]
             for p in limit.points
         ]
-        tables.append(Table(["tested values"], [limit.poi, "CLs", "toys", "ties", "failed"], rows))
+        tables.append(Table(["tested values"], [limit.poi, limit.inverted, "toys", "ties", "failed"], rows))
         caption = (
-            f"CLs against {limit.poi} from toys, with the band that is expected without signal. The limit is where "
-            f"CLs falls to {percent(1 - limit.cl)}."
+            f"{limit.inverted} against {limit.poi} from toys, with the band that is expected without signal. The "
+            f"limit is where {limit.inverted} falls to {percent(1 - limit.cl)}."
         )
         plates.append(plate("upper_limit", caption, charts.limit_chart(limit)))
     return Section(f"Upper limit of {limit.poi}", [headline(limit), limit.sentence], tables, plates)

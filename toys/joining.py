@@ -301,7 +301,7 @@ class _Joined:
         self.next = stop
 
     def _create(self, layout: _Layout, n_first: int) -> None:
-        """Create all arrays; the number of events is expected as the first source, of `n_first` toys, tells it."""
+        """Create all arrays, for as many events per toy as the first source has, of `n_first` toys."""
         n_toys = len(self.toys)
         for (table, name), (axis, dtype, shape) in layout.arrays.items():
             n_events = layout.n_events.get((table, name))

@@ -124,7 +124,7 @@ class ToyPool:
         if (self.auxiliary, self.nuisance) != ("redrawn", "truth"):
             raise ValueError("toys of a file are those of its truth: pass nuisance='truth' and auxiliary='redrawn'")
         sampler = self.study.sampler
-        if isinstance(sampler, Simultaneous) and any(part is None for part in sampler.samplers):
+        if isinstance(sampler, Simultaneous) and any(sampler.fixed):
             raise ValueError(f"the toys of {path} have 'fixed' measured values, new ones do not: leave out the file")
         fits = storage.load(path)
         if fits.names != self.study.cost.names:

@@ -24,7 +24,8 @@ def redraw(study: Study, toys: np.ndarray, *, seed: int, sampled: str, chunk: in
     sampled : {"numba", "jax"}
         Backend that threw them.
     chunk, n_toys : int
-        Of the run. JAX rounds as the shape of what it computes together tells it, so that it throws whole chunks again.
+        Of the run. The rounding of JAX depends on the shape of what it computes together, so that it throws whole
+        chunks again.
     """
 
     @lru_cache(maxsize=1)

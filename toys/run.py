@@ -27,24 +27,13 @@ from toys.layout import refuse_foreign
 from toys.options import Options, shard_range
 from toys.packing import pack
 from toys.parts import Fitted
-from toys.provenance import DECISIVE, PACKAGES, attributes_of, check_same, versions_of, warn_of_versions
+from toys.provenance import DECISIVE, attributes_of, check_same, versions_of, warn_of_versions
 from toys.study import Study, generate
 from toys.tally import Tally
 from toys.validation import Refits, validate_run
 from toys.writer import Writer
 
-__all__ = [
-    "DECISIVE",
-    "PACKAGES",
-    "Compiled",
-    "Options",
-    "Report",
-    "Workers",
-    "compile_study",
-    "fit_parts",
-    "run",
-    "shard_range",
-]
+__all__ = ["Options", "Report", "Workers", "fit_parts", "run"]
 
 SWITCH_INTERVAL = 0.5e-3  # seconds; Python's own is 5e-3
 
@@ -150,7 +139,8 @@ def run(
         found = identity(out)
         phase("compile", 1)
         with _timed(times, "compile"):
-            if not workers and options.backend != "jax" and options.device != "gpu" and options.optimizer == "newton":
+            on_cpu = options.backend != "jax" and options.device not in ("gpu", "tpu")
+            if on_cpu and not workers and options.optimizer == "newton":
                 AHEAD.begin()
             compiled = workers.compile(out, options) if workers else compile_study(study, options)
         advance(1)
@@ -242,14 +232,13 @@ def fit_parts(
     compiled: Compiled,
     attributes: Mapping[str, Any],
     ranges: Sequence[range],
-    advance: Callable[[int], None] = lambda n: None,
 ) -> None:
     """Throw and fit ranges of toys, and write each as a part of `out`.
 
     Raises as `run` does.
     """
     with Writer(out, attributes, options.save_toys) as writer:
-        _fit(study, options, compiled, ranges, writer, advance, {}, Refits(study, options.n_toys, 0, 0))
+        _fit(study, options, compiled, ranges, writer, lambda n: None, {}, Refits(study, options.n_toys, 0, 0))
 
 
 def _fit(
@@ -295,7 +284,7 @@ def _base(
     if different == ["n_toys"] and options.extend and n_found >= options.n_toys:
         return n_found
     if different == ["n_toys"] and n_found < options.n_toys and (options.extend or parts):
-        # JAX rounds as the size of a chunk tells it
+        # the rounding of JAX depends on the size of a chunk
         as_it_is = compiled.backend == compiled.sampled == "numba"
         if as_it_is and not any(first < n_found < stop for first, stop, _ in parts):
             return n_found

@@ -25,10 +25,10 @@ from engine.data import Ragged, shown
 from kernels import randombits
 from kernels.inversion import NumericalPpf, map_quantiles, numerical_ppf, quantiles
 from kernels.translate import compile_map
-from toys.counts import checked_number, counted, poisson_table, poisson_tables, tallied
-from toys.drawing import Events, Sampler, checked_theta, draw_toys, evaluated, padded_size
+from toys.counts import checked_number, counted, poisson_tables, tallied
+from toys.drawing import Events, Sampler, checked_theta, evaluated, padded_size
 
-__all__ = ["Component", "ExtendedMixture", "Mixture", "Tables", "draw_toys", "numerical_ppf", "poisson_table"]
+__all__ = ["Component", "ExtendedMixture", "Mixture", "Tables", "numerical_ppf"]
 
 _LARGEST_MEAN = 1e9
 

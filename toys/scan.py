@@ -23,7 +23,7 @@ class Point(NamedTuple):
     pulls : Pulls
     coverage : Coverage
     failures : dict
-        Toys, how many failed and how: see `toys.coverage.failures`.
+        Toys, how many failed and how: see `failures` in toys/coverage.py.
     """
 
     value: float

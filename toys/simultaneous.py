@@ -16,6 +16,8 @@ from toys.points import ConstraintValues
 
 __all__ = ["Simultaneous"]
 
+FIXED = "fixed"
+
 
 class Simultaneous(Sampler):
     """Toys of a sum of costs: independent parts, whose parameters are found by name.
@@ -30,6 +32,11 @@ class Simultaneous(Sampler):
         For each cost, in order, a sampler; or a function `sampler(key, theta)` of the parameters of that cost, which is
         drawn with JAX. For a constraint, None: its measured values are drawn around theta; or "fixed": they are the
         nominal ones in every toy, and its entry of the data is None.
+
+    Attributes
+    ----------
+    samplers : tuple
+        A sampler or function for each cost, or "fixed".
 
     Raises
     ------
@@ -49,21 +56,21 @@ class Simultaneous(Sampler):
             raise ValueError(f"there must be a sampler for each of {len(cost.costs)} costs, got {len(samplers)}")
         self.cost = cost
         self.names = cost.names
-        made: list[Callable | None] = []
+        made: list[Callable | str] = []
         for k, (part, sampler) in enumerate(zip(cost.costs, samplers, strict=True)):
             if part.takes_data and not callable(sampler):
                 raise TypeError(f"cost {k} of the sum needs a sampler, got {sampler!r}")
-            if not callable(sampler) and sampler not in (None, "fixed"):
+            if not callable(sampler) and sampler not in (None, FIXED):
                 raise TypeError(f"samplers[{k}] must be a sampler, None or 'fixed', got {sampler!r}")
-            made.append(ConstraintValues(part) if sampler is None else sampler if callable(sampler) else None)  # type: ignore[arg-type]
-        if not any(made):
-            raise ValueError("nothing varies: every entry is 'fixed'")
+            made.append(ConstraintValues(part) if sampler is None else sampler)  # type: ignore[arg-type]
         self.samplers = tuple(made)
+        if all(self.fixed):
+            raise ValueError("nothing varies: every entry is 'fixed'")
         self.forms: tuple[Form, ...] = tuple(
             sampler.form if isinstance(sampler, Sampler) else form_of(part)
             for part, sampler in zip(cost.costs, made, strict=True)
         )
-        self.form = Together(self.forms, tuple(sampler is None for sampler in made))
+        self.form = Together(self.forms, tuple(self.fixed))
         self.indices = []
         for k, (part, sampler) in enumerate(zip(cost.costs, made, strict=True)):
             own = tuple(getattr(sampler, "names", part.names))
@@ -71,6 +78,16 @@ class Simultaneous(Sampler):
             if missing:
                 raise ValueError(f"samplers[{k}] has the parameter {missing[0]!r}, which is not one of {self.names}")
             self.indices.append([self.names.index(name) for name in own])
+
+    @property
+    def fixed(self) -> list[bool]:
+        """Whether the measured values of a cost are the same in every toy."""
+        return [sampler == FIXED for sampler in self.samplers]
+
+    def redrawn(self) -> "Simultaneous":
+        """The same toys, but with the measured values of all constraints drawn."""
+        pairs = zip(self.samplers, self.fixed, strict=True)
+        return Simultaneous(self.cost, [None if fixed else sampler for sampler, fixed in pairs])
 
     def prepare(self, theta: ArrayLike) -> tuple:
         """Tables of all parts."""
@@ -82,7 +99,7 @@ class Simultaneous(Sampler):
         parts = []
         for p, (sampler, own) in enumerate(zip(self.samplers, tables, strict=True)):
             draw = sampler.draw if isinstance(sampler, Sampler) else sampler
-            parts.append(None if draw is None else draw(jax.random.fold_in(key, p), own))
+            parts.append(draw(jax.random.fold_in(key, p), own) if callable(draw) else None)
         return tuple(parts)
 
     def draw_all(self, tables: tuple, keys: np.ndarray) -> tuple:
@@ -99,7 +116,7 @@ class Simultaneous(Sampler):
             if isinstance(sampler, Sampler):
                 parts.append(method(sampler)(own, folded))
             else:
-                parts.append(None if sampler is None else drawn_by_jax(sampler, own, folded, self.forms[p]))
+                parts.append(drawn_by_jax(sampler, own, folded, self.forms[p]) if callable(sampler) else None)
         return tuple(parts)
 
     def complete(self, tables: tuple, drawn: tuple) -> tuple:

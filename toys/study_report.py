@@ -1,18 +1,17 @@
 """What a pull study and a coverage study report: sentences, tables and figures."""
 
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
 from engine.printing import Table
 from engine.result import FitResult
 from engine.status import Status
 from engine.sums import SumCost
-from toys import BATCHFIT, charts
+from toys import charts
 from toys.coverage import COVERAGE_HEADER, percent, regions
 from toys.coverage import failures as failures_in
+from toys.provenance import versions
 from toys.report import Plate, Report, Section, plate
-from toys.run import PACKAGES
 from toys.sample import Curves, Sample
 from toys.scan import Point
 from toys.simultaneous import Simultaneous
@@ -58,7 +57,7 @@ def thrown_sentences(study: Study, n_toys: int, origin: str, scanned: str = "") 
     constraints = [k for k, part in enumerate(costs) if not part.takes_data]
     if constraints and isinstance(study.sampler, Simultaneous):
         sizes = [len(costs[k].names) for k in constraints]
-        held = sum(size for k, size in zip(constraints, sizes, strict=True) if study.sampler.samplers[k] is None)
+        held = sum(size for k, size in zip(constraints, sizes, strict=True) if study.sampler.fixed[k])
         n = sum(sizes)
         how = {0: "redrawn for every toy", n: "the same in every toy"}
         told.append(
@@ -94,15 +93,9 @@ def failure_table(title: str, heading: str, labels: Sequence[str], counts: Seque
 
 def made_by(command_line: str, seed: int | str, result: FitResult | None, seconds: float) -> dict[str, str]:
     """Command line, seed, versions: what is needed to make it again."""
-    versions = {"batchfit": BATCHFIT}
-    for package in PACKAGES[1:]:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     ran = {"fits": f"{result.backend} on {result.device}, float64"} if result is not None else {}
     told = {"command line": command_line, "seed": str(seed)} | ran | {"seconds": f"{seconds:.1f}"}
-    return told | {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())}
+    return told | {"versions": ", ".join(f"{name} {version}" for name, version in versions().items())}
 
 
 def _warnings(counts: Sequence[Mapping[str, int]]) -> list[str]:

@@ -51,7 +51,7 @@ class Thrower:
     ) -> None:
         one_of("auxiliary", auxiliary, ("redrawn", "fixed"))
         if auxiliary == "redrawn" and isinstance(study.sampler, Simultaneous):
-            study = replace(study, sampler=Simultaneous(study.sampler.cost, study.sampler.samplers))
+            study = replace(study, sampler=study.sampler.redrawn())
         self.study, self.auxiliary = study, auxiliary
         self.observed = entries_of(study.cost, data)
         size = bytes_per_toy(pack(study.cost, self.observed), len(study.cost.names))

@@ -60,6 +60,8 @@ class UpperLimit:
     ----------
     poi : str
     cl : float
+    CLs : bool
+        Whether CLs was inverted, or CLsb.
     limit, error : float
         The limit and its Monte Carlo error. NaN where every value is excluded, which is possible without CLs.
     expected : (5,) float64
@@ -74,6 +76,7 @@ class UpperLimit:
     poi: str
     cl: float
     test_stat: str
+    CLs: bool
     calctype: str
     limit: float
     error: float
@@ -83,8 +86,13 @@ class UpperLimit:
     points: list[Point]
     sentence: str
 
+    @property
+    def inverted(self) -> str:
+        """The p-value that is 1 - cl at the limit: "CLs" or "CLsb"."""
+        return "CLs" if self.CLs else "CLsb"
+
     def __str__(self) -> str:
-        lines = [f"{self.poi} < {self.limit:.5g} at {100 * self.cl:g} % CL"]
+        lines = [f"{self.poi} < {self.limit:.5g} at {100 * self.cl:g} % CL, by {self.inverted}"]
         if self.calctype == "toybased":
             lines[0] += f", +- {self.error:.2g} by the number of toys; asymptotic {self.asymptotic:.5g}"
         lines.append("expected " + ", ".join(f"{x:.4g} ({n:+d})" for n, x in zip(BAND, self.expected, strict=True)))
@@ -157,7 +165,7 @@ def upper_limit(
     options = {"seed": seed, "auxiliary": auxiliary, "nuisance": nuisance, "backend": backend, "device": device}
     pool = pool_for(pool, study, poi, data, **options)
     poi = pool.poi
-    told: dict[str, Any] = {"poi": poi, "cl": cl, "test_stat": test_stat, "calctype": calctype}
+    told: dict[str, Any] = {"poi": poi, "cl": cl, "test_stat": test_stat, "CLs": CLs, "calctype": calctype}
     guess = _first_guess(pool, test_stat)
     try:
         asymptotic, band = _asymptotic(pool, test_stat, 1.0 - cl, CLs, guess)

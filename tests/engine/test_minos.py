@@ -224,7 +224,7 @@ def test_result_without_data(three):
         minos(THREE, counts[:19], read, limits=THREE_LIMITS)
     with pytest.raises(ValueError, match="fits are not those of these data with this model: the cost of toy 0 is"):
         minos(THREE, counts[20:40], read, limits=THREE_LIMITS)
-    with pytest.raises(ValueError, match="outside of its limits"):
+    with pytest.raises(ValueError, match=r"the fitted b = .* of toy 0 is outside of its limits"):
         minos(THREE, counts[:20], read, limits={"b": (0, 5)})
 
 

@@ -17,7 +17,8 @@ from tests.toys.small_runs import CHUNK, N_TOYS, OPTIONS, assert_same_contents, 
 from toys import memory, storage, validation
 from toys import run as run_module
 from toys.files import StorageError
-from toys.run import run, shard_range
+from toys.options import shard_range
+from toys.run import run
 from toys.sampling import Component, ExtendedMixture
 from toys.study import Study, generate
 from toys.tally import calibration

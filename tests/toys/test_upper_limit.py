@@ -142,6 +142,7 @@ def test_too_few_toys_for_the_expected_band():
 def test_everything_is_excluded():
     empty = upper_limit(count(0), poi="mu", CLs=False, cl=0.9, n_toys=200, precision=0.5, backend="numba")
     # P(0 | 5) = 0.7 % < 10 %: without CLs no signal at all is excluded
+    assert empty.inverted == "CLsb" and "at 90 % CL, by CLsb" in str(empty)
     assert np.isnan(empty.limit) and "Every value is excluded" in empty.sentence
 
 
