@@ -33,7 +33,7 @@ _SENTENCES = {
     ),
     Status.BAD_DATA: "The toy's data hold NaN, infinity or a value that the cost forbids: nothing was fitted.",
     Status.STALLED: (
-        "No step lowers the cost, yet its gradient is not zero: a kink, a jump, noise, or an end of where it is defined."
+        "No step lowers the cost, yet its gradient is not zero: a kink, a jump, noise, or an end of its domain."
     ),
     Status.UNBOUNDED: "The cost falls without end as a parameter runs away: no minimum within the limits.",
 }
