@@ -6,7 +6,7 @@ is too near for that to be seen, and what is still to be gained; where one does 
 goes on. Who is put onto a limit stays there until then. The Hessian at the start counts as no evaluation: toys with the
 same start share it.
 
-`engine.numba_bfgs` is the same in loops, so that both drivers come to the same of several minima.
+`engine.approach_numba` is the same in loops, so that both drivers come to the same of several minima.
 """
 
 from typing import NamedTuple

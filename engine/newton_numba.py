@@ -16,9 +16,9 @@ import numpy as np
 from numba import njit, prange, types
 from numba.core.sigutils import normalize_signature
 
-from engine import numba_bfgs, numba_matrices, numba_step, rules
-from engine.numba_bfgs import approach_some
-from engine.numba_matrices import (
+from engine import approach_numba, matrices_numba, rules, trust_region_numba
+from engine.approach_numba import approach_some
+from engine.matrices_numba import (
     CURVED,
     FREE,
     GRADIENT,
@@ -34,7 +34,6 @@ from engine.numba_matrices import (
     unpack,
     write_covariance,
 )
-from engine.numba_step import at_rest, bounded_step, move, propose, scale_of_cost, walls
 from engine.rules import (
     ACCEPT,
     CONVERGED,
@@ -50,6 +49,7 @@ from engine.rules import (
     STALLED,
     UNBOUNDED,
 )
+from engine.trust_region_numba import at_rest, bounded_step, move, propose, scale_of_cost, walls
 from kernels import blocks, vectors
 from kernels.program import SECOND
 from kernels.translate import KERNEL_SIGNATURE, import_source
@@ -57,7 +57,10 @@ from kernels.translate import KERNEL_SIGNATURE, import_source
 __all__ = ["approach_toys", "evaluate_toys", "fingerprint", "fit_toys"]
 
 #: The files of all that the fit is made of.
-PARTS = (*(str(part.__file__) for part in (blocks, vectors, rules, numba_matrices, numba_step, numba_bfgs)), __file__)
+PARTS = (
+    *(str(part.__file__) for part in (blocks, vectors, rules, matrices_numba, trust_region_numba, approach_numba)),
+    __file__,
+)
 _ENTRY = {"error_model": "numpy", "cache": True, "nogil": True}
 
 _KERNEL = types.FunctionType(types.void(*normalize_signature(KERNEL_SIGNATURE)[0]))

@@ -94,7 +94,7 @@ class _Quadratic(NamedTuple):
         return step, jnp.where(moving, (step < self.below) | (step > self.above), self.free & inward), good
 
     def within_box(self, moving: Array, shift: Array | float) -> tuple[Array, Array, Array]:
-        """`engine.numba_step._within_box`: (step, whether the first block is definite, whether it was found)."""
+        """`engine.trust_region_numba._within_box`: (step, is the first block definite, was it found)."""
         n = len(moving)
         step, wrong, definite = self.minimise(moving, jnp.zeros(n), shift)
 

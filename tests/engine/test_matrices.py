@@ -4,24 +4,24 @@ import numpy as np
 import pytest
 from numba import njit
 
-from engine import numba_matrices
-from engine.numba_matrices import MATRIX, SCALE, B, P
+from engine import matrices_numba
+from engine.matrices_numba import MATRIX, SCALE, B, P
 
 
 @njit
 def factorise(work, n, shift):
-    return numba_matrices.factorise(work, n, shift)
+    return matrices_numba.factorise(work, n, shift)
 
 
 @njit
 def solve(work, n):
-    numba_matrices.newton_point(work, n)
+    matrices_numba.newton_point(work, n)
 
 
 @njit
 def covariance_of(hessian, active, work, index, covariance):
-    good = numba_matrices.factorised(hessian, active, work, index)
-    return numba_matrices.write_covariance(active, 0.5, covariance, work, index) if good else np.nan
+    good = matrices_numba.factorised(hessian, active, work, index)
+    return matrices_numba.write_covariance(active, 0.5, covariance, work, index) if good else np.nan
 
 
 def definite(rng, n):

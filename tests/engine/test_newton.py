@@ -365,11 +365,11 @@ def test_optax_transformation_wants_the_parameters():
 
 
 def test_packed_hessian_is_unpacked_symmetrically():
-    from engine import numba_matrices
+    from engine import matrices_numba
 
     @njit
     def unpack(outputs, gradient, hessian):
-        return numba_matrices.unpack(outputs, gradient, hessian)
+        return matrices_numba.unpack(outputs, gradient, hessian)
 
     n = 11
     outputs = np.arange(2.0 + n + n * (n + 1) // 2)

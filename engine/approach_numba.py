@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from engine.numba_matrices import (
+from engine.matrices_numba import (
     HELPER,
     MATRIX,
     SUMS,
@@ -18,8 +18,8 @@ from engine.numba_matrices import (
     unpack,
     write_covariance,
 )
-from engine.numba_step import move, scale_of_cost
 from engine.rules import ACCEPT, CLOSER, MOST_APPROACH, MOST_PAIRS, NEAR, ROUNDING, SAFE
+from engine.trust_region_numba import move, scale_of_cost
 from kernels.program import EXPECTED, FIRST
 
 __all__ = [

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from engine.numba_matrices import (
+from engine.matrices_numba import (
     CLIPPED,
     CURVED,
     DIRECTION,
