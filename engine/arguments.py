@@ -31,6 +31,8 @@ def known(names: tuple[str, ...], given: Any, what: str) -> None:
     if not isinstance(given, Mapping | Sequence | set | frozenset):
         raise TypeError(f"{what} must name parameters, got {shown(given)}")
     for name in given:
+        if isinstance(name, list | tuple):
+            raise TypeError(f"{what} must name parameters one by one, got {shown(name)}")
         if not isinstance(name, str) or name not in names:
             close = difflib.get_close_matches(str(name), names, n=1)
             hint = f": did you mean {close[0]!r}?" if close else ""
@@ -39,6 +41,9 @@ def known(names: tuple[str, ...], given: Any, what: str) -> None:
 
 def start_points(names: tuple[str, ...], start: Any, n_toys: int, what: str = "start") -> np.ndarray:
     """Values of all parameters, as those of the start, as an (n_toys, n_params) array."""
+    labels = list(start.keys()) if callable(getattr(start, "keys", None)) else []
+    if labels and all(isinstance(label, str) for label in labels):  # as of a Series or a DataFrame, in any order
+        start = {label: start[label] for label in labels}
     if isinstance(start, Mapping):
         known(names, start, what)
         missing = [name for name in names if name not in start]

@@ -26,6 +26,7 @@ LAST = 6  # halvings by which a break is told from a smooth function
 REACH = 8.0  # a row is looked at where its term is above its minimum by no more than this
 SLOPE_JUMP = 3e-3  # smallest jump of a slope that counts, in terms per standard deviation
 VALUE_JUMP = 1e-4
+CLIFF = 0.1 * REACH
 EXPONENT = 0.95  # of the density at an edge that moves, 1 within rounding is that of a density that turns negative
 IDLE = 1e-10  # a term that changes by less does not depend on the parameter
 FINEST, LARGEST = 1e-7, 1e6  # changes of a parameter, in terms of itself, that are tried
@@ -92,6 +93,7 @@ def breaks_near(
     near = finite & (f < lowest + REACH)
     found = [("support", *each) for each in _edges(value, scan, finite, lowest, width)]
     found += _bends(value, scan, np.where(near, f, np.nan), width)
+    found += [("jump", *each) for each in _cliffs(value, scan, f, lowest + REACH)]
     nearest: dict[str, tuple[str, float, int, float]] = {}
     for each in sorted(found, key=lambda each: abs(each[1] - theta)):
         nearest.setdefault(each[0], each)
@@ -120,6 +122,24 @@ def _edges(
     if not ends.any() or np.ptp(inside[ends]) < 1e-6 * width:
         return []
     return list(zip(inside[ends].tolist(), row[ends].tolist(), np.sign(into[ends]).tolist(), strict=True))
+
+
+def _cliffs(value: Callable, scan: np.ndarray, f: np.ndarray, level: np.ndarray) -> list[tuple[float, int, float]]:
+    """(where, row, size) of jumps over a level, one for each row: out of reach they are no bends."""
+    with np.errstate(invalid="ignore"):
+        low = f < level
+        cell, row = np.nonzero((low[1:] != low[:-1]) & np.isfinite(f[1:]) & np.isfinite(f[:-1]))
+    below = scan[cell + low[cell + 1, row]]
+    above = scan[cell + ~low[cell + 1, row]]
+    for _ in range(52):  # as far as numbers go, where the steepest slope is none
+        middle = 0.5 * (below + above)
+        with np.errstate(invalid="ignore"):
+            under = value(middle, row) < level[row]
+        below, above = np.where(under, middle, below), np.where(under, above, middle)
+    with np.errstate(invalid="ignore"):
+        size = value(above, row) - value(below, row)
+    jumps = np.flatnonzero(np.isfinite(size) & (size > CLIFF))
+    return [(below[i], int(row[i]), size[i]) for i in jumps]
 
 
 def _bends(value: Callable, scan: np.ndarray, f: np.ndarray, width: float) -> list[tuple[str, float, int, float]]:

@@ -7,8 +7,9 @@
    it had ended before, as at a kink, has no other.
 4. From MIGRAD's minimum.
 
-A minimum is refused where the first fit ended at a point that is better by 5 standard deviations. All this depends on
-the toy, its start and the number of the retry, never on other toys.
+Who has none keeps the lowest point that was found, marked. A minimum is refused where the first fit ended at a point
+that is better by 5 standard deviations. All this depends on the toy, its start and the number of the retry, never on
+other toys.
 
 References
 ----------
@@ -42,6 +43,7 @@ SPREAD = (0.1, 3.0)  # standard deviation of log(new start / old start), of the 
 MORE_STEPS = 10  # times as many for a fit whose steps ran out
 SAME_VALUE, SAME_COST = 0.01, 0.01  # of where two fits end, the latter in units of errordef
 REFUSED = 25.0  # rise of the cost, in units of errordef, at 5 standard deviations
+ENDED = (Status.MAX_STEPS, Status.HESSIAN_NOT_POSDEF, Status.STALLED)  # of points that are of use without a minimum
 GAUSS_NEWTON_GOAL = 1e-6  # EDM, in units of errordef, at which Newton takes over
 
 
@@ -76,6 +78,7 @@ def rescue(
     failed = good[~is_valid(fits, settings)[good]]
     if not len(failed) or not settings.free.any():
         return rescued
+    lowest, tried = Fits(*(array[failed] for array in vars(fits).values())), failed
     second = _GaussNewton(cost, rows, driver, settings)
     patient = replace(settings, max_steps=MORE_STEPS * settings.max_steps)
 
@@ -95,6 +98,9 @@ def rescue(
         fits.put(toys[better], kept)
         rescued[toys[better]] = True
         settled[toys] |= _same_place(fits, toys, retried, settings)
+        place = np.searchsorted(tried, toys)
+        lower = np.isin(retried.status, ENDED) & ~(retried.fval >= lowest.fval[place])
+        lowest.put(place[lower], Fits(*(array[lower] for array in vars(retried).values())))
         return toys[~better]
 
     def gauss_newton_first(toys: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -121,7 +127,11 @@ def rescue(
         # it only has to come near the minimum
         found = np.array([migrad(cost, rows, k, start[k], settings, evaluate, quick=True).values for k in failed])
         finite = np.isfinite(found).all(axis=1)
-        newton(failed[finite], np.clip(found[finite], settings.lower, settings.upper))
+        unlucky = newton(failed[finite], np.clip(found[finite], settings.lower, settings.upper))
+        failed = np.concatenate([unlucky, failed[~finite]])
+        place, nfev = np.searchsorted(tried, failed), fits.nfev[failed]
+        fits.put(failed, Fits(*(array[place] for array in vars(lowest).values())))
+        fits.nfev[failed] = nfev
     return rescued
 
 

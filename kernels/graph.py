@@ -112,6 +112,7 @@ class _Interpreter:
         if name in _MOVEMENT or name in _INDICES:
             return self.move(eqn, args)
         if name in _REDUCTIONS:
+            self.check_reduction(eqn, args[0])
             return [self.reduce(_REDUCTIONS[name], args[0], params["axes"])]
         method = getattr(self, f"do_{name}", None)
         return self.folded(eqn, args) if method is None else method(eqn, *args)
@@ -159,6 +160,14 @@ class _Interpreter:
                 if not 0 <= index <= n - size:
                     index -= 0 if index > 0 else n  # JAX has added n
                     raise IndexError(f"index {index} is out of bounds for the {n} observables of x{self.where()}")
+
+    def check_reduction(self, eqn: Any, numbers: np.ndarray) -> None:
+        """A sum or maximum of a single x, which JAX takes for the x itself, is a mistake: all are meant."""
+        if self.derivatives and not eqn.params["axes"] and any(self.graph.on_row(int(n)) for n in numbers.ravel()):
+            raise ValueError(
+                f"the model takes '{eqn.primitive.name}' of a single number{self.where()}: it is called with one x at "
+                "a time, so compute a sum, mean or maximum over all x before, outside of the model"
+            )
 
     def reduce(self, op: str, numbers: np.ndarray, axes: Sequence[int]) -> np.ndarray:
         kept = [axis for axis in range(numbers.ndim) if axis not in axes]
@@ -373,6 +382,8 @@ def trace(
     ------
     UntranslatableError
         If an operation has no scalar form; the message names it and the line of the model.
+    IndexError, ValueError
+        If a model takes an observable that is not there, or a sum or maximum over the single x that it is given.
     """
     with jax.enable_x64(True):
         scalar = jax.ShapeDtypeStruct((), np.float64)

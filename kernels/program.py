@@ -243,7 +243,7 @@ def build_program(
     IndexError
         If a model takes an observable that is not there.
     ValueError
-        If `rest` depends on the row.
+        If `rest` depends on the row, or a model takes a sum or maximum over the single x that it is given.
     """
     graph, n = Graph(), n_outputs(n_params)
     graph.opaque = [] if opaque else None

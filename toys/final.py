@@ -26,6 +26,10 @@ def summary(study: Study, report: Report, out: str) -> tuple[str, bool]:
         console.print(
             f"{tally.n_valid} valid, {tally.n_at_limit} at a limit, {tally.n_rescued} rescued, {n_failed} failed"
         )
+        for row in tally.calibration:
+            if row.n < tally.n_valid:
+                without = f"{tally.n_valid - row.n} valid toys, on a limit, have no Hesse error"
+                console.print(f"{row.name}: {without} and are in neither pulls nor coverage")
         for status, n in tally.failed.items():
             console.print(f"  {n} {status.name}: {status.sentence}")
         if tally.intervals:

@@ -250,7 +250,8 @@ def _csv(path: Path, column: str | None) -> np.ndarray:
             f"{path} has no header: its columns are called {_listed(names)}, not {_short(column)!r}; choose one of "
             "these with --column, or write the names into the first line"
         )
-    chosen = names.index(_choose(path, names, column, "column"))
+    # pandas has no name for the column of its rows
+    chosen = names.index(_choose(path, [name for name in names if name], column, "column"))
     values = []
     for line, row in rows[has_header:]:
         value = number(row[chosen]) if chosen < len(row) else None
@@ -265,7 +266,7 @@ def _csv(path: Path, column: str | None) -> np.ndarray:
                 "by commas, and decimals written with a point"
             )
         values.append(value)
-    # pandas numbers columns without names, and has none for that of the rows
+    # pandas numbers columns without names
     nameless = not has_header and first[chosen] == str(chosen - (not first[0]))
     if nameless and len(rows) > 1 and not any(row[chosen].strip().lstrip("+-").isdecimal() for _, row in rows[1:]):
         raise InputError(

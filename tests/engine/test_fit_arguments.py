@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import optax
+import pandas
 import pytest
 
 from engine import Status, fit_batch, newton
@@ -72,6 +73,13 @@ def test_profile_scan_is_one_batch(backend):
     np.testing.assert_allclose(scan.fval - best.fval, profile, atol=1e-10)
 
 
+def test_a_start_of_pandas_is_taken_by_its_names():
+    toys = normal_toys(3)
+    start = pandas.Series(START)[::-1]
+    assert_identical(fit(toys, start), fit(toys, START))
+    assert_identical(fit(toys, pandas.DataFrame([start] * 3)), fit(toys, START))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_limits(backend):
     toys = normal_toys(12)
@@ -115,6 +123,7 @@ def test_limits(backend):
         ),
         ({"start": [1.0, 2.0]}, ValueError, "start must have shape (3,) or (n_toys, 3) = (2, 3), got (2,)"),
         ({"start": np.zeros((3, 2))}, ValueError, "start must have shape (3,) or (n_toys, 3) = (2, 3), got (3, 2)"),
+        ({"start": {1: 2.0}}, ValueError, "start names 1, but the parameters are"),
         ({"start": None}, TypeError, "start must be a dict or an array of numbers, got NoneType"),
         ({"start": "here"}, TypeError, "start must be a dict or an array of numbers, got str"),
         (

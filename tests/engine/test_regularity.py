@@ -237,6 +237,12 @@ IRREGULAR = {
         (1.0, 1.45),
         ["c kink"],
     ),
+    "step of many events": (  # by much more than an event tells
+        PoissonNLL(lambda n, a: n * jnp.where(a > POINTS, 1.0, 3.0)),
+        20.0 * np.where(POINTS < 1.5, 1.0, 3.0)[None],
+        (20.0, 1.45),
+        ["a jump"],
+    ),
     "floor": (unbinned(lambda x, p: norm.pdf(x, jnp.floor(p), 1.0), "p"), [NORMAL], (0.3,), ["p jump"]),
     "rounding": (unbinned(lambda x, p: norm.pdf(x, p + jnp.round(p) / 9, 1.0), "p"), [NORMAL], (0.3,), ["p jump"]),
     "sign": (unbinned(lambda x, p: norm.pdf(x, p + jnp.sign(p) / 9, 1.0), "p"), [NORMAL], (0.3,), ["p jump"]),

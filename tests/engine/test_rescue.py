@@ -175,3 +175,20 @@ def test_a_toy_that_ends_where_it_had_ended_has_no_other_starts():
     assert not many.valid.any()
     np.testing.assert_allclose(many.values[:, 0], np.median(toys, axis=1), atol=1e-3)
     np.testing.assert_array_equal(few.nfev, many.nfev)
+
+
+@pytest.mark.filterwarnings("ignore:the slope of the cost jumps")
+def test_a_toy_without_a_minimum_keeps_the_lowest_point():
+    """A template that changes by other amounts up and down: along its kink the cost has its lowest point."""
+    signal, background = np.array([2.0, 5.0, 3.0]), np.array([20.0, 15.0, 10.0])
+    up, down = np.array([3.0, 1.0, -1.0]), np.array([-1.0, -2.0, -2.0])
+    expected = lambda mu, a: mu * signal + background + jnp.where(a >= 0.0, a * up, -a * down)  # noqa: E731
+    counts = np.random.default_rng(1).poisson(background + signal, (100, 3)).astype(float)
+    cost, start = PoissonNLL(expected) + NormalConstraint("a", 0.0, 1.0), {"mu": 1.0, "a": 0.0}
+    fits = fit_batch(cost, counts, start)
+    along = fit_batch(cost, counts, start, fixed={"a": 0.0})
+    failed = ~fits.valid
+    assert failed.sum() > 10 and along.valid.all()
+    assert (np.abs(fits.values[failed, 1]) < 1e-6).all()
+    np.testing.assert_allclose(fits.values[failed, 0], along.values[failed, 0], atol=1e-3)
+    assert (fits.fval[failed] < along.fval[failed] + 1e-6).all()

@@ -406,6 +406,24 @@ def test_events_and_observables_in_the_wrong_order():
         fit(few, [np.array([[0.5, -0.5], [0.2, 0.3], [0.1, 0.9]])])
 
 
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+@pytest.mark.parametrize("of_all", [jnp.max, jnp.mean, jnp.std, jnp.linalg.norm], ids=lambda f: f.__name__)
+def test_a_model_that_means_all_x(of_all, backend):
+    """One x is its own sum and maximum, so that such a model would fit, and wrongly."""
+    x = np.linspace(-2.0, 2.0, 20)
+    cost = LeastSquares(lambda x, a, b: a + b * x / (1.0 + of_all(jnp.abs(x))))
+    with pytest.raises(ValueError, match=r"of a single number at .*: it is called with one x at a time, so compute"):
+        fit_batch(cost, (x, np.ones((2, 20)), 0.1), {"a": 0.0, "b": 0.0}, backend=backend)
+
+
+def test_a_sum_of_parameters_or_of_observables():
+    x = np.random.default_rng(1).normal(size=(2, 2, 200))
+    plane = UnbinnedNLL(lambda x, s: jnp.exp(-0.5 * jnp.sum(x**2) / jnp.max(s) ** 2) / (2.0 * jnp.pi * jnp.sum(s) ** 2))
+    np.testing.assert_allclose(
+        fit_batch(plane, x, {"s": 1.2}).values[:, 0], np.sqrt((x**2).mean(axis=(1, 2))), rtol=1e-6
+    )
+
+
 def test_an_observable_that_is_not_there():
     cost = UnbinnedNLL(lambda x, mu, sigma: norm.pdf(x[0], mu, sigma) * norm.pdf(x[3], mu, sigma))
     with pytest.raises(ValueError, match=r"index 3 is out of bounds for the 2 observables of x"):

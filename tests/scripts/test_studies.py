@@ -79,7 +79,9 @@ def directory(tmp_path, monkeypatch):
 
 @pytest.fixture
 def toy_file():
-    finished(run_toys, "--model", "counting.py", "--n", "200", "--seed", "4", "--validate", "0")
+    out = finished(run_toys, "--model", "counting.py", "--n", "200", "--seed", "4", "--validate", "0")
+    on_limit = int((toys.load("toys.h5").values[:, 0] == 0.0).sum())
+    assert f"mu: {on_limit} valid toys, on a limit, have no Hesse error and are in neither pulls nor coverage" in out
     return "toys.h5"
 
 

@@ -90,6 +90,11 @@ def test_text_in_a_csv_names_its_line(csv, text, told):
     assert rejected(csv(text), column) == told
 
 
+def test_the_column_of_rows_of_pandas_is_none_of_the_data(csv):
+    np.testing.assert_array_equal(read_observed(csv(",mass\n0,1.5\n1,2.5\n"), None), [1.5, 2.5])
+    assert "has the columns mass, y: choose one" in rejected(csv(",mass,y\n0,1.5,1\n1,2.5,1\n"), None)
+
+
 @pytest.mark.parametrize("text, column, name", [("0\n1.5\n-2e0\n", None, 0), (",0,1\n0,1.5,7.5\n1,2.5,8.0\n", "3", 1)])
 def test_names_that_pandas_gives(csv, text, column, name):
     """It numbers the columns of arrays: what may be such a name, or a number, is not guessed."""
