@@ -136,9 +136,10 @@ def _cliffs(value: Callable, scan: np.ndarray, f: np.ndarray, level: np.ndarray)
         with np.errstate(invalid="ignore"):
             under = value(middle, row) < level[row]
         below, above = np.where(under, middle, below), np.where(under, above, middle)
+    high = value(above, row)
     with np.errstate(invalid="ignore"):
-        size = value(above, row) - value(below, row)
-    jumps = np.flatnonzero(np.isfinite(size) & (size > CLIFF))
+        size = high - value(below, row)
+        jumps = np.flatnonzero(np.isfinite(size) & (size > CLIFF) & (size > ROUNDING * np.abs(high)))
     return [(below[i], int(row[i]), size[i]) for i in jumps]
 
 
