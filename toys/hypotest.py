@@ -155,6 +155,22 @@ class HypothesisTest:
         """Toys whose fits failed: they are in no p-value."""
         return sum(part.failed for part in (self.null, self.alternative) if part)
 
+    @property
+    def expected_error(self) -> np.ndarray:
+        """Monte Carlo errors of `expected`, (5,), of the tails at the tested value and of quantiles; 0 without toys."""
+        clsb, clb = _p_values(self.q_null, self.q_alternative)
+        if not len(clsb):
+            return np.zeros(len(BAND))
+        u, n = ndtr(BAND), np.isfinite(self.q_null).sum()
+        away = np.sqrt(u * (1.0 - u) / len(clsb))
+        of_quantile = 0.5 * (
+            np.quantile(clsb, np.minimum(u + away, 1.0)) - np.quantile(clsb, np.maximum(u - away, 0.0))
+        )
+        r = (n * np.quantile(clsb, u) + 1.0) / (n + 2.0)
+        error = np.hypot(of_quantile, np.sqrt(r * (1.0 - r) / n))
+        # at a quantile CLb is known
+        return error / np.quantile(clb, u) if self.test_stat in ("q", "qtilde") else error
+
     def __str__(self) -> str:
         beside = self.asymptotic if self.calctype == "toybased" else None
         lines = [
@@ -168,7 +184,8 @@ class HypothesisTest:
         if self.test_stat == "q0":
             lines.append(f"Z      {self.told_significance}")
         if np.isfinite(self.expected).all():
-            lines.append("expected " + ", ".join(f"{x:.4g} ({n:+d})" for n, x in zip(BAND, self.expected, strict=True)))
+            band = zip(BAND, self.expected, self.expected_error, strict=True)
+            lines.append("expected " + ", ".join(f"{x:.4g}{_plus_minus(error)} ({n:+d})" for n, x, error in band))
         return "\n".join([*lines, self.sentence])
 
 
@@ -328,13 +345,21 @@ def asymptotic_test(pool: ToyPool, value: float, poi_alt: float, test_stat: str)
 
 def quantiles(null: np.ndarray, alternative: np.ndarray, *, ratio: bool) -> np.ndarray:
     """Quantiles, over the toys of the alternative, of the p-value or CLs that each of them would give, (5,)."""
+    clsb, clb = _p_values(null, alternative)
+    return np.quantile(clsb / clb if ratio else clsb, ndtr(BAND)) if len(clsb) else np.full(len(BAND), np.nan)
+
+
+def _p_values(null: np.ndarray, alternative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """CLsb and CLb that each toy of the alternative would give; none without toys."""
     null, alternative = (np.sort(q[np.isfinite(q)]) for q in (null, alternative))
-    if not len(null) or not len(alternative):
-        return np.full(len(BAND), np.nan)
-    p = 1.0 - np.searchsorted(null, alternative - TIE) / len(null)
-    if ratio:
-        p /= 1.0 - np.searchsorted(alternative, alternative - TIE) / len(alternative)
-    return np.quantile(p, ndtr(BAND))
+    if not len(null):
+        return np.empty(0), np.empty(0)
+    beyond = [len(q) - np.searchsorted(q, alternative - TIE) for q in (null, alternative)]
+    return beyond[0] / len(null), beyond[1] / max(len(alternative), 1)
+
+
+def _plus_minus(error: float) -> str:
+    return f" +- {error:.1g}" if error > 0 else ""
 
 
 def _told(pool: ToyPool, described: dict[str, Any], null: Tail, alternative: Tail) -> str:

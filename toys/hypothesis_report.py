@@ -94,7 +94,9 @@ def _of_test(test: HypothesisTest) -> Section:
     names = ("CLsb", "CLb", "CLs") if math.isfinite(test.CLs) else ("pvalue",)
     of_toys, beside = test.calctype == "toybased", test.asymptotic
     heading, rows = ["", "toys" if of_toys else "asymptotic"], [[name, f"{getattr(test, name):.5g}"] for name in names]
-    band = [[heading[1] if of_toys else "formulae", *(f"{value:.4g}" for value in test.expected)]]
+    errors = [f" ± {error:.1g}" if of_toys else "" for error in test.expected_error]
+    expected = [f"{value:.4g}{error}" for value, error in zip(test.expected, errors, strict=True)]
+    band = [[heading[1] if of_toys else "formulae", *expected]]
     if test.test_stat == "q0":
         rows.append(["Z", test.told_significance.removeprefix("= ")])
     if of_toys:
@@ -208,6 +210,7 @@ def _numbers(finding: Finding) -> dict:
         }
     if isinstance(finding, UpperLimit):
         return fields | {"asymptotic": finding.asymptotic}
-    if isinstance(finding, HypothesisTest) and finding.asymptotic:
-        return fields | {"pvalue": finding.pvalue, "asymptotic": finding.asymptotic}
+    if isinstance(finding, HypothesisTest):
+        fields |= {"expected_error": finding.expected_error}
+        return fields | ({"pvalue": finding.pvalue, "asymptotic": finding.asymptotic} if finding.asymptotic else {})
     return fields

@@ -321,7 +321,7 @@ def test_the_integral_must_not_depend_on_the_row(offset):
         (np.array([1.0, 2.0], dtype=np.float32), False),  # the same numbers in float64
         (np.array([0.1, 0.2]), False),
         (np.array([1, 2]), False),
-        (0.1, False),
+        (np.array([0.1]), False),
     ],
 )
 @pytest.mark.parametrize("by_jax", [False, True])

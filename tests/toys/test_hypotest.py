@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,7 @@ from scipy.stats import binomtest, kstest, norm, poisson
 from engine import ExtendedUnbinnedNLL, PoissonConstraint, PoissonNLL
 from kernels import expon
 from toys import Component, ExtendedMixture, PoissonCounts, Simultaneous, Study
-from toys.hypotest import hypotest, tail
+from toys.hypotest import hypotest, quantiles, tail
 from toys.pool import ToyPool
 
 B = 5.0
@@ -196,3 +197,21 @@ def test_without_a_parameter_of_interest():
         hypotest(count(3), 1.0)
     with pytest.raises(ValueError, match="poi names 'nu'"):
         Study(COUNT, PoissonCounts.of(COUNT), {"mu": 1.0}, poi="nu")
+
+
+@pytest.mark.parametrize("test_stat", ["qtilde", "t"])
+def test_errors_of_what_is_expected_are_its_spread_over_seeds(test_stat):
+    made = hypotest(count(4), 3.0, poi="mu", test_stat=test_stat, poi_alt=0.0, n_toys=100, backend="numba")
+    assert made.expected_error.shape == (5,) and (made.expected_error > 0).all()
+    assert " +- " in str(made).split("expected")[1]
+    rng, spread, told = np.random.default_rng(5), [], []
+    for _ in range(200):
+        q_null, q_alternative = rng.normal(0.0, 1.0, 2000) ** 2, rng.normal(-1.5, 1.0, 2000) ** 2
+        thrown = replace(made, q_null=q_null, q_alternative=q_alternative)
+        spread.append(quantiles(q_null, q_alternative, ratio=test_stat == "qtilde"))
+        told.append(thrown.expected_error)
+    ratio = np.mean(told, axis=0) / np.std(spread, axis=0)
+    np.testing.assert_allclose(ratio[1:], 1.0, atol=0.25)
+    assert 1.0 < ratio[0] < 2.0  # of two toys in the tail, where none tells of more than 0
+    asymptotic = hypotest(count(4), 3.0, poi="mu", test_stat=test_stat, poi_alt=0.0, calctype="asymptotics")
+    assert (asymptotic.expected_error == 0).all()
