@@ -99,7 +99,7 @@ def rescue(
         rescued[toys[better]] = True
         settled[toys] |= _same_place(fits, toys, retried, settings)
         place = np.searchsorted(tried, toys)
-        lower = np.isin(retried.status, ENDED) & ~(retried.fval >= lowest.fval[place])
+        lower = np.isin(retried.status, ENDED) & (np.fmin(lowest.fval[place], np.inf) > retried.fval)
         lowest.put(place[lower], Fits(*(array[lower] for array in vars(retried).values())))
         return toys[~better]
 

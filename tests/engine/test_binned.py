@@ -304,8 +304,7 @@ def test_a_long_density_is_taken_in_vectors(toys, monkeypatch, extended, weights
     np.testing.assert_array_equal(long.status, short.status)
 
 
-@pytest.mark.parametrize("vectors", [False, True])
-@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize(("vectors", "weights"), [(False, False), (True, True)])
 def test_an_empty_bin_does_not_draw_its_expectation_below_zero(monkeypatch, vectors, weights):
     edges = np.linspace(0.0, 1.0, 11)
     counts = np.array([[3.0, 2, 4, 0, 0, 0, 2, 2, 3, 2], [3, 2, 4, 3, 4, 5, 3, 2, 3, 2]])
