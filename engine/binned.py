@@ -317,7 +317,7 @@ class BinnedNLL(_Binned):
         return aux[0] * self.between(theta, row["lower"], row["upper"]) / self.norm(theta)
 
     def size(self, theta: Sequence, row: dict, aux: Sequence) -> Any:
-        return aux[0]
+        return aux[0] if self.use_pdf else super().size(theta, row, aux) * jnp.abs(aux[0] / self.norm(theta))
 
     def norm(self, theta: Sequence) -> Any:
         """What the model expects in all bins that are used."""

@@ -129,18 +129,22 @@ def _cliffs(value: Callable, scan: np.ndarray, f: np.ndarray, level: np.ndarray)
     with np.errstate(invalid="ignore"):
         low = f < level
         cell, row = np.nonzero((low[1:] != low[:-1]) & np.isfinite(f[1:]) & np.isfinite(f[:-1]))
-    below = scan[cell + low[cell + 1, row]]
-    above = scan[cell + ~low[cell + 1, row]]
-    for _ in range(52):  # as far as numbers go, where the steepest slope is none
-        middle = 0.5 * (below + above)
+    if not len(row):
+        return []
+    rising = low[cell, row]
+    ends = np.stack([scan[cell + ~rising], scan[cell + rising]])
+    for _ in range(18):  # as far as numbers go, where the steepest slope is none
+        at = np.linspace(ends[0], ends[1], 9)
+        f = value(at, row)
+        k = np.argmax(~(f < level[row]), axis=0)  # the first that is not below
+        pair, each = np.stack([np.maximum(k - 1, 0), k]), np.arange(len(row))
+        ends, (base, high) = at[pair, each], f[pair, each]
         with np.errstate(invalid="ignore"):
-            under = value(middle, row) < level[row]
-        below, above = np.where(under, middle, below), np.where(under, above, middle)
-    high = value(above, row)
-    with np.errstate(invalid="ignore"):
-        size = high - value(below, row)
-        jumps = np.flatnonzero(np.isfinite(size) & (size > CLIFF) & (size > ROUNDING * np.abs(high)))
-    return [(below[i], int(row[i]), size[i]) for i in jumps]
+            steep = high - base > np.maximum(CLIFF, ROUNDING * np.abs(high))
+        ends, row, size = ends[:, steep], row[steep], (high - base)[steep]
+        if not len(row):
+            return []
+    return [*zip(ends[0].tolist(), row.tolist(), size.tolist(), strict=True)]
 
 
 def _bends(value: Callable, scan: np.ndarray, f: np.ndarray, width: float) -> list[tuple[str, float, int, float]]:
