@@ -79,7 +79,7 @@ class Ragged:
         k = range(len(self))[index]
         return self.values[..., self.offsets[k] : self.offsets[k + 1]]
 
-    def take(self, toys: Sequence[int]) -> "Ragged":
+    def take(self, toys: Sequence[int] | np.ndarray) -> "Ragged":
         """A copy of some toys."""
         some = [np.asarray(self[k]) for k in toys]
         return Ragged(np.concatenate(some, axis=-1), np.cumsum([0, *(events.shape[-1] for events in some)]))
@@ -179,6 +179,10 @@ class Rows:
         """What a compiled cost depends on: names and numbers of columns and measured values."""
         own = (self.names, self.n_columns, self.shared.shape[0], self.aux.shape[1])
         return (own, *(part.form for part in self.parts))
+
+    def only(self, toys: np.ndarray) -> "Rows":
+        """These rows on the host; where that takes a copy, only some toys, in ascending order, keep their rows."""
+        return self
 
     def padded(self, toys: np.ndarray, n_padded: int) -> Any:
         """The columns of some toys, (len(toys), n_columns, n_padded); padding repeats a toy's last row."""

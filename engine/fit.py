@@ -67,7 +67,8 @@ def fit_batch(
         |H_ii|^(-1/2) if it is named here and on the parameters as they are if it is yours; Newton then brings the fit
         from where it ended to the same minimum and gives the covariance.
     backend : {"auto", "numba", "jax"}
-        "auto" takes JAX where the device or the optimizer asks for it, else numba.
+        "auto" takes JAX where the device or the optimizer asks for it, else numba. Toys that fail on JAX are retried
+        by numba where the model has a numba form.
     device : {"auto", "cpu", "gpu", "tpu"}
         "auto" takes a GPU or TPU that JAX sees where the CPU would need more than 20 s, or where `backend` or
         `optimizer` ask for JAX; else the CPU.

@@ -24,7 +24,6 @@ from engine.cost import Cost
 from engine.data import Rows, lane_data, shared_columns
 from engine.normalisation import excess
 from engine.ranges import NumericalIntegral
-from engine.resident import ResidentRows
 from engine.simulated import Template
 from kernels.elementwise import elementwise
 from kernels.nodes import UntranslatableError
@@ -67,8 +66,7 @@ def warn_of_irregularities(
     if key in checked:
         return
     checked[key] = True
-    if isinstance(rows, ResidentRows):  # the others need not be copied
-        rows = rows.first(max(TOYS, int(np.searchsorted(rows.offsets, POOL))))
+    rows = rows.only(np.arange(min(len(rows), max(TOYS, int(np.searchsorted(rows.offsets, POOL))))))
     for sentence in (*excess(cost, rows, theta), *irregularities(cost, rows, theta, lower, upper, free)):
         warnings.warn(sentence, stacklevel=3)
 

@@ -7,7 +7,8 @@
    it had ended before, as at a kink, has no other.
 4. From MIGRAD's minimum.
 
-Who has none keeps the lowest point that was found, marked. A minimum is refused where the first fit ended at a point
+Toys that fail are few, and XLA compiles for seconds for each number of them: numba fits them where the model has a
+numba form, whoever fitted the others. Who has no minimum keeps the lowest point that was found, marked. A minimum is refused where the first fit ended at a point
 that is better by 5 standard deviations. All this depends on the toy, its start and the number of the retry, never on
 other toys.
 
@@ -79,6 +80,8 @@ def rescue(
     if not len(failed) or not settings.free.any():
         return rescued
     lowest, tried = Fits(*(array[failed] for array in vars(fits).values())), failed
+    if isinstance(driver, XlaDriver):
+        rows, driver = _on_cores(cost, rows, driver, failed)
     second = _GaussNewton(cost, rows, driver, settings)
     patient = replace(settings, max_steps=MORE_STEPS * settings.max_steps)
 
@@ -133,6 +136,14 @@ def rescue(
         fits.put(failed, Fits(*(array[place] for array in vars(lowest).values())))
         fits.nfev[failed] = nfev
     return rescued
+
+
+def _on_cores(cost: Cost, rows: Rows, driver: XlaDriver, toys: np.ndarray) -> tuple[Rows, NumbaDriver | XlaDriver]:
+    there = rows.only(toys)
+    try:
+        return there, NumbaDriver(cost, there)
+    except UntranslatableError:
+        return rows, driver
 
 
 def _same_place(fits: Fits, toys: np.ndarray, others: Fits, settings: Settings) -> np.ndarray:

@@ -65,7 +65,7 @@ class Resident(Ragged):
                     values[..., self.offsets[k] : self.offsets[k + 1]] = part[k - first, ..., : n[k]]
         return values
 
-    def take(self, toys: Sequence[int]) -> Ragged:
+    def take(self, toys: Sequence[int] | np.ndarray) -> Ragged:
         if "values" in vars(self):
             return super().take(toys)
         with jax.enable_x64(True):
@@ -108,12 +108,11 @@ class ResidentRows(Rows):
     def n_columns(self) -> int:
         return len(self.names)
 
-    def first(self, n_toys: int) -> Rows:
-        """The first toys, on the host."""
-        with jax.enable_x64(True):
-            some = Resident(self.events.padded[:n_toys], np.diff(self.offsets)[:n_toys])
-        aux, bad = self.aux[:n_toys], self.bad[:n_toys]
-        return Rows(np.atleast_2d(some.values), some.offsets, self.shared, aux, bad, self.names)
+    def only(self, toys: np.ndarray) -> Rows:
+        n = np.zeros(len(self), dtype=np.int64)
+        n[toys] = np.diff(self.offsets)[toys]
+        offsets = np.concatenate([[0], np.cumsum(n)])
+        return Rows(np.atleast_2d(self.events.take(toys).values), offsets, self.shared, self.aux, self.bad, self.names)
 
     def padded(self, toys: np.ndarray, n_padded: int) -> Any:
         with jax.enable_x64(True):
