@@ -39,11 +39,15 @@ def known(names: tuple[str, ...], given: Any, what: str) -> None:
             raise ValueError(f"{what} names {shown(name)}, but the parameters are {', '.join(names)}{hint}")
 
 
+def by_name(given: Any) -> Any:
+    """What has string labels in any order, as a Series or a DataFrame, as a dict; all else as it is."""
+    labels = list(given.keys()) if callable(getattr(given, "keys", None)) else []
+    return {label: given[label] for label in labels} if labels and all(isinstance(k, str) for k in labels) else given
+
+
 def start_points(names: tuple[str, ...], start: Any, n_toys: int, what: str = "start") -> np.ndarray:
     """Values of all parameters, as those of the start, as an (n_toys, n_params) array."""
-    labels = list(start.keys()) if callable(getattr(start, "keys", None)) else []
-    if labels and all(isinstance(label, str) for label in labels):  # as of a Series or a DataFrame, in any order
-        start = {label: start[label] for label in labels}
+    start = by_name(start)
     if isinstance(start, Mapping):
         known(names, start, what)
         missing = [name for name in names if name not in start]
@@ -83,6 +87,7 @@ def held_names(names: tuple[str, ...], fixed: Any) -> tuple[str, ...]:
     """The parameters that are held, of names or a dict name -> value."""
     if fixed is None:
         return ()
+    fixed = by_name(fixed)
     if not isinstance(fixed, Mapping | Sequence | set | frozenset):
         raise TypeError(f"fixed must be names, or a dict name -> value, got {type(fixed).__name__}")
     given = (fixed,) if isinstance(fixed, str) else tuple(fixed)
@@ -92,7 +97,7 @@ def held_names(names: tuple[str, ...], fixed: Any) -> tuple[str, ...]:
 
 def held(names: tuple[str, ...], fixed: Any, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(free, start with the fixed values in place)."""
-    free, start = np.ones(len(names), dtype=bool), start.copy()
+    free, start, fixed = np.ones(len(names), dtype=bool), start.copy(), by_name(fixed)
     for name in held_names(names, fixed):
         free[names.index(name)] = False
         if isinstance(fixed, Mapping):

@@ -302,7 +302,7 @@ def model_mistakes(model: Callable, where: str, advice: str, what: str = "the mo
         if not (of_numba or isinstance(error, _MISTAKES)):
             raise
         reason = "it is compiled by numba, or calls what is" if of_numba else str(error).strip().split("\n")[0]
-        if "positional argument" in reason:
+        if "positional argument" in reason and what == "the model":
             advice = "call it with the arguments that it takes"
         if "0-d" in reason:
             advice = (

@@ -211,7 +211,7 @@ def ragged_events(data: Any) -> Ragged:
     Parameters
     ----------
     data : Ragged, or (n_toys, n_events) or (n_toys, d, n_events) array, or sequence of (n,) or (d, n) arrays
-        Ragged arrays of awkward are such sequences.
+        Ragged arrays of awkward are such sequences, and so are arrays of arrays (dtype object).
 
     Raises
     ------
@@ -220,7 +220,8 @@ def ragged_events(data: Any) -> Ragged:
     """
     if isinstance(data, Ragged):
         return data
-    if type(data).__module__.partition(".")[0] == "awkward":  # which has __array__, but not for ragged ones
+    ragged = isinstance(data, np.ndarray) and data.dtype == object and data.ndim == 1
+    if ragged or type(data).__module__.partition(".")[0] == "awkward":  # it has __array__, but not for ragged ones
         data = list(data)
     if isinstance(data, Weighted):
         raise TypeError("weights can be given for unbinned data once: pass Weighted(events, weights)")
@@ -280,6 +281,8 @@ def as_float64(array: Any, name: str) -> np.ndarray:
         raise TypeError(f"{name} has masked entries, which the fit would not see: leave them out")
     try:
         given = np.asarray(array)
+        if given.dtype == object:  # as columns of pandas are, and arrays of lists
+            given = np.asarray(given.tolist())
         if given.dtype.kind not in "fiub":
             raise TypeError
         return given.astype(np.float64, copy=False)

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from engine.cost import Cost
+from engine.cost import Cost, model_mistakes
 from engine.data import shown
 from engine.device_memory import free_memory
 from engine.lanes import bucket
@@ -31,6 +31,7 @@ __all__ = [
     "drawn_by_jax",
     "evaluated",
     "form_of",
+    "one_toy",
     "padded_size",
     "uses_key",
 ]
@@ -231,7 +232,19 @@ def _placed(whole: Array, part: Array, begin: int) -> Array:
 @partial(jax.jit, static_argnums=(0, 1))
 def _draw_chunk(draw: Callable, form: Form, argument: Any, words: Array) -> Any:
     keys = jax.random.wrap_key_data(words, impl="threefry2x32")
-    return jax.vmap(lambda key: form.check(draw(key, argument)))(keys)
+    return jax.vmap(lambda key: form.check(one_toy(draw, key, argument)))(keys)
+
+
+def one_toy(draw: Callable, key: Array, argument: Any) -> Any:
+    """What a sampler returns, or the draw of one; TypeError says what goes wrong inside a function of the user."""
+    if isinstance(getattr(draw, "__self__", None), Sampler):
+        return draw(key, argument)
+    advice = (
+        "it is called as sampler(key, theta) with an array of the parameters in their order, and traced by JAX, so "
+        "write it with jax.numpy and jax.random"
+    )
+    with model_mistakes(draw, "one toy", advice, "the sampler"):
+        return draw(key, argument)
 
 
 def uses_key(draw: Callable, argument: Any) -> bool:

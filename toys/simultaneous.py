@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from engine.cost import Cost
 from engine.sums import SumCost
 from kernels import randombits
-from toys.drawing import Form, Sampler, Together, checked_theta, drawn_by_jax, form_of
+from toys.drawing import Form, Sampler, Together, checked_theta, drawn_by_jax, form_of, one_toy
 from toys.points import ConstraintValues
 
 __all__ = ["Simultaneous"]
@@ -99,7 +99,7 @@ class Simultaneous(Sampler):
         parts = []
         for p, (sampler, own) in enumerate(zip(self.samplers, tables, strict=True)):
             draw = sampler.draw if isinstance(sampler, Sampler) else sampler
-            parts.append(draw(jax.random.fold_in(key, p), own) if callable(draw) else None)
+            parts.append(one_toy(draw, jax.random.fold_in(key, p), own) if callable(draw) else None)
         return tuple(parts)
 
     def draw_all(self, tables: tuple, keys: np.ndarray) -> tuple:

@@ -113,7 +113,6 @@ def test_wrong_ragged(values, offsets, error, message):
         ([TOYS[0], np.array(["a"])], TypeError, "data[1] must hold real numbers, got an array of <U1"),
         ([TOYS[0], None], TypeError, "data[1] must hold real numbers, got NoneType"),
         (np.zeros((2, 3), complex), TypeError, "data must hold real numbers, got an array of complex128"),
-        (np.array([TOYS[0], TOYS[2]], object), TypeError, "data must hold real numbers, got an array of object"),
         (None, TypeError, "data must be a list of arrays, an array (n_toys, n_events) or Ragged, got NoneType"),
         ((x for x in TOYS), TypeError, "data must be a list of arrays, an array (n_toys, n_events) or Ragged, got gen"),
         ({"x": TOYS}, TypeError, "data must be a list of arrays, an array (n_toys, n_events) or Ragged, got dict"),
@@ -123,6 +122,19 @@ def test_wrong_data(data, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}") as caught:
         ragged_events(data)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_arrays_of_objects_are_what_they_hold(same):
+    toys = [TOYS[0], TOYS[0] + 1.0] if same else [TOYS[0], TOYS[2]]
+    made = np.array(toys, dtype=object)
+    assert made.shape == ((2, 2) if same else (2,))
+    read = ragged_events(made)
+    np.testing.assert_array_equal(read.values, np.concatenate(toys))
+    np.testing.assert_array_equal(read.offsets, np.cumsum([0, *map(len, toys)]))
+    for wrong in ([None, 1.0], ["1.0", "2.0"], [[1.0], [2.0, 3.0]]):
+        with pytest.raises(TypeError, match=r"data\[0\] must hold real numbers, got an array of object"):
+            ragged_events([np.array([*wrong, None], dtype=object)[:2]])
 
 
 def test_a_column_of_events_is_told():

@@ -78,6 +78,8 @@ def test_a_start_of_pandas_is_taken_by_its_names():
     start = pandas.Series(START)[::-1]
     assert_identical(fit(toys, start), fit(toys, START))
     assert_identical(fit(toys, pandas.DataFrame([start] * 3)), fit(toys, START))
+    held = {"mu": 0.2, "sigma": 1.1}
+    assert_identical(fit(toys, fixed=pandas.Series(held)), fit(toys, fixed=held))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

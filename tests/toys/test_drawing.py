@@ -13,6 +13,7 @@ from toys import drawing
 from toys.drawing import draw_toys, uses_key
 from toys.models import peak
 from toys.sampling import Component, ExtendedMixture
+from toys.simultaneous import Simultaneous
 from toys.study import generate, thrown_by
 
 UNBINNED = ExtendedUnbinnedNLL(lambda x, n: (n, n))
@@ -209,6 +210,26 @@ def test_toys_of_a_mixture_are_not_copied_to_the_host(monkeypatch):
 def test_what_is_no_toy(cost, toy, message):
     with pytest.raises(TypeError, match=message):
         drawn(lambda key, theta: toy(X.astype(jnp.float64)), cost, n_toys=1)
+
+
+@pytest.mark.parametrize("of_a_sum", [False, True])
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        (lambda key, theta: np.exp(theta), "__array__"),
+        (lambda key, theta: jnp.ones(3) * float(theta[0]), "concrete value"),
+        (lambda key, theta: theta["mu"] * jnp.ones(3), "string indexing"),
+        (lambda key: jnp.ones(3), "takes 1 positional argument but 2 were given"),
+    ],
+)
+def test_mistakes_in_a_sampler_are_told(sampler, message, of_a_sum):
+    told = rf"'<lambda>' cannot be evaluated for one toy \(.*{message}.*\): it is called as sampler\(key, theta\)"
+    with pytest.raises(TypeError, match=told):
+        if of_a_sum:
+            cost = UNBINNED + CONSTRAINT
+            Simultaneous(cost, (sampler, None)).generate([1.0] * len(cost.names), n_toys=2, seed=1, backend="jax")
+        else:
+            drawn(sampler, UNBINNED, n_toys=2)
 
 
 def test_whether_a_sampler_uses_its_key():
