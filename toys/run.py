@@ -56,7 +56,7 @@ class Report:
     fitted : str
         Costs and data.
     nothing_to_add : bool
-        The file that was to be extended has all toys.
+        The file has all toys already.
     """
 
     path: Path
@@ -147,7 +147,6 @@ def run(
         chunk = options.chunk or _chunk(compiled.bytes_per_toy)
         if workers is None:
             memory.check(min(chunk, options.n_toys), compiled.bytes_per_toy, compiled.device)
-        first, stop = shard_range(options.n_toys, chunk, *options.shard) if options.shard else (0, options.n_toys)
         attributes = attributes_of(
             study,
             options,
@@ -159,42 +158,30 @@ def run(
         report = Report(out, Tally(study.truth), None, times, fitted=compiled.fitted)
         if options.overwrite:
             storage.remove_parts(out)
-        parts = storage.complete_parts(out)
-        made = {}
-        for _, _, part in parts:
-            of_part = storage.read_attributes(part)
-            check_same(part, of_part, attributes)
-            made[part] = versions_of(part, of_part)
-        base = 0
-        if out.exists() and not options.overwrite:
-            base = _base(out, options, attributes, compiled, parts)
-        if base >= stop - first:  # all are there
-            report.nothing_to_add = options.extend
+        plan = _plan(out, options, attributes, compiled)
+        if plan.is_complete:
+            report.nothing_to_add = True
             stored = storage.read_validation(out)
             report.validation = Validation(**stored) if stored else None
             storage.remove_parts(out)
-            return _counted(report, base)
-        if base:
+            return _counted(report, plan.base)
+        if plan.base:
             observed = observed or storage.read_fitted(out)
-            made = {out: versions_of(out, storage.read_attributes(out)), **made}
-        warn_of_versions(made, versions_of(out, attributes))
-        done = [range(*part[:2]) for part in parts if part[0] >= base]
-        ranges = list(_missing(first, stop, chunk, base, done))
-        n_resumed = stop - first - sum(map(len, ranges))
-
-        there = ([(0, base, out)] if base else []) + [part for part in parts if part[0] >= base]
+        warn_of_versions(plan.versions, versions_of(out, attributes))
+        n_resumed = plan.stop - plan.first - sum(map(len, plan.ranges))
         n_validated = min(options.validate, options.n_toys)
         # of toys that are not kept, it is checked that they are thrown again as they were: at the end, from the file
         refits = Refits(study, options.n_toys, n_validated if options.save_toys else 0, chunk)
-        growing = None if workers else Growing(out, range(0 if base else first, stop), there, found, observed)
+        begin = 0 if plan.base else plan.first
+        growing = None if workers else Growing(out, range(begin, plan.stop), _files(out, plan.base), found, observed)
         with Writer(out, attributes, options.save_toys, growing) as writer:
-            phase("fit", stop - first)
+            phase("fit", plan.stop - plan.first)
             advance(n_resumed)
             if workers:
                 with _timed(times, "fit"):
-                    workers.fit(out, options, compiled, attributes, ranges, advance)
+                    workers.fit(out, options, compiled, attributes, plan.ranges, advance)
             else:
-                _fit(study, options, compiled, ranges, writer, advance, times, refits)
+                _fit(study, options, compiled, plan.ranges, writer, advance, times, refits)
 
             if n_validated:
                 phase("validate", n_validated)
@@ -206,23 +193,73 @@ def run(
             if not workers:
                 with _timed(times, "wait for the disk"):
                     writer.wait()
-                times["write"] = writer.seconds
             if n_validated:
-                files = ([(0, base, out)] if base else []) + [p for p in storage.complete_parts(out) if p[0] >= base]
                 with _timed(times, "validate"):
+                    files = _files(out, plan.base)
                     report.validation = validate_run(study, files, attributes, n_validated, advance, refits.done)
             phase("join", 1)
             with _timed(times, "join"):
                 summary = report.validation._asdict() if report.validation else None
                 # so that a later run still warns of the toys that were there
-                oldest = next(filter(None, made.values()), versions_of(out, attributes))
+                oldest = next(filter(None, plan.versions.values()), versions_of(out, attributes))
                 joined = {**attributes, "versions": json.dumps(oldest)}
-                how: dict[str, Any] = {"first": first, "base": base, "found": found, "observed": observed}
-                storage.join(out, joined, stop, summary, **how, grown=writer.complete)
+                how: dict[str, Any] = {"first": plan.first, "base": plan.base, "found": found, "observed": observed}
+                storage.join(out, joined, plan.stop, summary, **how, grown=writer.complete)
             if not workers:
                 times["write"] = writer.seconds
         advance(1)
         return _counted(report, n_resumed)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What is there of the toys from `first` to `stop`, and what is to be done.
+
+    Attributes
+    ----------
+    first, stop : int
+    base : int
+        Toys in the file that is there, and is continued.
+    ranges : list of range
+        Toys to throw and fit: the others are in the file or in complete parts.
+    versions : dict
+        Of each file that is there, the versions of the packages that made it.
+    """
+
+    first: int
+    stop: int
+    base: int
+    ranges: list[range]
+    versions: Mapping[Path, Mapping[str, str]]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the file has all."""
+        return self.base >= self.stop - self.first
+
+
+def _plan(out: Path, options: Options, attributes: Mapping[str, Any], compiled: Compiled) -> _Plan:
+    chunk = attributes["chunk"]
+    first, stop = shard_range(options.n_toys, chunk, *options.shard) if options.shard else (0, options.n_toys)
+    parts = storage.complete_parts(out)
+    versions: dict[Path, Mapping[str, str]] = {}
+    for _, _, part in parts:
+        of_part = storage.read_attributes(part)
+        check_same(part, of_part, attributes)
+        versions[part] = versions_of(part, of_part)
+    base = 0
+    if out.exists() and not options.overwrite:
+        base = _base(out, options, attributes, compiled, parts)
+    if base:
+        versions = {out: versions_of(out, storage.read_attributes(out)), **versions}
+    done = [range(*part[:2]) for part in parts if part[0] >= base]
+    return _Plan(first, stop, base, list(_missing(first, stop, chunk, base, done)), versions)
+
+
+def _files(out: Path, base: int) -> list[tuple[int, int, Path]]:
+    """The files that hold toys, each with its first and behind its last: the one that is continued, and the parts."""
+    continued = [(0, base, out)] if base else []
+    return continued + [part for part in storage.complete_parts(out) if part[0] >= base]
 
 
 def fit_parts(
