@@ -104,6 +104,8 @@ def test_another_run_is_not_continued(study, whole, options, changes, words):
     other = dataclasses.replace(study, **changes)
     with pytest.raises(StorageError, match=f"toys.h5 belongs to another run: .*{words}"):
         run(other, path, dataclasses.replace(OPTIONS, resume=True, **options))
+    report = run(study, path, dataclasses.replace(OPTIONS, resume=True))
+    assert report.nothing_to_add and report.n_resumed == N_TOYS
     assert path.read_bytes() == before
 
 
@@ -271,6 +273,8 @@ def test_nothing_to_add(study, whole):
     for n_toys in (N_TOYS, 5):
         report = run(study, path, dataclasses.replace(EXTEND, n_toys=n_toys))
         assert report.nothing_to_add and report.tally.n_toys == N_TOYS and report.validation.agrees.all()
+    report = run(study, path, dataclasses.replace(OPTIONS, resume=True))
+    assert report.nothing_to_add and report.n_resumed == N_TOYS
     assert path.read_bytes() == before
 
 
