@@ -12,7 +12,17 @@ from engine.asymptotic import BAND, Asymptotic
 from toys.pool import TIE, ToyPool, pool_for
 from toys.study import Study
 
-__all__ = ["AsymptoticTest", "HypothesisTest", "Tail", "asymptotic_test", "hypotest", "quantiles", "tail"]
+__all__ = [
+    "AsymptoticTest",
+    "HypothesisTest",
+    "Tail",
+    "asymptotic_test",
+    "hypotest",
+    "plus_minus",
+    "quantile_errors",
+    "quantiles",
+    "tail",
+]
 
 CALCTYPES = ("toybased", "asymptotics")
 
@@ -158,18 +168,7 @@ class HypothesisTest:
     @property
     def expected_error(self) -> np.ndarray:
         """Monte Carlo errors of `expected`, (5,), of the tails at the tested value and of quantiles; 0 without toys."""
-        clsb, clb = _p_values(self.q_null, self.q_alternative)
-        if not len(clsb):
-            return np.zeros(len(BAND))
-        u, n = ndtr(BAND), np.isfinite(self.q_null).sum()
-        away = np.sqrt(u * (1.0 - u) / len(clsb))
-        of_quantile = 0.5 * (
-            np.quantile(clsb, np.minimum(u + away, 1.0)) - np.quantile(clsb, np.maximum(u - away, 0.0))
-        )
-        r = (n * np.quantile(clsb, u) + 1.0) / (n + 2.0)
-        error = np.hypot(of_quantile, np.sqrt(r * (1.0 - r) / n))
-        # at a quantile CLb is known
-        return error / np.quantile(clb, u) if self.test_stat in ("q", "qtilde") else error
+        return quantile_errors(self.q_null, self.q_alternative, ratio=self.test_stat in ("q", "qtilde"))
 
     def __str__(self) -> str:
         beside = self.asymptotic if self.calctype == "toybased" else None
@@ -185,7 +184,7 @@ class HypothesisTest:
             lines.append(f"Z      {self.told_significance}")
         if np.isfinite(self.expected).all():
             band = zip(BAND, self.expected, self.expected_error, strict=True)
-            lines.append("expected " + ", ".join(f"{x:.4g}{_plus_minus(error)} ({n:+d})" for n, x, error in band))
+            lines.append("expected " + ", ".join(f"{x:.4g}{plus_minus(error)} ({n:+d})" for n, x, error in band))
         return "\n".join([*lines, self.sentence])
 
 
@@ -349,6 +348,19 @@ def quantiles(null: np.ndarray, alternative: np.ndarray, *, ratio: bool) -> np.n
     return np.quantile(clsb / clb if ratio else clsb, ndtr(BAND)) if len(clsb) else np.full(len(BAND), np.nan)
 
 
+def quantile_errors(null: np.ndarray, alternative: np.ndarray, *, ratio: bool) -> np.ndarray:
+    """Monte Carlo errors of `quantiles`; 0 without toys."""
+    clsb, clb = _p_values(null, alternative)
+    if not len(clsb):
+        return np.zeros(len(BAND))
+    u, n = ndtr(BAND), np.isfinite(null).sum()
+    away = np.sqrt(u * (1.0 - u) / len(clsb))
+    of_quantile = 0.5 * (np.quantile(clsb, np.minimum(u + away, 1.0)) - np.quantile(clsb, np.maximum(u - away, 0.0)))
+    r = (n * np.quantile(clsb, u) + 1.0) / (n + 2.0)
+    error = np.hypot(of_quantile, np.sqrt(r * (1.0 - r) / n))
+    return error / np.quantile(clb, u) if ratio else error  # at a quantile CLb is known
+
+
 def _p_values(null: np.ndarray, alternative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """CLsb and CLb that each toy of the alternative would give; none without toys."""
     null, alternative = (np.sort(q[np.isfinite(q)]) for q in (null, alternative))
@@ -358,7 +370,7 @@ def _p_values(null: np.ndarray, alternative: np.ndarray) -> tuple[np.ndarray, np
     return beyond[0] / len(null), beyond[1] / max(len(alternative), 1)
 
 
-def _plus_minus(error: float) -> str:
+def plus_minus(error: float) -> str:
     return f" +- {error:.1g}" if error > 0 else ""
 
 

@@ -123,7 +123,10 @@ def _of_test(test: HypothesisTest) -> Section:
 
 
 def _of_limit(limit: UpperLimit) -> Section:
-    band = [["toys", f"{limit.limit:.5g}", *(f"{value:.5g}" for value in limit.expected)]] if limit.points else []
+    band = []
+    if limit.points:
+        found = zip([limit.limit, *limit.expected], [limit.error, *limit.expected_error], strict=True)
+        band.append(["toys", *(f"{value:.4g} ± {error:.1g}" for value, error in found)])
     band.append(["formulae", f"{limit.asymptotic:.5g}", *(f"{value:.5g}" for value in limit.asymptotic_expected)])
     heading = ["", "observed", *(f"expected {n:+d} sigma" for n in range(-2, 3))]
     tables = [Table([f"upper limit of {limit.poi} at {percent(limit.cl)}"], heading, band)]

@@ -11,7 +11,15 @@ from scipy.special import ndtr
 from engine.arguments import one_of
 from engine.asimov import NoAsimovError
 from engine.asymptotic import BAND
-from toys.hypotest import CALCTYPES, HypothesisTest, asymptotic_test, hypotest, quantiles
+from toys.hypotest import (
+    CALCTYPES,
+    HypothesisTest,
+    asymptotic_test,
+    hypotest,
+    plus_minus,
+    quantile_errors,
+    quantiles,
+)
 from toys.pool import TIE, ToyPool, pool_for
 from toys.study import Study
 
@@ -32,8 +40,8 @@ class Point(NamedTuple):
         CLs, or CLsb where that was asked for, and its Monte Carlo error.
     CLb, shared : float
         CLb and its relative Monte Carlo error, from toys that all values share; 1 and 0 where CLsb was asked for.
-    expected : (5,) float64
-        The same at -2, -1, 0, 1 and 2 standard deviations of the background.
+    expected, expected_error : (5,) float64
+        The same at -2, -1, 0, 1 and 2 standard deviations of the background, and its Monte Carlo errors.
     n_toys, n_background : int
         Toys at the tested value and without signal.
     ties, failed : int
@@ -46,6 +54,7 @@ class Point(NamedTuple):
     CLb: float
     shared: float
     expected: np.ndarray
+    expected_error: np.ndarray
     n_toys: int
     n_background: int
     ties: int
@@ -64,8 +73,9 @@ class UpperLimit:
         Whether CLs was inverted, or CLsb.
     limit, error : float
         The limit and its Monte Carlo error. NaN where every value is excluded, which is possible without CLs.
-    expected : (5,) float64
-        Limits at -2, -1, 0, 1 and 2 standard deviations of the background; NaN where no scanned values enclose one.
+    expected, expected_error : (5,) float64
+        Limits at -2, -1, 0, 1 and 2 standard deviations of the background, and their Monte Carlo errors; NaN where no
+        scanned values enclose one.
     asymptotic, asymptotic_expected : float, (5,) float64
         The same by asymptotic formulae; NaN without Asimov data, infinite where no value is excluded.
     points : list of Point
@@ -81,6 +91,7 @@ class UpperLimit:
     limit: float
     error: float
     expected: np.ndarray
+    expected_error: np.ndarray
     asymptotic: float
     asymptotic_expected: np.ndarray
     points: list[Point]
@@ -95,7 +106,8 @@ class UpperLimit:
         lines = [f"{self.poi} < {self.limit:.5g} at {100 * self.cl:g} % CL, by {self.inverted}"]
         if self.calctype == "toybased":
             lines[0] += f", +- {self.error:.2g} by the number of toys; asymptotic {self.asymptotic:.5g}"
-        lines.append("expected " + ", ".join(f"{x:.4g} ({n:+d})" for n, x in zip(BAND, self.expected, strict=True)))
+        band = zip(BAND, self.expected, self.expected_error, strict=True)
+        lines.append("expected " + ", ".join(f"{x:.4g}{plus_minus(error)} ({n:+d})" for n, x, error in band))
         return "\n".join([*lines, self.sentence])
 
 
@@ -178,7 +190,13 @@ def upper_limit(
     told |= {"asymptotic": asymptotic, "asymptotic_expected": band}
     if calctype == "asymptotics":
         return UpperLimit(
-            **told, limit=asymptotic, error=0.0, expected=band, points=[], sentence="Asymptotic formulae, no toys."
+            **told,
+            limit=asymptotic,
+            error=0.0,
+            expected=band,
+            expected_error=np.zeros(len(band)),
+            points=[],
+            sentence="Asymptotic formulae, no toys.",
         )
 
     scan = _Scan(pool, test_stat, 1.0 - cl, CLs, guess, n_toys)
@@ -193,11 +211,13 @@ def upper_limit(
         scan.refresh()
         limit, own, shared = scan.crossing()
     error = float(np.hypot(own, shared))
+    expected, expected_error = scan.expected()
     return UpperLimit(
         **told,
         limit=limit,
         error=error,
-        expected=scan.expected(),
+        expected=expected,
+        expected_error=expected_error,
         points=[scan.points[value] for value in sorted(scan.points)],
         sentence=scan.told(limit, error, precision),
     )
@@ -253,6 +273,18 @@ def _not_excluded(pool: ToyPool, value: float) -> str:
     return f"no value of {pool.poi} up to {value:g} is excluded: raise its upper limit"
 
 
+def _observed(point: Point) -> float:
+    return point.p
+
+
+def _lowest(point: Point) -> float:
+    return float(point.expected[0])
+
+
+def _highest(point: Point) -> float:
+    return float(point.expected[-1])
+
+
 class _Scan:
     """Tested values with their toys, and where they cross 1 - cl."""
 
@@ -280,7 +312,7 @@ class _Scan:
                 self.test(point.value, 0)
 
     def _point(self, test: HypothesisTest, n_toys: int) -> Point:
-        cls = self.cls
+        cls, thrown = self.cls, (test.q_null, test.q_alternative)
         if cls and np.isnan(test.CLb):
             raise ValueError(
                 f"the fits of all {self.n_background} toys without signal failed, which leaves no CLs at {test.poi} = "
@@ -297,7 +329,8 @@ class _Scan:
             error=test.CLs_error if cls else test.CLsb_error,
             CLb=test.CLb if cls else 1.0,
             shared=test.CLb_error / test.CLb if cls else 0.0,
-            expected=test.expected if cls else quantiles(test.q_null, test.q_alternative, ratio=False),
+            expected=test.expected if cls else quantiles(*thrown, ratio=False),
+            expected_error=quantile_errors(*thrown, ratio=cls),
             n_toys=n_toys,
             n_background=self.n_background,
             ties=test.ties,
@@ -305,22 +338,29 @@ class _Scan:
         )
 
     def bracket(self, values: np.ndarray) -> None:
-        """Test these values and those around them, and beyond where they do not enclose the limit."""
+        """Test these values and those around them, and beyond where they do not enclose the limit or its band."""
         pool, last = self.pool, 0.0
+        smallest, largest = max(pool.limits[0], SMALLEST * self.guess), min(pool.limits[1], LARGEST * self.guess)
         for value in sorted([*values, 0.8 * values.min(), _within(pool, 1.2 * values.max())]):
             if value > 1.05 * last:
                 self.test(value, self.n_scan)
                 last = value
-        while all(point.p >= self.alpha for point in self.points.values()):
-            largest = max(self.points)
-            if largest >= min(pool.limits[1], LARGEST * self.guess):
-                raise ValueError(_not_excluded(pool, largest))
-            self.test(min(STEP * largest, pool.limits[1]), self.n_scan)
-        while all(point.p < self.alpha for point in self.points.values()):
-            smaller = min(self.points) / STEP
-            if smaller < max(pool.limits[0], SMALLEST * self.guess):
+        while not all(self._some(p, below=True) for p in (_observed, _highest)):
+            if max(self.points) >= largest:
+                if not self._some(_observed, below=True):
+                    raise ValueError(_not_excluded(pool, max(self.points)))
                 break
-            self.test(smaller, self.n_scan)
+            self.test(min(STEP * max(self.points), pool.limits[1]), self.n_scan)
+        # without signal CLs is 1, but CLsb may exclude every value
+        while not all(self._some(p, below=False) for p in ((_observed, _lowest) if self.cls else (_observed,))):
+            if min(self.points) / STEP < smallest:
+                break
+            self.test(min(self.points) / STEP, self.n_scan)
+
+    def _some(self, p: Callable[[Point], float], *, below: bool) -> bool:
+        """Whether some value has a p below the level, or from there on; or one that is unknown."""
+        told = np.array([p(point) for point in self.points.values()])
+        return bool(np.any(((told < self.alpha) == below) | np.isnan(told)))
 
     def _near(self) -> list[Point]:
         """Points that tell where the limit is: those with p within a factor e of 1 - cl, and its neighbours."""
@@ -373,18 +413,24 @@ class _Scan:
             log_p = design @ coefficients
         return np.poly1d(coefficients), covariance
 
-    def expected(self) -> np.ndarray:
-        """The expected band of the limit, interpolated in the logarithm; NaN where the scan does not enclose it."""
+    def expected(self) -> tuple[np.ndarray, np.ndarray]:
+        """The expected band of the limit, interpolated in the logarithm, and its errors; NaN where nothing encloses it.
+
+        The two points of an interpolation share the toys without signal: their errors are taken for one.
+        """
         points = [self.points[value] for value in sorted(self.points)]
-        x, limits = np.array([point.value for point in points]), np.full(len(BAND), np.nan)
+        x, limits, errors = np.array([point.value for point in points]), *np.full((2, len(BAND)), np.nan)
         for k in range(len(BAND)):
             p = np.array([max(point.expected[k], 1.0 / (point.n_toys + 2)) for point in points])
             y = np.log(p / self.alpha)
             crossed = np.flatnonzero((y[:-1] >= 0) & (y[1:] < 0))
             if len(crossed):
                 i = crossed[0]
-                limits[k] = x[i] + (x[i + 1] - x[i]) * y[i] / (y[i] - y[i + 1])
-        return limits
+                to_next, relative = y[i] / (y[i] - y[i + 1]), np.array([pt.expected_error[k] for pt in points]) / p
+                limits[k] = x[i] + (x[i + 1] - x[i]) * to_next
+                error = (1.0 - to_next) * relative[i] + to_next * relative[i + 1]
+                errors[k] = error * (x[i + 1] - x[i]) / (y[i] - y[i + 1])
+        return limits, errors
 
     def told(self, limit: float, error: float, precision: float) -> str:
         points = list(self.points.values())
@@ -393,7 +439,7 @@ class _Scan:
         told += f"{self.n_background} without signal; {failed} fits of toys failed and are left out."
         if ties:
             told += f" {ties} are within {TIE:g} of the observation and count as extreme."
-        unknown = [f"{n:+d}" for n, expected in zip(BAND, self.expected(), strict=True) if np.isnan(expected)]
+        unknown = [f"{n:+d}" for n, expected in zip(BAND, self.expected()[0], strict=True) if np.isnan(expected)]
         if unknown:
             told += (
                 f" No tested values enclose the limit that is expected at {', '.join(unknown)} standard deviations, "

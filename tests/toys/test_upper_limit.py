@@ -21,6 +21,14 @@ def count(n, upper=None):
     return Study(COUNT, PoissonCounts.of(COUNT), {"mu": 3.0}, limits={"mu": (None, upper)}, data=np.array([[float(n)]]))
 
 
+def spectrum():
+    """Three bins, and a known background: the statistic takes many values."""
+    signal, background = np.array([4.0, 10.0, 6.0]), np.array([40.0, 30.0, 20.0])
+    cost = PoissonNLL(lambda mu: mu * signal + background)
+    data = np.array([[45.0, 36.0, 22.0]])
+    return Study(cost, PoissonCounts.of(cost), {"mu": 1.0}, limits={"mu": (0.0, 20.0)}, data=data)
+
+
 def exact(n, cl, cls=True):
     """Where the Poisson sums P(N <= n) fall to 1 - cl, times those without signal."""
     level = (1.0 - cl) * (poisson.cdf(n, B) if cls else 1.0)
@@ -51,6 +59,17 @@ def test_expected_limits_of_a_count():
     # the median of the background is 5 events, one standard deviation around it 3 and 7; of other toys they vary by 3 %
     np.testing.assert_allclose(found.expected[1:4], [exact(n, 0.9) for n in (3, 5, 7)], rtol=0.12)
     assert (np.diff(found.expected) > 0).all() and found.asymptotic == pytest.approx(found.limit, rel=0.15)
+
+
+def test_errors_of_expected_limits_are_their_spread_over_seeds():
+    study, options = spectrum(), {"poi": "mu", "n_toys": 300, "precision": 0.5, "backend": "numba"}
+    made = [upper_limit(study, seed=seed, **options) for seed in range(5)]
+    expected, errors = (np.array([getattr(each, name) for each in made]) for name in ("expected", "expected_error"))
+    assert np.isfinite(expected).all() and " +- " in str(made[0]).split("expected")[1]
+    ratio = errors[:, 1:].mean(axis=0) / expected[:, 1:].std(axis=0, ddof=1)
+    assert np.all((ratio > 0.3) & (ratio < 3.0))
+    formulae = upper_limit(study, calctype="asymptotics", **options)
+    assert (formulae.expected_error == 0).all()
 
 
 def test_asymptotic_limits_equal_pyhf():
@@ -93,7 +112,9 @@ def test_crossing_is_of_maximum_likelihood():
     scan = _Scan(ToyPool(count(5), "mu", backend="numba"), "qtilde", 0.1, True, 3.0, 1000)
     x, n, k, clb = np.array([2.6, 2.9, 3.3]), np.array([1000, 4000, 500]), np.array([130, 280, 19]), 0.6
     for value, toys, extreme in zip(x, n, k, strict=True):
-        scan.points[value] = Point(value, extreme / toys / clb, 0.0, clb, 0.04, np.zeros(5), int(toys), 1000, 0, 0)
+        scan.points[value] = Point(
+            value, extreme / toys / clb, 0.0, clb, 0.04, np.zeros(5), np.zeros(5), int(toys), 1000, 0, 0
+        )
 
     def nll(line):
         return -binom.logpmf(k, n, 0.1 * clb * np.exp(line[0] + line[1] * (x - 3.0))).sum()
@@ -108,7 +129,7 @@ def test_crossing_is_of_maximum_likelihood():
     )
     # no extreme toy at the far end: a steep line, but one with an end
     del scan.points[3.3]
-    scan.points[6.0] = Point(6.0, 0.0, 0.0, clb, 0.04, np.zeros(5), 500, 1000, 0, 0)
+    scan.points[6.0] = Point(6.0, 0.0, 0.0, clb, 0.04, np.zeros(5), np.zeros(5), 500, 1000, 0, 0)
     assert 2.95 < scan.crossing()[0] < 4.0
 
 
