@@ -93,6 +93,22 @@ def packed_templates(channels: Sequence[Sequence[Sample]]) -> np.ndarray:
     ----------
     channels : sequence of sequences of Sample
         All samples of a channel have the same bins. Parameters of bins stand behind all others.
+
+    Notes
+    -----
+    The numbers, one after the other; "place" counts from 0, n is the number of bins filled up to whole vectors::
+
+        n_channels; of all channels the most n, whole, sets, samples, acting; n_alphas; parameters with shapes (alphas)
+        of each channel:
+            n_bins, n_whole, n_sets, n_samples, most acting
+            n_whole parameters that act on whole samples; for each set, a parameter of each bin, or -1
+            of each sample:
+                n_acting, n_factors, n_normalisations, n_shapes, n_of_bins; n nominal events
+                places among `whole` of the n_acting parameters that act on the whole sample
+                n_factors places among these
+                of each normalisation: place among these, log low, log high, 6 coefficients of the polynomial
+                of each shape: place among alphas, among these, among `whole`; n events at -1; n events at 1
+                n_of_bins places of sets
     """
     alphas = sorted({shape.parameter for samples in channels for s in samples for shape in s.shapes})
     packed: list[Any] = [[len(alphas)], alphas]
@@ -199,7 +215,10 @@ def row_sums(theta, rows, shared, aux, begin, end, order, out):
     c = shared[0]
     most_bins, most_whole, most_sets = int(c[1]), int(c[2]), int(c[3])
     most_samples, most_acting = int(c[4]), int(c[5])
-    # places in w: rows of all bins of a channel, and behind them of what acts on a sample
+    # Places in w. Rows over the bins of a channel: T and F of each sample, of which the latter has no zero and later
+    # becomes the slope times F; F of one sample, F T, the expectation, slope and curvature of its term, any weight; its
+    # Jacobian by the parameters of whole samples and by the sets; for each set and each of the former, what belongs in
+    # the Hessian. Behind them rows over what acts on a sample: m_i and F_ii / F of each sample, and of one sum F T_i.
     events, scale, turned = 0, most_samples * most_bins, 2 * most_samples * most_bins
     factor, both, expected, slope, curvature, weight = (
         turned, turned + most_bins, turned + 2 * most_bins, turned + 3 * most_bins, turned + 4 * most_bins,
