@@ -8,7 +8,18 @@ import numpy as np
 
 from engine.data import as_float64, shown
 
-__all__ = ["check_start", "held", "held_names", "known", "limit_arrays", "one_of", "per_toy", "start_points", "whole"]
+__all__ = [
+    "by_name",
+    "check_start",
+    "held",
+    "held_names",
+    "known",
+    "limit_arrays",
+    "one_of",
+    "per_toy",
+    "start_points",
+    "whole",
+]
 
 MOST = 10**8  # of any number of steps or points; ten times as many are a 32-bit integer, too
 

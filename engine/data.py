@@ -171,6 +171,11 @@ class Rows:
         return self.parts or (self,)
 
     @property
+    def weighted(self) -> bool:
+        """Whether events or bins carry weights."""
+        return any("weight" in leaf.names or "scale" in leaf.names for leaf in self.leaves)
+
+    @property
     def n_columns(self) -> int:
         return self.columns.shape[0]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,6 +17,7 @@ from engine.drivers import Problem
 from engine.fit import needed_problem, problem_of, refit
 from engine.named import NamedArray
 from engine.result import FitResult
+from engine.sandwich import warn_of_weights
 from kernels.program import GRADIENT, VALUE, n_outputs
 
 __all__ = ["MinosResult", "at_minimum", "level", "minos", "minos_of"]
@@ -156,12 +156,7 @@ def minos_of(result: FitResult, names: Sequence[str], cl: float | None) -> Minos
     names = tuple(names) or tuple(name for name, is_free in zip(result.names, free, strict=True) if is_free)
     if len(set(names)) < len(names):
         raise ValueError(f"names must differ, got {names}")
-    if problem.cost.score_covariance(problem.rows) is not None:
-        warnings.warn(
-            "the data are weighted: a likelihood of weighted events rises by errordef somewhere else than at its "
-            "errors, so that these intervals do not cover; use `errors`",
-            stacklevel=3,
-        )
+    warn_of_weights(problem.cost, problem.rows, "these intervals do not cover")
     columns = np.array([result.names.index(name) for name in names], dtype=np.int64)
     k, shape = level(cl), (len(result), 2, len(names))
     distance, status = np.full(shape, np.nan), np.full(shape, FAILED, np.int8)

@@ -16,6 +16,7 @@ from engine.drivers import is_valid
 from engine.fit import needed_problem, problem_of
 from engine.minos import at_minimum, level
 from engine.result import FitResult
+from engine.sandwich import warn_of_weights
 from kernels.derivatives import unpacked_hessian
 from kernels.program import GRADIENT, VALUE
 
@@ -240,6 +241,7 @@ def contour(
 def contour_of(result: FitResult, x: str, y: str, *, cl: float | None = None, size: int = 100) -> Contour:
     """As `contour`, for a result that knows its cost and data."""
     problem = needed_problem(result, "contour")
+    warn_of_weights(problem.cost, problem.rows, "this contour does not cover")
     pair = [_free(result, problem.settings.free, name, "contour") for name in (x, y)]
     if x == y:
         raise ValueError(f"a contour is of two parameters, got {x!r} twice")

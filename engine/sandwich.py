@@ -9,18 +9,30 @@ References
 Langenbruch, Eur. Phys. J. C 82 (2022) 393; Huber, Proc. Fifth Berkeley Symp. 1 (1967) 221.
 """
 
+import warnings
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from engine.data import lane_data, shared_columns
+from engine.cost import Cost
+from engine.data import Rows, lane_data, shared_columns
 from engine.drivers import Problem
 from engine.lanes import bucket
 
-__all__ = ["sandwich"]
+__all__ = ["sandwich", "warn_of_weights"]
 
 VALUES_AT_ONCE = 2**22  # gradients of rows that are held at a time
+
+
+def warn_of_weights(cost: Cost, rows: Rows, what: str) -> None:
+    """Warn, where the errors are those of weighted data, of what is found from the rise of the cost."""
+    if cost.score_covariance(rows) is not None:
+        warnings.warn(
+            "the data are weighted: a likelihood of weighted events rises by errordef somewhere else than at its "
+            f"errors, so that {what}; use `errors`",
+            stacklevel=4,
+        )
 
 
 def sandwich(problem: Problem, score_covariance: Callable, values: np.ndarray, covariance: np.ndarray) -> np.ndarray:

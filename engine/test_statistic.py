@@ -11,6 +11,7 @@ from engine.cost import Cost, check_cost
 from engine.fit import check_fits, fit_batch, refit
 from engine.profile import profile_of
 from engine.result import FitResult
+from engine.sandwich import warn_of_weights
 
 __all__ = ["TEST_STATISTICS", "TestStatistic", "checked_poi", "lower_bounded", "test_statistic"]
 
@@ -124,7 +125,8 @@ def test_statistic(
     check_cost(cost)
     one_of("test_stat", test_stat, TEST_STATISTICS)
     i = checked_poi(cost.names, poi, fixed)
-    n_toys = len(cost.rows(data))
+    rows = cost.rows(data)
+    n_toys = len(rows)
     tested = np.array(np.broadcast_to(per_toy("value", value, n_toys), n_toys))
     lower, upper = limit_arrays(cost.names, limits)
     if test_stat in ("ttilde", "qtilde", "q0"):
@@ -134,6 +136,7 @@ def test_statistic(
     points = start_points(cost.names, start, n_toys)
     points[:, i] = np.clip(points[:, i], lower[i], upper[i])
     is_free, points = held(cost.names, fixed, points)
+    warn_of_weights(cost, rows, "this statistic follows no chi-square")
     options: dict[str, Any] = {"limits": limits, "backend": backend, "device": device}
     constants: dict[str, Any] = {name: points[:, j] for j, name in enumerate(cost.names) if not is_free[j]}
     if free is None:

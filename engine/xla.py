@@ -75,6 +75,7 @@ class XlaDriver:
         if kernel == "pallas" and not has_pallas(devices[0]):
             raise ValueError("kernel='pallas' is for NVIDIA GPUs: pass kernel='xla'")
         self.cost, self.rows, self.one_pass = cost, rows, kernel == "pallas"
+        self.batch_size = batch_size
         self.held: tuple[np.ndarray, Any] | None = None  # toys, and their data on the first device
         self.n_params = len(cost.names)
         self.device = devices[0].platform

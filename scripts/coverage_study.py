@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = arguments()
     args = parser.parse_args(argv)
     refuse_with_file(parser, args, ("n", "seed", "truth", "start", "fixed", "scan"))
+    if args.scan and args.scan[0] in dict(args.start):
+        parser.error(f"fits of a scan start at each true value: leave out --start {args.scan[0]}")
     done: list = []
 
     def kept() -> str:

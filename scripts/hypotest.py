@@ -136,7 +136,8 @@ def test(args: argparse.Namespace, command: str) -> int:
     seed, n = 1 if args.seed is None else args.seed, args.n or N_TOYS
     test_stat, cl = args.test_stat or "qtilde", args.cl or 0.95
     if args.file:
-        study, n = study_of(args.file, args.model), args.n or read_attributes(args.file, "n_toys")["n_toys"]
+        study, held = study_of(args.file, args.model), read_attributes(args.file, "first", "stop")
+        n = args.n or held["stop"] - held["first"]
     else:
         study = study_to_throw(args, screen.say)
     poi = args.poi or study.poi

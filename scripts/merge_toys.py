@@ -14,8 +14,8 @@ def arguments() -> argparse.ArgumentParser:
     parser = Parser(
         prog="merge_toys.py",
         description=__doc__,
-        epilog="Exit code 0: done; 1: done, but MIGRAD disagrees; 2: a file is missing, damaged or of another run, or "
-        "toys are missing or there twice.",
+        epilog="Exit code 0: done; 1: done, but MIGRAD disagrees or more than 1 % of the fits failed; 2: a file is "
+        "missing, damaged or of another run, or toys are missing or there twice.",
     )
     parser.add_argument("out", metavar="OUT", help="output file")
     parser.add_argument("shards", nargs="+", metavar="SHARD", help="files of disjoint ranges of one run, in any order")
@@ -31,12 +31,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def merge_shards(args: argparse.Namespace) -> int:
     from toys.shards import merge
+    from toys.statistics import TOLERATED_FAILURES
 
     merged = merge(args.out, args.shards, overwrite=args.overwrite)
     print(f"written: {args.out}, {merged.n_toys} toys of {len(args.shards)} file{'s' if len(args.shards) > 1 else ''}")
     if merged.n_validated:
         print(f"MIGRAD on {merged.n_validated} toys: {merged.n_disagree} disagree")
-    return DOUBTFUL if merged.n_disagree else DONE
+    if merged.n_failed:
+        print(f"{merged.n_failed} of {merged.n_toys} fits failed")
+    doubtful = merged.n_disagree or merged.n_failed > TOLERATED_FAILURES * merged.n_toys
+    return DOUBTFUL if doubtful else DONE
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def arguments() -> argparse.ArgumentParser:
         "--model",
         help="the study, where it is a file my_study.py or workspace.json[:measurement] (default: as in the file)",
     )
-    parser.add_argument("--toy", type=int, default=0, help="toy that is drawn (default: 0)")
+    parser.add_argument("--toy", type=int, help="number of the toy that is drawn (default: the first of the file)")
     parser.add_argument("--out", default="toys.png", help="figure: .png, .pdf or .svg (default: toys.png)")
     return parser
 

@@ -122,8 +122,12 @@ def _spectrum(
                 )
             expected, _ = np.histogram(x, edges, weights=contents)
             curve_x, curve = np.repeat(edges, 2)[1:-1], np.repeat(expected / width, 2)
-    if isinstance(cost, UnbinnedNLL):  # of any norm, where it has a fit range
-        curve, expected = (values * counts.sum() / expected.sum() for values in (curve, expected))
+        if isinstance(cost, UnbinnedNLL):
+            fitted, total = counts.sum(), expected.sum()
+            if isinstance(cost.integral, RangeIntegral):  # of any norm, and events outside of the range do not count
+                fitted = weights[cost.integral.contains(events.values)].sum()
+                total = float(np.exp(cost.integral.log_integral(jnp.asarray(theta))))
+            curve, expected = (values * fitted / total for values in (curve, expected))
     label = f"events / {width[0]:g}"
     return Picture(centres, counts, np.sqrt(squares), width, curve_x, curve * width[0], expected, label)
 
@@ -138,7 +142,8 @@ def _counts(cost: BinnedNLL | ExtendedBinnedNLL | PoissonNLL | Template, data: A
         else:
             edges, expected = cost.edges, np.asarray(cost.contents(*theta))
     if isinstance(cost, BinnedNLL):
-        expected = expected * counts.sum() / expected.sum()
+        used = slice(None) if cost.mask is None else cost.mask
+        expected = expected * counts[used].sum() / expected[used].sum()
     width = np.diff(edges)
     steps_x, steps_y = np.repeat(edges, 2)[1:-1], np.repeat(expected, 2)
     return Picture(
@@ -163,7 +168,7 @@ def _points(cost: LeastSquares, data: Any, theta: np.ndarray) -> Picture:
     return Picture(x, y, np.broadcast_to(error, y.shape), np.zeros(len(y)), curve_x, curve, expected, "y")
 
 
-def plot_run(study: Study, path: str | Path, out: str | Path, toy: int = 0) -> None:
+def plot_run(study: Study, path: str | Path, out: str | Path, toy: int | None = None) -> None:
     """Draw one toy of a file with its fit, and the pulls of all fits.
 
     Parameters
@@ -174,8 +179,8 @@ def plot_run(study: Study, path: str | Path, out: str | Path, toy: int = 0) -> N
         The HDF5 file of a run.
     out : path
         The figure; its ending chooses the format (.png, .pdf, .svg).
-    toy : int
-        Which toy.
+    toy : int, optional
+        Number of the toy; by default the first of the file.
 
     Raises
     ------
@@ -189,14 +194,16 @@ def plot_run(study: Study, path: str | Path, out: str | Path, toy: int = 0) -> N
     except ImportError:
         raise FigureError("figures need matplotlib: pip install 'batchfit[plot]'") from None
     refuse_inputs(out, [path])
-    result = storage.load(path)
-    if not 0 <= toy < len(result):
-        raise FigureError(f"{path} has the toys 0 to {len(result) - 1}, not {toy}")
+    result, first = storage.load(path), storage.read_attributes(path, "first")["first"]
+    toy = first if toy is None else toy
+    row = toy - first
+    if not 0 <= row < len(result):
+        raise FigureError(f"{path} has the toys {first} to {first + len(result) - 1}, not {toy}")
     if result.names != study.cost.names:
         raise FigureError(
             f"{path} has fits of {', '.join(result.names)}, but the study of {', '.join(study.cost.names)}"
         )
-    drawn = picture(study.cost, stored_toys(study, path, toy, toy + 1), result.values[toy], study.observable, BINS)
+    drawn = picture(study.cost, stored_toys(study, path, row, row + 1), result.values[row], study.observable, BINS)
     pull = (drawn.y - drawn.expected) / np.where(drawn.error > 0, drawn.error, 1.0)
 
     figure = Figure(figsize=(11, 6.5), layout="constrained")

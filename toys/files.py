@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import glob
 import io
 import os
 import re
@@ -40,6 +41,7 @@ __all__ = [
     "reading",
     "refuse_directory",
     "refuse_inputs",
+    "remove_temporaries",
     "synchronise",
     "writing",
 ]
@@ -233,6 +235,14 @@ def new_file(path: Path, *, aside: Path | None = None) -> Iterator[Disk]:
             synchronise(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(path: Path) -> None:
+    """Remove what a process that was killed left of a new file."""
+    for file in path.parent.glob(f"{glob.escape(path.name)}.tmp.*"):
+        pid = file.name.rpartition(".")[2]
+        if pid.isdecimal() and not alive(int(pid)):
+            file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,9 @@ def summary(study: Study, report: Report, out: str) -> tuple[str, bool]:
             if row.n < tally.n_valid:
                 without = f"{tally.n_valid - row.n} valid toys, on a limit, have no Hesse error"
                 console.print(f"{row.name}: {without} and are in neither pulls nor coverage")
+        told = {row.name for row in tally.calibration} | set(study.fixed)
+        for name in (name for name in tally.names if name not in told):
+            console.print(f"{name}: fewer than two valid toys have a Hesse error, so that there are no pulls")
         for status, n in tally.failed.items():
             console.print(f"  {n} {status.name}: {status.sentence}")
         if tally.intervals:

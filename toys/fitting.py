@@ -23,15 +23,21 @@ from toys.study import Study, generate, thrown_by
 
 __all__ = ["REFERENCE", "Compiled", "Fitter", "compile_study", "join_minos"]
 
+FIRST_TOYS = 16  # if none of them can be fitted, the sampler is wrong
 REFERENCE = "reference"  # the thread that compiles what validates the fits
 
 
 class Compiled(NamedTuple):
-    """What the first toy told: the backends of sampler and fit, the device, the bytes of a toy, and what is fitted."""
+    """What the first toy told.
+
+    These are the backends of sampler and fit, the device, how many toys are stepped together (None: as many as can be),
+    the bytes of a toy, and what is fitted.
+    """
 
     sampled: str
     backend: str
     device: str
+    batch_size: int | None
     bytes_per_toy: int
     fitted: str
 
@@ -58,10 +64,14 @@ def compile_study(study: Study, options: Options) -> Compiled:
         )
     rows = study.cost.rows(data)
     if rows.bad[0]:
-        raise ValueError(
-            "the sampler throws what the cost cannot take, such as NaN, negative counts or an error of zero: "
-            f"{first_fault(rows)}; correct the sampler"
-        )
+        bad = study.cost.rows(generate(study, FIRST_TOYS, options.seed, 0, sampled)).bad
+        if bad.all():
+            raise ValueError(
+                "the sampler throws what the cost cannot take, such as NaN, negative counts or an error of zero: "
+                f"{first_fault(rows)}; correct the sampler"
+            )
+        data = generate(study, 1, options.seed, int(np.argmin(bad)), sampled)
+        rows = study.cost.rows(data)
     device = options.device
     if device == options.backend == "auto" and options.optimizer == "newton":
         device = preferred(rows, len(study.cost.names), options.n_toys)
@@ -74,6 +84,7 @@ def compile_study(study: Study, options: Options) -> Compiled:
         "jax" if result.backend == "jax" else sampled,
         result.backend,
         result.device,
+        result.problem.driver.batch_size if result.problem else None,
         bytes_per_toy(toys, len(study.cost.names)),
         describe(study.cost, toys),
     )
@@ -96,8 +107,11 @@ class Fitter:
         How many toys are fitted together; None is a whole chunk.
     """
 
-    def __init__(self, study: Study, options: Options, backend: str, device: str) -> None:
+    def __init__(
+        self, study: Study, options: Options, backend: str, device: str, batch_size: int | None = None
+    ) -> None:
         self.study, self.options, self.backend, self.device = study, options, backend, device
+        self.batch_size = batch_size
         self.at_once: int | None = None
 
     def fit(
@@ -157,7 +171,7 @@ class Fitter:
             optimizer=self.options.optimizer,
             backend=self.backend,
             device=self.device,
-            batch_size=self.at_once,
+            batch_size=self.at_once or self.batch_size,
             progress=advance,
         )
         minos = result.minos() if self.options.minos else None

@@ -297,7 +297,7 @@ def hypotest(
     at_alternative = np.empty(0)
     if poi_alt != value:
         at_alternative = pool.statistic(
-            value, thrown_at=poi_alt, n_toys=n_toys_alt or n_toys, test_stat=test_stat
+            value, thrown_at=poi_alt, n_toys=n_toys if n_toys_alt is None else n_toys_alt, test_stat=test_stat
         ).value
     null, alternative = tail(at_null, q), tail(at_alternative, q)
     cls, error = np.nan, np.nan

@@ -118,7 +118,7 @@ def _of_test(test: HypothesisTest) -> Section:
             Table([f"best fit {test.poi} = {test.poi_hat:.6g}"], heading, rows),
             Table([f"expected if {test.poi} = {test.poi_alt:g}"], ["", *(f"{n:+d} sigma" for n in range(-2, 3))], band),
         ],
-        [plate(f"statistic_{test.value:g}", caption, charts.statistic_chart(test))] if len(test.q_null) else [],
+        [plate(f"statistic_{test.value:.12g}", caption, charts.statistic_chart(test))] if len(test.q_null) else [],
     )
 
 

@@ -49,7 +49,7 @@ def read_data(cost: Cost, paths: Sequence[str], columns: Sequence[str], observab
         For a single file its column of events or counts, for several files one column each; empty where files have one
         column only, or hold points.
     observable : optional
-        Range in which events of one observable must lie, as of a `Study`.
+        Range in which events must lie, as of a `Study`.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def read_data(cost: Cost, paths: Sequence[str], columns: Sequence[str], observab
     return entries if isinstance(cost, SumCost) else entries[0]
 
 
-def _read_part(cost: Cost, path: str, columns: list[str], observable: tuple[float, float] | None) -> Any:
+def _read_part(cost: Cost, path: str, columns: list[str], observable: Any) -> Any:
     if isinstance(cost, LeastSquares):
         if columns:
             raise InputError(f"{path}: points are read from the columns {', '.join(POINTS)}: leave out --column")
@@ -91,9 +91,13 @@ def _read_part(cost: Cost, path: str, columns: list[str], observable: tuple[floa
             raise InputError(f"{path} holds {told}: all must have one number for each point")
         data: Any = tuple(array[None] if name == "y" else array for name, array in given.items())
     elif isinstance(cost, UnbinnedNLL | ExtendedUnbinnedNLL):
+        d = np.ndim(observable) == 2 and len(observable)
+        if d and len(columns) != d:
+            raise InputError(f"{path}: the study has {d} observables: name a column for each with --column")
         if len(columns) < 2:
             return [read_observed(path, columns[0] if columns else None, observable)]
-        observables = [read_observed(path, column) for column in columns]
+        ranges = observable if d else (None,) * len(columns)
+        observables = [read_observed(path, *each) for each in zip(columns, ranges, strict=True)]
         if len({len(values) for values in observables}) > 1:
             raise InputError(f"{path}: the columns {', '.join(columns)} must have the same length")
         return [np.stack(observables)]

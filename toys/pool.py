@@ -13,13 +13,15 @@ from engine.arguments import limit_arrays, one_of
 from engine.asimov import NoAsimovError, asimov
 from engine.result import FitResult
 from engine.status import Status
+from engine.sums import SumCost
 from engine.test_statistic import TEST_STATISTICS, TestStatistic, checked_poi, test_statistic
 from toys import storage
 from toys.files import reading
+from toys.points import NormalPoints
 from toys.regenerate import stored_toys
 from toys.simultaneous import Simultaneous
 from toys.study import Study, generate
-from toys.throwing import Thrower, check_n_events
+from toys.throwing import Thrower, check_n_events, entries_of
 
 __all__ = ["TIE", "NoFitError", "ToyPool", "pool_for"]
 
@@ -107,9 +109,14 @@ class ToyPool:
         given = study.data if data is None else data
         self.has_data = given is not None
         self.data = given if self.has_data else self._expected_data()
-        n_toys = len(study.cost.rows(self.data))
-        if n_toys != 1:
-            raise ValueError(f"data must be one toy, got {n_toys}")
+        rows = study.cost.rows(self.data)
+        if len(rows) != 1:
+            raise ValueError(f"data must be one toy, got {len(rows)}")
+        if self.has_data and rows.weighted:
+            raise ValueError(
+                "the data are weighted, and toys are thrown without weights, so that they tell nothing of these data: "
+                "pass data without weights"
+            )
         if self.has_data:
             check_n_events(study, self.data)
         self._stored_path, self._stored = stored, None if stored is None else self._read(stored)
@@ -177,8 +184,16 @@ class ToyPool:
         return float(lower[i]), float(upper[i])
 
     def _expected_data(self) -> Any:
-        # where the density tells nothing of the number of events, the sampler may
-        like = generate(self.study, 1, 0) if hasattr(self.study.sampler, "n_events") else None
+        # where the density tells nothing of the number of events or of x, the sampler may
+        sampler, cost = self.study.sampler, self.study.cost
+        samplers = sampler.samplers if isinstance(sampler, Simultaneous) else (sampler,)
+        telling = [hasattr(part, "n_events") or isinstance(part, NormalPoints) for part in samplers]
+        like: Any = None
+        if any(telling):
+            toy = generate(self.study, 1, 0)
+            entries = entries_of(cost, toy) if isinstance(cost, SumCost) else (toy,)
+            like = tuple(entry if tells else None for entry, tells in zip(entries, telling, strict=True))
+            like = like if isinstance(cost, SumCost) else like[0]
         try:
             return asimov(self.study.cost, self._truth, observable=self.study.observable, like=like)
         except NoAsimovError as reason:
@@ -199,9 +214,7 @@ class ToyPool:
         """
         value = _number(value)
         if value not in self._conditional:
-            lower, upper = self.limits
-            if not lower <= value <= upper:
-                raise ValueError(f"{self.poi} = {value:g} is outside of its limits ({lower:g}, {upper:g})")
+            self._check_within_limits(value)
             start, fixed = {**self.study.start, self.poi: value}, (*self.study.fixed, self.poi)
             fit = self.study.fit(self.data, start, fixed=fixed, backend=self.backend, device=self.device)
             if not fit.valid[0]:
@@ -209,10 +222,21 @@ class ToyPool:
             self._conditional[value] = replace(fit, problem=None)
         return self._conditional[value]
 
+    def _check_within_limits(self, value: float) -> None:
+        lower, upper = self.limits
+        if not lower <= value <= upper:
+            raise ValueError(f"{self.poi} = {value:g} is outside of its limits ({lower:g}, {upper:g})")
+
     def fit_values_at(self, value: float) -> dict[str, float]:
         """Parameters of the fit at a value of the parameter of interest: profiled, or the truth."""
         if self.nuisance == "truth":
             return {**self._truth, self.poi: _number(value)}
+        if set(self.study.cost.names) == {
+            self.poi,
+            *self.study.fixed,
+        }:  # nothing to fit, even where the cost is infinite
+            self._check_within_limits(_number(value))
+            return {**self.study.start, self.poi: _number(value)}
         names, values = self.study.cost.names, self.conditional(value).values[0].tolist()
         return dict(zip(names, values, strict=True))
 

@@ -36,7 +36,7 @@ class PullRow(NamedTuple):
     bias, residual_std : float
         Mean and standard deviation of value - truth, in the units of the parameter.
     pull_mean, pull_width : float
-        Of a normal distribution fitted by maximum likelihood: mean and standard deviation.
+        Mean and standard deviation, with n - 1, which are those of a normal distribution fitted to them.
     median, robust_width : float
         The median, and half the central interval of 68.27 %, which a few pulls far out do not move.
     p_standard : float

@@ -88,7 +88,10 @@ def stored_toys(study: Study, path: str | Path, first: int, stop: int) -> Any:
 def _numbers(path: str | Path, index: Any, first: int, stop: int) -> np.ndarray:
     """Numbers of toys, (n,) int64, n >= 1."""
     if isinstance(index, slice):
-        numbers = np.arange(*index.indices(stop), dtype=np.int64)
+        begin, end, step = index.indices(stop)
+        if step > 0 and begin < first:  # of a shard: the first that it has
+            begin = first + (begin - first) % step
+        numbers = np.arange(begin, end, step, dtype=np.int64)
     else:
         given = [operator.index(k) for k in (index if np.ndim(index) else [index])]  # type: ignore[union-attr,list-item]
         numbers = np.array([k + stop if k < 0 else k for k in given], dtype=np.int64)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from toys.files import StorageError, writing
 __all__ = ["Plate", "Report", "Section", "check_directory", "plate", "render", "write_report", "write_tables"]
 
 PAGE, TABLES, FIGURES = "report.html", "tables.json", "figures"
+TEMPORARY = ".tmp."  # between the name of a file that is written and the number of the process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Plate:
 
 
 def plate(stem: str, caption: str, figure: Any) -> Plate:
-    return Plate(stem, caption, figure, data_uri(figure))
+    """A plate, of which the stem may hold what no name of a file can, as names of parameters do."""
+    return Plate(quote(stem, safe="=+").replace("%", "_"), caption, figure, data_uri(figure))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +126,8 @@ def check_directory(out: str | Path, *, overwrite: bool = False) -> None:
         if out.is_dir() and any(out.iterdir()):
             if not overwrite:
                 raise StorageError(f"{out} exists: pass --overwrite to replace it, or name another directory")
-            strangers = sorted({file.name for file in out.iterdir()} - {PAGE, TABLES, FIGURES})
+            names = {file.name.partition(TEMPORARY)[0] for file in out.iterdir()}
+            strangers = sorted(names - {PAGE, TABLES, FIGURES})
             if strangers:
                 raise StorageError(f"{out} holds {strangers[0]}, which is none of a report: name another directory")
         with tempfile.TemporaryFile(dir=out if out.is_dir() else out.parent):
@@ -133,6 +137,8 @@ def check_directory(out: str | Path, *, overwrite: bool = False) -> None:
 def write_tables(out: str | Path, numbers: Mapping[str, Any]) -> Path:
     """Write the numbers to `out/tables.json`, complete or not at all; what is not finite becomes null.
 
+    The page and figures of an earlier report, of which they are not, go before.
+
     Raises
     ------
     StorageError
@@ -140,6 +146,10 @@ def write_tables(out: str | Path, numbers: Mapping[str, Any]) -> Path:
     out = Path(out)
     with writing(out):
         out.mkdir(exist_ok=True)
+        (out / PAGE).unlink(missing_ok=True)
+        shutil.rmtree(out / FIGURES, ignore_errors=True)
+        for left in out.glob(f"*{TEMPORARY}*"):  # by a process that was killed
+            left.unlink(missing_ok=True)
         _put(out / TABLES, json.dumps(_plain(numbers), indent=1, allow_nan=False) + "\n")
     return out / TABLES
 
@@ -156,7 +166,6 @@ def write_report(out: str | Path, report: Report) -> list[Path]:
     page = render(report)
     files = [write_tables(out, report.numbers)]
     with writing(out):
-        shutil.rmtree(out / FIGURES, ignore_errors=True)
         (out / FIGURES).mkdir()
         for section in report.sections:
             for each in section.plates:
@@ -172,7 +181,7 @@ def _put(path: Path, text: str) -> None:
 
 @contextmanager
 def _aside(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -161,8 +161,7 @@ def run(
         plan = _plan(out, options, attributes, compiled)
         if plan.is_complete:
             report.nothing_to_add = True
-            stored = storage.read_validation(out)
-            report.validation = Validation(**stored) if stored else None
+            report.validation = _stored_validation(out)
             storage.remove_parts(out)
             return _counted(report, plan.base)
         if plan.base:
@@ -193,7 +192,9 @@ def run(
             if not workers:
                 with _timed(times, "wait for the disk"):
                     writer.wait()
-            if n_validated:
+            if not n_validated and plan.base:
+                report.validation = _stored_validation(out)
+            elif n_validated:
                 with _timed(times, "validate"):
                     files = _files(out, plan.base)
                     report.validation = validate_run(study, files, attributes, n_validated, advance, refits.done)
@@ -289,7 +290,7 @@ def _fit(
     refits: Refits,
 ) -> None:
     """Toys are refitted whenever the next part would have to wait for the disk."""
-    fitter = Fitter(study, options, compiled.backend, compiled.device)
+    fitter = Fitter(study, options, compiled.backend, compiled.device, compiled.batch_size)
     for toys in ranges:
         with _timed(times, "generate"):
             data = generate(study, len(toys), options.seed, toys.start, compiled.sampled)
@@ -339,6 +340,11 @@ def _missing(first: int, stop: int, chunk: int, base: int, done: Sequence[range]
         toys = range(max(start, base), min(start + chunk, stop))
         if len(toys) and toys.start not in begun:
             yield toys
+
+
+def _stored_validation(path: Path) -> Validation | None:
+    stored = storage.read_validation(path)
+    return Validation(**stored) if stored else None
 
 
 def _counted(report: Report, n_resumed: int) -> Report:

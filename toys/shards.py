@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from toys import storage
-from toys.files import StorageError, advice, check_output, lock, reading
+from toys.files import StorageError, advice, check_output, lock, reading, remove_temporaries
 from toys.layout import n_toys_of, open_file, refuse_foreign
 from toys.options import shard_range
 from toys.provenance import told_differences, versions_of, warn_of_versions
@@ -22,9 +22,10 @@ __all__ = ["Merged", "merge", "shard_path"]
 
 
 class Merged(NamedTuple):
-    """What was merged: the number of toys, of those that MIGRAD refitted, and of those on which it disagrees."""
+    """What was merged: toys, those whose fits failed, those that MIGRAD refitted, and those on which it disagrees."""
 
     n_toys: int
+    n_failed: int
     n_validated: int
     n_disagree: int
 
@@ -73,6 +74,7 @@ def merge(out: str | Path, shards: Sequence[str | Path], *, overwrite: bool = Fa
         if out.exists() and not overwrite:  # no other merge can write it now
             raise StorageError(f"{out} exists: pass --overwrite to replace it, or name another output")
         refuse_foreign(out)
+        remove_temporaries(out)
         found = sorted((_read(Path(path)) for path in shards), key=lambda shard: (shard.first, shard.stop))
         _check_same(found)
         _check_cover(found)
@@ -85,7 +87,8 @@ def merge(out: str | Path, shards: Sequence[str | Path], *, overwrite: bool = Fa
         observed = next(filter(None, (storage.read_fitted(shard.path) for shard in found)), None)
         storage.join_files(out, [shard[:3] for shard in found], attributes, validation, observed=observed)
     agrees = validation.get("agrees", np.empty(0, dtype=bool))
-    return Merged(found[-1].stop, len(agrees), int((~agrees).sum()))
+    n_failed = sum(int((~result.valid).sum()) for result, _ in storage.load_blocks(out))
+    return Merged(found[-1].stop, n_failed, len(agrees), int((~agrees).sum()))
 
 
 def _read(path: Path) -> _Shard:

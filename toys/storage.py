@@ -83,7 +83,7 @@ def same_run(a: Mapping[str, Any], b: Mapping[str, Any], keys: Iterable[str]) ->
 
 
 def load(path: str | Path, first: int = 0, stop: int | None = None) -> FitResult:
-    """The fits of toys `first` to `stop - 1` of a file, by default of all.
+    """The fits of rows `first` to `stop - 1` of a file, by default of all; of a shard they are later toys.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def load_blocks(path: str | Path, *, minos: bool = False) -> Iterator[tuple[FitR
 
 
 def load_toys(path: str | Path, first: int = 0, stop: int | None = None) -> dict[str, np.ndarray | Ragged]:
-    """The toys `first` to `stop - 1` of a file, by default all, as they were given to `write_part`.
+    """The toys in rows `first` to `stop - 1` of a file, by default all, as they were given to `write_part`.
 
     Raises
     ------
@@ -189,7 +189,7 @@ def load_some(path: str | Path, rows: Sequence[int]) -> list[dict[str, np.ndarra
 
 
 def load_data(path: str | Path, first: int = 0, stop: int | None = None) -> Any:
-    """The toys `first` to `stop - 1` of a file, by default all, in the form that `fit_batch` takes.
+    """The toys in rows `first` to `stop - 1` of a file, by default all, in the form that `fit_batch` takes.
 
     Examples
     --------

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.arguments import known, limit_arrays
+from engine.arguments import by_name, held_names, known, limit_arrays
 from engine.cost import Cost
 from engine.data import shown
 from engine.fit import fit_batch
@@ -38,8 +38,8 @@ class Study:
         Start values of the fits; the truth by default.
     limits : dict
         name -> (lower, upper) of the fits.
-    fixed : sequence of str
-        Parameters that the fits hold at their start values.
+    fixed : sequence of str, or dict
+        Parameters that the fits hold, at their start values or at those of the dict, which become the start.
     observable : (lower, upper), optional
         Range of the observable, for checks of the model and of observed data, and for figures: d such pairs for d
         observables. Of a sum, one entry for each cost, None where there is no range; a single (lower, upper) may stand
@@ -64,7 +64,7 @@ class Study:
     observable: Any = None
     name: str = "study"
     description: str = ""
-    fixed: Sequence[str] = ()
+    fixed: Sequence[str] | Mapping[str, float] = ()
     data: Any = None
     poi: str = ""
 
@@ -73,10 +73,8 @@ class Study:
             raise TypeError(f"cost must be a cost such as ExtendedUnbinnedNLL(model), got {type(self.cost).__name__}")
         if not callable(self.sampler):
             raise TypeError(f"sampler must be a function sampler(key, theta), got {type(self.sampler).__name__}")
-        if isinstance(self.fixed, str):
-            object.__setattr__(self, "fixed", (self.fixed,))
-        known(self.cost.names, self.fixed, "fixed")
-        object.__setattr__(self, "fixed", tuple(self.fixed))
+        values = by_name(self.fixed)
+        object.__setattr__(self, "fixed", held_names(self.cost.names, values))
         limit_arrays(self.cost.names, self.limits)
         known(self.cost.names, [self.poi] if self.poi else [], "poi")
         object.__setattr__(self, "truth", _values("truth", self.truth, self.names))
@@ -87,7 +85,8 @@ class Study:
                     f"start must be given: the truth of the sampler has no value for {', '.join(missing)} of the fit"
                 )
             object.__setattr__(self, "start", {name: self.truth[name] for name in self.cost.names})
-        object.__setattr__(self, "start", _values("start", self.start, self.cost.names))
+        held_at = values if isinstance(values, Mapping) else {}
+        object.__setattr__(self, "start", _values("start", {**self.start, **held_at}, self.cost.names))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -35,8 +35,8 @@ STRIKING = 4.0
 MOST_STRIKING = 8
 PULLS_TOLD = (
     "The pull of a toy is (fitted - true) / error. If the estimate is unbiased and the error honest, pulls follow the "
-    "standard normal distribution: mean 0, width 1. Mean and width are those of a normal distribution fitted by "
-    "maximum likelihood; median and robust width, half the central 68.27 %, do not follow single pulls far out. The "
+    "standard normal distribution: mean 0, width 1. Mean and width are those of a normal distribution fitted "
+    "to them, with n - 1; median and robust width, half the central 68.27 %, do not follow single pulls far out. The "
     "last column is the Kolmogorov-Smirnov p-value against the standard normal distribution."
 )
 COVERAGE_TOLD = (

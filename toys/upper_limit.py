@@ -153,7 +153,8 @@ def upper_limit(
     n_toys : int
         At each value of the scan.
     max_toys : int
-        Toys with signal, over all values, beyond which no more are thrown; the sentence says where that was too few.
+        Toys with signal, over all values, beyond which no more are thrown after the scan; the sentence says where that
+        was too few.
 
     Returns
     -------
@@ -313,6 +314,11 @@ class _Scan:
 
     def _point(self, test: HypothesisTest, n_toys: int) -> Point:
         cls, thrown = self.cls, (test.q_null, test.q_alternative)
+        if np.isnan(test.CLsb):
+            raise ValueError(
+                f"the fits of all {n_toys} toys at {test.poi} = {test.value:g} failed, which leaves no p-value: pass "
+                "other starts or limits, or check the sampler"
+            )
         if cls and np.isnan(test.CLb):
             raise ValueError(
                 f"the fits of all {self.n_background} toys without signal failed, which leaves no CLs at {test.poi} = "

@@ -1,6 +1,7 @@
 """The command line that joins shards: exit codes, and one line for whatever is wrong."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -69,6 +70,26 @@ def test_a_shard_on_which_migrad_disagrees(main, shards, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "read_validation", lambda path: read(path) | {"agrees": np.array([False])})
     code, said, _ = call(main, tmp_path / "toys.h5", *shards)
     assert code == 1 and said.endswith("MIGRAD on 2 toys: 2 disagree\n")
+
+
+def test_shards_with_failed_fits(main, shards, tmp_path, monkeypatch):
+    blocks = storage.load_blocks
+
+    def failed(path):
+        for result, minos in blocks(path):
+            yield dataclasses.replace(result, valid=np.zeros(len(result), bool)), minos
+
+    monkeypatch.setattr(storage, "load_blocks", failed)
+    code, said, _ = call(main, tmp_path / "toys.h5", *shards)
+    assert code == 1 and said.endswith("10 of 10 fits failed\n")
+
+
+def test_what_a_merge_that_was_killed_left_is_removed(main, shards, tmp_path):
+    left = [tmp_path / f"toys.h5.tmp.{pid}" for pid in (99999999, os.getpid(), "text")]
+    for file in left:
+        file.write_bytes(b"some")
+    assert call(main, tmp_path / "toys.h5", *shards)[0] == 0
+    assert [file.exists() for file in left] == [False, False, True]  # its own number is used and taken away
 
 
 @pytest.mark.parametrize(

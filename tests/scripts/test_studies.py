@@ -341,6 +341,7 @@ WRONG = [
     (hypotest, [*POINT, "--poi", "mu", "--value", "1", "--fixed", "mu=2"], "'mu' is held by --fixed: it must be free"),
     (hypotest, [*POINT, "--poi", "mu", "--upper-limit", "--fixed", "nu"], "--fixed names 'nu', but the parameters are"),
     (hypotest, [*POINT, "--column", "x", "--goodness-of-fit"], "--column goes with --data"),
+    (coverage_study, [*POINT, "--scan", "mu=1,2", "--start", "mu=5"], "fits of a scan start at each true value: leave"),
     (hypotest, [*POINT, "--goodness-of-fit"], "needs observed data, which counting does not have: pass --data"),
 ]
 

@@ -73,6 +73,19 @@ def test_histograms():
     np.testing.assert_array_equal(weighted.error, np.sqrt(2.0 * counts[0]))
 
 
+def test_what_is_not_fitted_does_not_count():
+    p = np.diff(scipy.stats.norm.cdf(EDGES, 0.3, 1.2))
+    mask = np.array([True, True, False, False, True, True])
+    counts = np.where(mask, 500.0 * p, 2000.0)[None]  # as a peak that is blinded
+    seen = drawn(BinnedNLL(norm.cdf, EDGES, mask=mask), counts, (0.3, 1.2))
+    np.testing.assert_allclose(seen.expected, 500.0 * p, rtol=1e-9)
+    outside = np.concatenate([X[np.abs(X) > 1.0], RNG.uniform(-0.9, 0.9, 2000)])
+    cost = UnbinnedNLL(norm.pdf, fit_range=[(-3.0, -1.0), (1.0, 3.0)])
+    seen = drawn(cost, Ragged(outside, [0, len(outside)]), (0.3, 1.2))
+    density = scipy.stats.norm.pdf(0.5 * (EDGES[1:] + EDGES[:-1]), 0.3, 1.2)
+    np.testing.assert_allclose(seen.expected, (np.abs(X) > 1.0).sum() / p[[0, 1, 4, 5]].sum() * density, rtol=1e-6)
+
+
 def test_points():
     x, y, error = np.linspace(0.0, 2.0, 5), np.arange(5.0)[None], np.full(5, 0.5)
     parabola = lambda x, a, b: a + b * x**2  # noqa: E731

@@ -2,9 +2,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine import BinnedNLL, NormalConstraint, PoissonConstraint, PoissonNLL, UnbinnedNLL, fit_batch
+from engine import BinnedNLL, LeastSquares, NormalConstraint, PoissonConstraint, PoissonNLL, UnbinnedNLL, fit_batch
 from engine import test_statistic as statistic_of
 from toys import MultinomialCounts, PoissonCounts, Resampled, Simultaneous, Study, load_data
+from toys.points import NormalPoints
 from toys.pool import ToyPool
 from toys.run import Options, run
 
@@ -162,6 +163,15 @@ def test_poisson_constraints_and_no_nuisance_parameter():
     assert abs(measured.mean() - 20.0) < 4.0 * np.sqrt(20.0 / 2000)
 
 
+def test_nothing_is_fitted_where_nothing_is_free():
+    counts = PoissonNLL(lambda mu, b: jnp.array([1.0]) * mu + b)  # without signal the data are impossible
+    truth = {"mu": 1.0, "b": 0.0}
+    study = Study(counts, PoissonCounts.of(counts), truth, fixed=["b"], limits={"mu": (0, 9)}, data=np.array([[7.0]]))
+    assert made(study).theta_at(0.0) == {"mu": 0.0, "b": 0.0}
+    with pytest.raises(ValueError, match=r"mu = 30 is outside of its limits \(0, 9\)"):
+        made(study).theta_at(30.0)
+
+
 @pytest.mark.parametrize(
     "options, sentence",
     [
@@ -170,6 +180,7 @@ def test_poisson_constraints_and_no_nuisance_parameter():
         ({"nuisance": "free"}, "nuisance must be one of"),
         ({"seed": -1}, "seed must be a whole number"),
         ({"data": (np.ones((2, 2)), np.ones((2, 1)))}, "data must be one toy, got 2"),
+        ({"data": (np.ones((1, 2, 2)), None)}, "the data are weighted, and toys are thrown without weights"),
     ],
 )
 def test_mistakes(options, sentence):
@@ -191,6 +202,20 @@ def test_mistakes_in_questions():
         bad.theta_at(1.0)
     with pytest.raises(ValueError, match="the fit of the observation at mu = 1 failed"):
         bad.observed(1.0)
+
+
+def test_the_sampler_tells_x_and_the_events_of_parts():
+    x = np.linspace(0.0, 1.0, 8)
+    line = LeastSquares(lambda x, a, k: a + k * x)
+    slope = UnbinnedNLL(lambda x, k: jnp.exp(k * x), nodes=np.linspace(0.0, 1.0, 400))
+    prior = NormalConstraint("k", 0.7, 0.2)
+    for cost, parts in ((line, None), (line + prior, None), (slope + prior, Resampled(slope, 300))):
+        sampler = parts or NormalPoints(line.model, ("a", "k"), x, 0.1)
+        sampler = Simultaneous(cost, (sampler, None)) if cost is not line else sampler
+        pool = made(Study(cost, sampler, dict(zip(cost.names, [0.5, 0.7][-len(cost.names) :], strict=True))), "k")
+        assert not pool.has_data
+        fit = fit_batch(cost, pool.data, dict.fromkeys(cost.names, 0.3))
+        assert fit.values["k"][0] == pytest.approx(0.7, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,21 @@ def test_file_that_lost_an_attribute(points, tmp_path, name):
         regenerate(tmp_path / "bad.h5", 5)
 
 
+def test_toys_of_a_shard_have_the_numbers_of_the_run(own, tmp_path):
+    out = tmp_path / "toys.h5"
+    run(own, out, dataclasses.replace(OPTIONS, save_toys=False, shard=(2, 2)))
+    first = storage.read_attributes(out)["first"]
+    assert first == CHUNK
+    for index, numbers in (
+        (slice(None), range(first, N_TOYS)),
+        (slice(None, None, 5), range(10, N_TOYS, 5)),
+        (slice(3, 11), range(first, 11)),
+        (-1, [N_TOYS - 1]),
+    ):
+        for k, y in zip(numbers, regenerate(out, index, own)[1], strict=True):
+            np.testing.assert_array_equal(y[None], generate(own, 1, OPTIONS.seed, k)[1])
+
+
 def test_toys_that_are_not_there(points):
     *_, bare, _, _ = points
     for index in (N_TOYS, -N_TOYS - 1, [0, 99], slice(30, 40), []):

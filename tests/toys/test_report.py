@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import urllib.parse
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -141,7 +142,9 @@ def test_hypotheses_that_are_one_and_toys_that_all_failed():
 
 
 def test_failures_of_a_limit_are_a_share_of_all_its_toys():
-    numbers = dict.fromkeys(("value", "p", "error", "CLb", "shared"), 0.5) | {"expected": np.full(5, 0.5)}
+    numbers = dict.fromkeys(("value", "p", "error", "CLb", "shared"), 0.5) | dict.fromkeys(
+        ("expected", "expected_error"), np.full(5, 0.5)
+    )
     point = LimitPoint(**numbers, n_toys=2000, n_background=8000, ties=0, failed=100)
     assert _failed(SimpleNamespace(points=[point, point])) == 0.01
 
@@ -173,6 +176,23 @@ def test_files(report, tmp_path):
     write_report(out, dataclasses.replace(report, sections=report.sections[2:3]))
     assert sorted(file.name for file in out.iterdir()) == ["figures", "report.html", "tables.json"]
     assert sorted(file.name for file in (out / "figures").iterdir()) == ["coverage.pdf", "coverage.png"]
+
+
+def test_names_that_no_file_can_have(report, tmp_path):
+    figure = report.sections[0].plates[0].figure
+    plates = [plate(stem, "", figure) for stem in ("bias_a/b", "bias_a_b", "../x", "mu=1")]
+    write_report(tmp_path, dataclasses.replace(report, sections=[Section("", plates=plates)]))
+    names = sorted(file.name for file in (tmp_path / "figures").glob("*.pdf"))
+    assert names == sorted(Path(each.files).name for each in plates)
+    assert names == [".._2Fx.pdf", "bias_a_2Fb.pdf", "bias_a_b.pdf", "mu=1.pdf"]
+
+
+def test_tables_are_beside_no_other_report(report, tmp_path):
+    write_report(tmp_path, report)
+    (tmp_path / "tables.json.tmp.123").write_text("{")
+    check_directory(tmp_path, overwrite=True)
+    write_tables(tmp_path, {"a": 1})
+    assert [file.name for file in tmp_path.iterdir()] == ["tables.json"]
 
 
 def test_what_is_not_finite_is_null(tmp_path):

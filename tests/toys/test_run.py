@@ -5,21 +5,23 @@ import json
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import toys
-from engine import ExtendedUnbinnedNLL
+from engine import ExtendedUnbinnedNLL, PoissonNLL, Status, UnbinnedNLL
 from engine.fit import fit_batch
 from engine.result import FitResult
+from engine.xla import XlaDriver
 from kernels import expon
 from tests.toys.small_runs import CHUNK, N_TOYS, OPTIONS, assert_same_contents, decay, stop_after
 from toys import memory, storage, validation
 from toys import run as run_module
 from toys.files import StorageError
 from toys.options import shard_range
-from toys.run import run
-from toys.sampling import Component, ExtendedMixture
+from toys.run import Options, run
+from toys.sampling import Component, ExtendedMixture, Mixture
 from toys.study import Study, generate
 from toys.tally import calibration
 from toys.writer import Writer
@@ -230,6 +232,41 @@ def test_number_of_toys(study, tmp_path, n_toys):
     with pytest.raises(ValueError, match=f"must lie in 1 to 2\\^32, got {n_toys}"):
         run(study, tmp_path / "toys.h5", dataclasses.replace(OPTIONS, n_toys=n_toys))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_first_toy_that_cannot_be_fitted_stops_no_run(tmp_path):
+    def sampler(key, theta):
+        counts = jax.random.poisson(key, theta[0], (3,)).astype(float)
+        return jnp.where(jax.random.uniform(key) < 0.5, jnp.nan, counts)
+
+    cost = PoissonNLL(lambda mu: mu * jnp.ones(3))
+    bad = Study(cost, sampler, {"mu": 30.0})
+    is_bad = [cost.rows(generate(bad, 16, seed)).bad for seed in range(6)]
+    seed = next(seed for seed in range(6) if is_bad[seed][0])
+    report = run(bad, tmp_path / "toys.h5", Options(n_toys=16, seed=seed, backend="numba", device="cpu", validate=0))
+    assert report.tally.failed == {Status.BAD_DATA: is_bad[seed].sum()} and report.tally.n_valid > 0
+
+
+def test_a_run_steps_as_many_toys_together_as_its_first_fit(tmp_path, monkeypatch):
+    def slow(x, lam):  # without a numba form
+        return jax.lax.while_loop(lambda s: s[0] < 1, lambda s: (s[0] + 1, s[1]), (0, expon.pdf(x, 0.0, lam)))[1]
+
+    cost, lanes = UnbinnedNLL(slow), []
+    study = Study(cost, Mixture(("lam",), 40, (Component(None, expon.ppf, (0.0, "lam")),)), {"lam": 1.0})
+    init = XlaDriver.__init__
+    monkeypatch.setattr(
+        XlaDriver, "__init__", lambda self, *args, **kwargs: (init(self, *args, **kwargs), lanes.append(self.lanes))[0]
+    )
+    with pytest.warns(UserWarning, match="no numba form"):
+        run(study, tmp_path / "toys.h5", Options(n_toys=30, seed=1, device="cpu", validate=0))
+    assert len(lanes) == 2 and lanes[0] == lanes[1] < 30
+
+
+def test_stored_validation_stays_where_none_is_asked_for(study, tmp_path):
+    out, options = tmp_path / "toys.h5", Options(n_toys=8, seed=5, validate=2, backend="numba", device="cpu")
+    run(study, out, options)
+    report = run(study, out, dataclasses.replace(options, n_toys=12, validate=0, extend=True))
+    assert report.validation.agrees.all() and storage.read_validation(out)["toy"].tolist() == [0, 7]
 
 
 def test_wrong_start_leaves_nothing_behind(study, tmp_path):

@@ -85,7 +85,7 @@ def test_merged_shards_are_the_run(whole, shards, tmp_path):
         attributes = storage.read_attributes(path)
         assert (attributes["first"], attributes["stop"], attributes["n_toys"]) == (first, stop, N_TOYS)
         np.testing.assert_array_equal(storage.load(path).values, storage.load(whole).values[first:stop])
-    assert merge(out, [shards[2], shards[0], shards[1]]) == Merged(N_TOYS, 5, 0)
+    assert merge(out, [shards[2], shards[0], shards[1]]) == Merged(N_TOYS, 0, 5, 0)
     assert_same_file(out, whole)
     merged, made = storage.read_attributes(out), storage.read_attributes(whole)
     assert merged.keys() == made.keys()
@@ -120,9 +120,9 @@ def test_a_shard_is_resumed(study, shards, tmp_path, monkeypatch):
 def test_shards_without_toys_to_validate(whole, study, tmp_path):
     paths = run_shards(study, tmp_path / "toys.h5", 6, dataclasses.replace(OPTIONS, validate=2))
     assert [len(storage.read_validation(path)) > 0 for path in paths] == [True, False, False, False, False, True]
-    assert merge(tmp_path / "toys.h5", paths) == Merged(N_TOYS, 2, 0)
+    assert merge(tmp_path / "toys.h5", paths) == Merged(N_TOYS, 0, 2, 0)
     np.testing.assert_array_equal(storage.read_validation(tmp_path / "toys.h5")["toy"], [0, N_TOYS - 1])
-    assert merge(tmp_path / "whole.h5", [whole]) == Merged(N_TOYS, 5, 0)
+    assert merge(tmp_path / "whole.h5", [whole]) == Merged(N_TOYS, 0, 5, 0)
     assert_same_file(tmp_path / "whole.h5", whole)
 
 

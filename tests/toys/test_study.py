@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+import pandas
 import pytest
 
 from engine import ExtendedUnbinnedNLL, PoissonNLL, fit_batch
@@ -45,6 +46,12 @@ def test_another_start_holds_its_own_values(counting):
     assert (counting.fit(data, {"s": 1.0, "b": 40.0}, backend="numba").values["b"] == 40.0).all()
     free = counting.fit(data, fixed=(), limits={}, backend="numba")
     np.testing.assert_allclose(free.values["s"], data[:, 0] - data[:, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [dict, pandas.Series])
+def test_values_at_which_parameters_are_held_become_the_start(study, kind):
+    held = dataclasses.replace(study, fixed=kind({"sigma": 0.6}))
+    assert held.fixed == ("sigma",) and held.start == {**study.start, "sigma": 0.6} and held.truth == study.truth
 
 
 def test_study_checks_its_parameters(study):

@@ -174,6 +174,22 @@ def test_all_toys_without_signal_fail():
         upper_limit(study, poi="mu", n_toys=20, backend="numba")
 
 
+@pytest.mark.filterwarnings("ignore:no toy can be fitted")
+@pytest.mark.parametrize("cls", [True, False])
+def test_all_toys_with_signal_fail(cls):
+    study = replace(count(4), sampler=lambda key, theta: jnp.where(theta > 0, jnp.nan, 4.0))
+    with pytest.raises(ValueError, match=r"the fits of all 20 toys at mu = .* failed, which leaves no p-value: pass"):
+        upper_limit(study, poi="mu", CLs=cls, n_toys=20, backend="numba")
+
+
+def test_a_count_without_background():
+    cost = PoissonNLL(lambda mu: jnp.array([1.0]) * mu)
+    study = Study(cost, PoissonCounts.of(cost), {"mu": 3.0}, limits={"mu": (0.0, None)}, data=np.array([[2.0]]))
+    found = upper_limit(study, poi="mu", cl=0.9, n_toys=1000, precision=0.03, backend="numba")
+    # all toys without signal have no event, so that CLb is 1
+    assert abs(found.limit - brentq(lambda mu: poisson.cdf(2, mu) - 0.1, 1.0, 20.0)) < 3.5 * found.error
+
+
 @pytest.mark.parametrize(
     "study, options, sentence",
     [
