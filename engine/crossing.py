@@ -50,10 +50,15 @@ REMAINDER = 1e-5  # largest third-order term of the last step, relative to the d
 GAIN = 2e-3  # what the other parameters may gain by the last step, in terms of the rise: about its square remains
 LEVEL = 1e-7  # a profile that ends below the level by so much of the rise does not reach it
 MAX_EVALUATIONS, MAX_TRIES = 15, 6
+# A profile that is another than the model says by so much of the rise, at the first point and at later ones, or falls,
+# may have crossed the level before: it is walked along.
+FIRST_MISS, MISS = 0.7, 0.25
 MATRICES = 2**21  # numbers of all Hessians that are held at once
 OVERSHOOT = 4.0  # a point so many times as high above the minimum as the level is not trusted
 NEW_MINIMUM = 1e-5  # a point that lies lower than the minimum by so many errordef belongs to another
-MAX_EXPANSIONS = 60
+# Distances at which a profile is taken until it is above the level, in units of where the parabola would cross: close
+# to each other as long as it may rise above the level and fall again.
+WALK = np.concatenate([np.arange(0.5, 4.1, 0.5), 5.0 * 1.25 ** np.arange(12), 100.0 * 2.0 ** np.arange(40)])
 MAX_FITS = 60
 HIGH = 1e3  # what stands for the height of a profile that cannot be had, in units of the level
 
@@ -173,6 +178,7 @@ def _newton(driver: NumbaDriver | XlaDriver, rays: Rays, start: np.ndarray, sett
     # the last good point of each ray, its distance and the curvature of the profile there, and the step from it
     good, base, curvature = rays.origin.copy(), np.zeros(n), np.full(n, np.nan)
     step, ds, tries = np.zeros((n, n_params)), np.zeros(n), np.zeros(n, np.int64)
+    aim = np.full(n, np.nan)  # what the model says of the profile at the next point
     here, theta, outputs = np.arange(n), rays.origin, start  # rays that run on, for which `outputs` holds the cost
     for _ in range(MAX_EVALUATIONS):
         ray, s, value = rays[here], base[here] + ds[here], outputs[:, VALUE]
@@ -191,9 +197,12 @@ def _newton(driver: NumbaDriver | XlaDriver, rays: Rays, start: np.ndarray, sett
         on_limit = s + move.ds >= room[here]
         settled &= on_limit & (np.abs(move.ds) <= REMAINDER * room[here]) & (move.height < -LEVEL * rise[here])
         hopeless = ~usable & ((tries[here] >= MAX_TRIES) | (s == 0))
+        with np.errstate(invalid="ignore"):
+            missed = np.abs(move.profile - aim[here]) > np.where(base[here] == 0, FIRST_MISS, MISS) * rise[here]
+        hopeless |= usable & (s > 0) & (missed | ~(move.climb > 0))
         lower = value < ray.minimum - lower_by(outputs, settings.errordef)
         status = np.select(
-            [lower, usable & settled, usable & still, hopeless], [LOWER, AT_LIMIT, FOUND, FAILED], RUNNING
+            [lower, hopeless, usable & settled, usable & still], [LOWER, FAILED, AT_LIMIT, FOUND], RUNNING
         )
         ended = status != RUNNING
         found.status[here[ended]] = status[ended]
@@ -203,6 +212,7 @@ def _newton(driver: NumbaDriver | XlaDriver, rays: Rays, start: np.ndarray, sett
         on, off = here[usable], here[~usable]
         good[on], base[on], curvature[on] = theta[usable], s[usable], move.curvature[usable]
         step[on], ds[on], tries[on] = move.step[usable], move.ds[usable], 0
+        aim[on], aim[off] = (ray.level + move.height)[usable], np.nan
         # from a point of no use half the step is tried
         step[off] *= 0.5
         ds[off] *= 0.5
@@ -223,6 +233,8 @@ class _Move(NamedTuple):
     ----------
     step : (n, n_params) float64
     ds : (n,) float64
+    profile, climb : (n,) float64
+        The profile at the point, where the other parameters have moved, and its slope.
     height, slope, curvature : (n,) float64
         Of the model of the profile after the step; its height is above the level.
     gain : (n,) float64
@@ -235,6 +247,8 @@ class _Move(NamedTuple):
 
     step: np.ndarray
     ds: np.ndarray
+    profile: np.ndarray
+    climb: np.ndarray
     height: np.ndarray
     slope: np.ndarray
     curvature: np.ndarray
@@ -253,9 +267,9 @@ def _propose(
     moving = settings.free & ~ray.held & ~outward
     on_limit = np.zeros_like(theta)  # displacement of those that the step would bring beyond a limit
     hu = _times(hessian, ray.direction)
-    ds, height, slope, curvature, gain = np.empty((5, n))
+    ds, profile, climb, height, slope, curvature, gain = np.empty((7, n))
     definite, turns = np.empty(n, dtype=bool), np.zeros(n, dtype=bool)
-    move = _Move(np.empty_like(theta), ds, height, slope, curvature, gain, definite, turns)
+    move = _Move(np.empty_like(theta), ds, profile, climb, height, slope, curvature, gain, definite, turns)
     todo = np.arange(n)
     for round_ in range(n_params + 1):
         h, g, m, c, u = hessian[todo], gradient[todo], moving[todo], on_limit[todo], ray.direction[todo]
@@ -267,6 +281,8 @@ def _propose(
         slope, curvature = _dot(moved, v), _dot(u, _times(h, v))
         ds = _root(height, slope, curvature, s[todo], ray.level[todo] - ray.minimum[todo])
         ds = np.clip(ds, -0.5 * s[todo], room[todo] - s[todo])
+        if round_ == 0:
+            profile[:], climb[:] = height + ray.level, slope
         step = p + ds[:, None] * v
         move.step[todo], move.ds[todo], move.curvature[todo] = step, ds, curvature
         move.height[todo] = height + ds * (slope + 0.5 * ds * curvature)
@@ -362,7 +378,8 @@ def _bracketed(driver: NumbaDriver | XlaDriver, rays: Rays, unit: np.ndarray, se
         along = rays.origin[ray] + distance[:, None] * rays.direction[ray]
         start = np.clip(np.where(rays.held[ray], along, near[ray]), settings.lower, settings.upper)
         fits = driver.fit(rays.toys[ray], start, held)
-        good = (fits.status == Status.CONVERGED) & np.isfinite(fits.fval)
+        # where another parameter lost its meaning, as the place of a peak without events, the height is known
+        good = np.isin(fits.status, (Status.CONVERGED, Status.HESSIAN_NOT_POSDEF)) & np.isfinite(fits.fval)
         near[ray[good]] = fits.values[good]
         found.nfev[ray] += fits.nfev
         below = good & (fits.fval < rays.minimum[ray] - NEW_MINIMUM * settings.errordef)
@@ -371,11 +388,11 @@ def _bracketed(driver: NumbaDriver | XlaDriver, rays: Rays, unit: np.ndarray, se
         return np.where(good, fits.fval - rays.level[ray], HIGH * rise[ray])
 
     inside, outside = np.zeros(n), np.full(n, np.nan)
-    for k in range(MAX_EXPANSIONS):
+    for walked in WALK:
         open_ = np.flatnonzero(np.isnan(outside) & (inside < room) & ~lower)
         if not len(open_):
             break
-        trial = np.minimum(unit[open_] * 2.0**k, room[open_])
+        trial = np.minimum(unit[open_] * walked, room[open_])
         above = height(trial, open_) > 0
         outside[open_[above]] = trial[above]
         inside[open_[~above]] = trial[~above]

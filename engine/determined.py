@@ -1,8 +1,9 @@
 """Fits that meet the criterion of convergence, though the data do not determine their parameters.
 
 Where parameters are degenerate, as a and b in a model of their product, the Hessian is singular at the minimum, and
-rounding alone decides whether it looks positive definite. It is taken once more at the minimum itself, since that of
-the last step still holds the slope there, and judged by its smallest eigenvalue in units of its diagonal.
+rounding and what is left of the slope decide whether it looks positive definite. It is taken once more at the minimum
+itself, to which a step in the directions that are determined leads, and judged by its smallest eigenvalue in units of
+its diagonal.
 """
 
 import numpy as np
@@ -21,6 +22,7 @@ LARGE = 30.0  # an error in terms of its parameter, above which it is taken agai
 # Smallest eigenvalue of a Hessian in units of its diagonal: at the end of a fit of degenerate parameters there remain
 # up to 4e-10 of either sign, and the worst of the certified regression problems has 9e-10.
 DEFINED = 6e-10
+WEAK = 1e-4  # an eigenvalue below which the step to the minimum does not go
 FAR = 1e6  # a parameter that has grown so many times, with an error beyond itself, may have run away
 RISES = 0.1  # what the cost rises by at least, in units of errordef, one such error further away, if it has not
 
@@ -51,7 +53,12 @@ def mark_undetermined(problem: Problem, fits: Fits, start: np.ndarray, rescued: 
         hessian = unpacked_hessian(outputs[:, GRADIENT + n_params :], n_params)
         diagonal = np.abs(np.diagonal(hessian, axis1=1, axis2=2))
         active = settings.free & ~fits.at_limit[suspect]
-        undefined[suspect] = np.linalg.eigvalsh(_unit_diagonal(hessian, diagonal, active))[:, 0] < DEFINED
+        step = _settling(outputs[:, GRADIENT : GRADIENT + n_params], hessian, active)
+        theta = np.clip(fits.values[suspect] + step, settings.lower, settings.upper)
+        settled = problem.driver.evaluate(problem.toys[suspect], theta)
+        at_rest = unpacked_hessian(settled[:, GRADIENT + n_params :], n_params)
+        with np.errstate(invalid="ignore"):
+            undefined[suspect] = _eigen(at_rest, active)[1][:, 0] < DEFINED
 
         # of a parameter in large units the cost rises one error away, of one that does nothing it does not
         row, column = np.nonzero(tried[suspect] & active & (diagonal > 0))
@@ -73,8 +80,20 @@ def mark_undetermined(problem: Problem, fits: Fits, start: np.ndarray, rescued: 
         rescued[toys] = False
 
 
-def _unit_diagonal(hessian: np.ndarray, diagonal: np.ndarray, active: np.ndarray) -> np.ndarray:
-    """Hessians of the active parameters in units of their diagonals, and the unit matrix for all others."""
-    root = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-    scaled = hessian / root[:, :, None] / root[:, None, :]
-    return np.where(active[:, :, None] & active[:, None, :], scaled, np.eye(active.shape[1]))
+def _eigen(hessian: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of Hessians of the active parameters in units of their diagonals: those units, eigenvalues and eigenvectors."""
+    diagonal = np.abs(np.diagonal(hessian, axis1=1, axis2=2))
+    unit = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    scaled = hessian * unit[:, :, None] * unit[:, None, :]
+    scaled = np.where(active[:, :, None] & active[:, None, :], scaled, np.eye(active.shape[1]))
+    usable = np.isfinite(scaled).all(axis=(1, 2), keepdims=True)
+    values, vectors = np.linalg.eigh(np.where(usable, scaled, np.eye(active.shape[1])))
+    return unit, values, vectors
+
+
+def _settling(gradient: np.ndarray, hessian: np.ndarray, active: np.ndarray) -> np.ndarray:
+    """Newton's step in the directions that the data determine, (n, n_params)."""
+    unit, values, vectors = _eigen(hessian, active)
+    along = np.einsum("nij,ni->nj", vectors, np.where(active, gradient * unit, 0.0))
+    step = np.where(values > WEAK, along / np.where(values > WEAK, values, 1.0), 0.0)
+    return -unit * np.einsum("nij,nj->ni", vectors, step)

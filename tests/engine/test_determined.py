@@ -22,6 +22,18 @@ def test_only_a_product_is_determined(backend):
     np.testing.assert_allclose(held.values[:, 0], 2 * TOYS.mean(axis=1), atol=1e-7)
 
 
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_only_a_product_of_three_is_determined(backend):
+    """What is left of the slope made the Hessian of a third of these fits look positive definite."""
+    cost = PoissonNLL(lambda a, b, c: a * b * c * jnp.array([3.0, 5.0, 9.0]))
+    counts = np.random.default_rng(3).poisson([24.0, 40.0, 72.0], (100, 3))
+    result = fit_batch(cost, counts, dict.fromkeys("abc", 2.0), backend=backend)
+    assert (result.status == Status.HESSIAN_NOT_POSDEF).all() and np.isnan(result.errors).all()
+    unbinned = ExtendedUnbinnedNLL(lambda x, a, b, c: (a * b * c, a * b * c * norm.pdf(x, 0.0, 1.0)))
+    result = fit_batch(unbinned, TOYS, {"a": 20.0, "b": 20.0, "c": 0.5}, backend=backend)
+    assert not result.valid.any()
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_only_a_sum_is_determined(scale):
     cost = UnbinnedNLL(lambda x, a, b: norm.pdf(x, (a + b) / scale, 1.0))

@@ -19,6 +19,7 @@ from engine import (
     fit_batch,
     minos,
 )
+from engine import test_statistic as statistic_of
 from engine.fit import EDM_GOAL
 from engine.minos import level
 from engine.reference import IndependentCost
@@ -211,6 +212,47 @@ def test_profile_that_never_rises_has_no_crossing():
     assert np.tanh(result.values[0, 0] + found.lower[0, 0]) == pytest.approx(0.5 - 0.8, abs=1e-7)
 
 
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_the_first_crossing_of_a_periodic_profile(backend):
+    """Behind a low hump lies another valley, and behind that more of both."""
+    expected = lambda phi: np.array([100 + 30 * np.sin(phi), 100 + 3 * np.cos(phi)])  # noqa: E731
+    cost = PoissonNLL(lambda phi: jnp.stack([100 + 30 * jnp.sin(phi), 100 + 3 * jnp.cos(phi)]))
+    counts = np.random.default_rng(5).poisson(expected(1.2), (60, 2)).astype(float)
+    counts[0] = 120.0, 100.0
+    result = fit_batch(cost, counts, {"phi": 1.2}, backend=backend)
+    found = result.minos()
+    assert result.valid.all() and found.valid.all()
+
+    def rise(phi, n):
+        return float(np.sum(expected(phi) - n * np.log(expected(phi))))
+
+    for n, best, *ends in zip(counts, found.result.values[:, 0], -found.lower[:, 0], found.upper[:, 0], strict=True):
+        for side, end in zip((-1.0, 1.0), ends, strict=True):
+            way = best + side * np.linspace(0.0, 7.0, 3501)
+            first = next(phi for phi in way if rise(phi, n) > rise(best, n) + 0.5)
+            assert abs(end - abs(first - best)) < 0.002
+
+
+def test_a_limit_where_another_parameter_loses_its_meaning():
+    """Without signal its place is unknown: the height of the profile there is known all the same."""
+    centre = np.linspace(101.0, 149.0, 25)
+    shape = lambda m: 0.8 * np.exp(-0.5 * ((centre - m) / 2) ** 2) / np.sqrt(2 * np.pi)  # noqa: E731
+    cost = PoissonNLL(lambda s, m, b: b / 25 + s * 0.8 * jnp.exp(-0.5 * ((centre - m) / 2) ** 2) / jnp.sqrt(2 * jnp.pi))
+    counts = np.random.default_rng(1).poisson(np.full((100, 25), 20.0)).astype(float)
+    limits = {"s": (0, None), "m": (105, 145), "b": (0, None)}
+    result = fit_batch(cost, counts, {"s": 20.0, "m": 125.0, "b": 500.0}, limits=limits)
+    found = result.minos("s")
+    assert result.valid.all() and found.valid.all()
+    on_limit = found.at_lower_limit["s"]
+    assert 5 < on_limit.sum() < 50
+    for k, at_limit in enumerate(on_limit):
+        n, (s, m, b) = counts[k], found.result.values[k]
+        nll = lambda s, m, b, n=n: np.sum(b / 25 + s * shape(m) - n * np.log(b / 25 + s * shape(m)))  # noqa: E731
+        without = nll(0.0, m, n.sum()) - nll(s, m, b)  # of the number of background events that is best there
+        assert (without < 0.5) == at_limit
+    np.testing.assert_allclose(found.lower["s"][on_limit], -found.result.values["s"][on_limit])
+
+
 def test_result_without_data(three):
     counts, result = three
     read = pickle.loads(pickle.dumps(result[:20]))
@@ -278,8 +320,12 @@ def test_weighted_events_are_warned_of():
     events = np.random.default_rng(4).normal(0, 1, (2, 30))
     data = Weighted(events, np.full((2, 30), 2.0))
     result = fit_batch(UnbinnedNLL(norm.pdf), data, [0.0, 1.0], limits={"scale": (0, None)})
-    with pytest.warns(UserWarning, match="do not cover"):
+    with pytest.warns(UserWarning, match="these intervals do not cover"):
         result.minos("loc")
+    with pytest.warns(UserWarning, match="this contour does not cover"):
+        result.contour("loc", "scale", size=4)
+    with pytest.warns(UserWarning, match="this statistic follows no chi-square"):
+        statistic_of(UnbinnedNLL(norm.pdf), data, "loc", 0.1, test_stat="t", start=[0.0, 1.0])
 
 
 # --- limits of the other parameters, and profiles that bend ------------------------------------------------------
