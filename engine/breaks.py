@@ -28,6 +28,9 @@ SLOPE_JUMP = 3e-3  # smallest jump of a slope that counts, in terms per standard
 VALUE_JUMP = 1e-4
 CLIFF = 0.1 * REACH
 EXPONENT = 0.95  # of the density at an edge that moves, 1 within rounding is that of a density that turns negative
+# Where a parameter has all but vanished, in terms of itself, the numbers come to their end, as of an exponential that
+# overflows: of a support that moves some rows are closer to the edge.
+VANISHED = 0.02
 IDLE = 1e-10  # a term that changes by less does not depend on the parameter
 FINEST, LARGEST = 1e-7, 1e6  # changes of a parameter, in terms of itself, that are tried
 ROUNDING = 1e-12  # of terms, in terms of themselves
@@ -91,7 +94,8 @@ def breaks_near(
     finite = np.isfinite(f)
     lowest = np.min(np.where(finite, f, np.inf), axis=0)
     near = finite & (f < lowest + REACH)
-    found = [("support", *each) for each in _edges(value, scan, finite, lowest, width)]
+    edges = _edges(value, scan, finite, lowest, width)
+    found = [("support", *each) for each in edges if abs(each[0]) > VANISHED * abs(theta)]
     found += _bends(value, scan, np.where(near, f, np.nan), width)
     found += [("jump", *each) for each in _cliffs(value, scan, f, lowest + REACH)]
     nearest: dict[str, tuple[str, float, int, float]] = {}

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.scipy.special import erfc
 
 from engine import (
     BinnedNLL,
@@ -84,6 +85,17 @@ def series(module):
 
 REGULAR = {
     "norm": (unbinned(norm.pdf, "mu sigma"), [NORMAL], [(0.0, 1.0), (0.5, 2.0), (-0.3, 0.4)]),
+    # far below the lifetime its exponential overflows, where the other factor vanishes
+    "lifetime and resolution": (
+        unbinned(
+            lambda x, tau: (
+                0.5 / tau * jnp.exp(0.5 * (0.05 / tau) ** 2 - x / tau) * erfc((0.05 / tau - x / 0.05) / 2**0.5)
+            ),
+            "tau",
+        ),
+        [np.abs(HEAVY)],
+        [(1.5,), (0.7,)],
+    ),
     "cauchy": (unbinned(cauchy.pdf, "mu sigma"), [HEAVY], [(0.0, 1.0), (0.5, 0.2)]),
     "lognorm": (unbinned(lognorm.pdf, "s loc scale"), [np.exp(NORMAL)], [(1.0, -0.3, 1.0), (0.5, -1.0, 2.0)]),
     "t": (unbinned(t.pdf, "df mu sigma"), [HEAVY], [(2.0, 0.0, 1.0), (100.0, 0.5, 0.7)]),
