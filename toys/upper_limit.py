@@ -133,11 +133,12 @@ def upper_limit(
     """The largest value of a parameter that a test at level 1 - cl does not exclude: CLs(limit) = 1 - cl.
 
     A scan over the asymptotic expected band gives the expected limits and brackets the observed one. Then toys are
-    thrown where the limit now seems to be, each time as many as the precision still asks for. Near the limit log CLs
-    is taken for a parabola in the value (a line, as long as there are few points), which the binomial numbers of toys
-    tell by maximum likelihood; its error at the crossing divided by its slope is that of the limit. The toys without
-    signal are the same for all values: their error does not average and is added. The expected limits are interpolated
-    in the scan, with n_toys at each value: at -2 standard deviations they are as noisy as the few toys that tell them.
+    thrown where the limit now seems to be, each time as many as the precision still asks for. Near the limit log
+    CLs is taken for a parabola in the value (a line, as long as there are few points), which the binomial numbers
+    of toys tell by maximum likelihood; its error at the crossing divided by its slope, which is taken as flatter by
+    its own error, is that of the limit. The toys without signal are the same for all values: their error does not
+    average and is added. The expected limits are interpolated in the scan, with n_toys at each value: at -2
+    standard deviations they are as noisy as the few toys that tell them.
 
     Parameters
     ----------
@@ -368,11 +369,13 @@ class _Scan:
         told = np.array([p(point) for point in self.points.values()])
         return bool(np.any(((told < self.alpha) == below) | np.isnan(told)))
 
-    def _near(self) -> list[Point]:
+    def _near(self, neighbours: int = 1) -> list[Point]:
         """Points that tell where the limit is: those with p within a factor e of 1 - cl, and its neighbours."""
         points = [self.points[value] for value in sorted(self.points)]
-        turn = next(k for k, point in enumerate(points) if point.p < self.alpha)
-        return [p for k, p in enumerate(points) if k in (turn - 1, turn) or abs(self._height(p)) < 1.0]
+        below = [k for k, point in enumerate(points) if point.p < self.alpha]
+        above = [k for k, point in enumerate(points) if point.p >= self.alpha]
+        around = range(below[0] - neighbours, max(above, default=-1) + 1 + neighbours)
+        return [p for k, p in enumerate(points) if k in around or abs(self._height(p)) < 1.0]
 
     def _height(self, point: Point) -> float:
         return float(np.log(max(point.p, 1.0 / (point.n_toys + 2)) / self.alpha))
@@ -385,17 +388,25 @@ class _Scan:
         """The limit and its Monte Carlo errors by toys of the points and by those that they share; NaN without any."""
         if all(point.p < self.alpha for point in self.points.values()):
             return np.nan, np.nan, np.nan
-        near = self._near()
-        x = np.array([point.value for point in near])
-        middle, width = np.average(x, weights=[point.n_toys for point in near]), max(np.ptp(x), 1e-9 * x[-1])
-        for degree in (2, 1) if len(x) > 3 else (1,):
+        middle = float("nan")
+        # where few toys let p seem to rise, those further away tell the slope
+        for neighbours, degree in ((1, 2), (1, 1), (2, 1), (3, 1)):
+            near = self._near(neighbours)
+            x = np.array([point.value for point in near])
+            middle, width = np.average(x, weights=[point.n_toys for point in near]), max(np.ptp(x), 1e-9 * x[-1])
+            if len(x) <= degree + 1 and degree > 1:
+                continue
             curve, covariance = self._curve(near, np.vander((x - middle) / width, degree + 1))
             roots = [r.real for r in curve.roots if abs(r.imag) < 1e-12 and curve.deriv()(r.real) < 0]
-            inside = [r for r in roots if min(self.points) <= middle + width * r <= max(self.points)]
+            first, last = max(x[0] - width, min(self.points)), min(x[-1] + width, max(self.points))
+            inside = [r for r in roots if first <= middle + width * r <= last]
             if inside:
                 root = min(inside, key=abs)
                 limit, slope = middle + width * root, -curve.deriv()(root) / width
-                row = root ** np.arange(degree, -1, -1.0)
+                powers = np.arange(degree, -1, -1.0)
+                row, along = root**powers, powers * root ** np.maximum(powers - 1.0, 0.0) / width
+                # flatter by its error: else curves that seem steep would be those that end the search
+                slope /= 1.0 + np.sqrt(along @ covariance @ along) / slope
                 shared = near[int(np.argmin(np.abs(x - limit)))].shared
                 return float(limit), float(np.sqrt(row @ covariance @ row) / slope), float(shared / slope)
         return float(middle), np.inf, 0.0
