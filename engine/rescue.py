@@ -169,9 +169,11 @@ def new_starts(start: np.ndarray, settings: Settings, retry: int) -> np.ndarray:
 
 def _lowest(driver: NumbaDriver | XlaDriver, toys: np.ndarray, points: np.ndarray, settings: Settings) -> np.ndarray:
     """For each toy the point of lowest cost, of points (n_points, n_toys, n_params); the first where none is finite."""
-    values = np.stack([driver.fit(toys, each, replace(settings, max_steps=1)).fval for each in points])
+    n_points, n_toys, n_params = points.shape
+    tried = driver.fit(np.tile(toys, n_points), points.reshape(-1, n_params), replace(settings, max_steps=1))
+    values = tried.fval.reshape(n_points, n_toys)
     best = np.argmin(np.where(np.isnan(values), np.inf, values), axis=0)
-    return points[best, np.arange(len(toys))]
+    return points[best, np.arange(n_toys)]
 
 
 class _GaussNewton:
