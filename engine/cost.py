@@ -304,7 +304,11 @@ def model_mistakes(model: Callable, where: str, advice: str, what: str = "the mo
         reason = "it is compiled by numba, or calls what is" if of_numba else str(error).strip().split("\n")[0]
         if "positional argument" in reason and what == "the model":
             advice = "call it with the arguments that it takes"
-        if "0-d" in reason:
+        if "0-d" in reason and where == "the parameters":
+            advice = "each parameter is a number of its own: name them, as in expected(a, b)"
+        elif "gradient" in reason and "not supported" in reason:
+            advice = "JAX has no derivative of it: write it with other functions, or keep that argument constant"
+        elif "0-d" in reason:
             advice = (
                 "it is called with one x at a time, so write it elementwise with jax.numpy, without indexing x; if "
                 "there are d observables, pass a list of toys, each a (d, n) array"

@@ -119,6 +119,8 @@ class Weighted:
             If there is not one weight for each event, naming the first toy that differs.
         """
         events = ragged_events(self.events)
+        if self.weights is None or np.isscalar(self.weights):
+            raise TypeError(f"weights must be one number for each event, got {shown(self.weights)}")
         flat = not isinstance(self.weights, Ragged | list | tuple) and np.ndim(self.weights) == 1
         weights = Ragged(self.weights, events.offsets) if flat else ragged_events(self.weights)
         if len(weights) != len(events) or weights.values.ndim != 1:
@@ -262,6 +264,9 @@ def ragged_events(data: Any) -> Ragged:
         return Ragged(np.empty(0), np.zeros(1, np.int64))
     if toys[0].ndim == 0:
         raise ValueError("data is a list of numbers, one toy: pass [events], a list with one array per toy")
+    several = next((toy.shape[0] for toy in toys if toy.ndim == 2), 0)
+    if several:  # [] has no observables
+        toys = [np.zeros((several, 0)) if toy.shape == (0,) else toy for toy in toys]
     for k, toy in enumerate(toys):
         if toy.ndim != toys[0].ndim or toy.shape[:-1] != toys[0].shape[:-1] or toy.ndim > 2:
             raise ValueError(
@@ -275,9 +280,10 @@ def ragged_events(data: Any) -> Ragged:
 
 
 def _swapped(name: str, shape: tuple[int, ...], form: str) -> ValueError:
+    ravelled = ", or ravel those of one observable" if shape[-1] == 1 else ""
     return ValueError(
         f"{name} of shape {shape} would be {shape[-1]} events of {shape[-2]} observables: the form is {form} for d "
-        "observables of n events, so transpose the last two axes"
+        "observables of n events, so transpose the last two axes" + ravelled
     )
 
 

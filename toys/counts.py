@@ -22,9 +22,17 @@ from engine.simulated import Template
 from kernels import randombits
 from toys.drawing import Row, Sampler, checked_theta, evaluated
 
-__all__ = ["CountTables", "MultinomialCounts", "PoissonCounts", "TemplateCounts", "poisson_table", "poisson_tables"]
+__all__ = [
+    "LARGEST_MEAN",
+    "CountTables",
+    "MultinomialCounts",
+    "PoissonCounts",
+    "TemplateCounts",
+    "poisson_table",
+    "poisson_tables",
+]
 
-_LARGEST_MEAN = 1e9
+LARGEST_MEAN = 1e9
 _LARGEST_TABLES = 2**27  # numbers: 1 GiB
 
 
@@ -128,7 +136,7 @@ class PoissonCounts(Sampler):
             If theta has the wrong length or is not finite; if an expected count is negative or larger than 1e9, or the
             tables of all bins do not fit into 1 GiB.
         """
-        return poisson_tables(_contents(self.expected, checked_theta(theta, self.names), most=_LARGEST_MEAN))
+        return poisson_tables(_contents(self.expected, checked_theta(theta, self.names), most=LARGEST_MEAN))
 
     def draw(self, key: Array, tables: CountTables) -> Array:
         u = randombits.uniform(jax.random.fold_in(key, 0), len(tables.least))
@@ -170,7 +178,7 @@ class TemplateCounts(PoissonCounts):
     def prepare(self, theta: ArrayLike) -> CountTables:
         """Tables of all bins; raises as `PoissonCounts.prepare`."""
         theta = checked_theta(theta, self.names)
-        means = _contents(self.expected, theta, most=_LARGEST_MEAN)
+        means = _contents(self.expected, theta, most=LARGEST_MEAN)
         error = evaluated(self.error, *theta)
         return poisson_tables(means, np.where(means > 0, error / np.where(means > 0, means, 1.0), 0.0) ** 2)
 
@@ -318,7 +326,7 @@ def tallied(keys: np.ndarray, table: np.ndarray, n_events: int) -> np.ndarray:
 def checked_number(n_events: Any) -> int:
     """A number of events; ValueError or TypeError if it is none."""
     n = operator.index(n_events)
-    if not 0 <= n <= _LARGEST_MEAN:
+    if not 0 <= n <= LARGEST_MEAN:
         raise ValueError(f"n_events must lie in [0, 1e9], got {n}")
     return n
 

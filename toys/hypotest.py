@@ -9,7 +9,7 @@ from scipy.special import ndtr, ndtri
 from engine.arguments import one_of
 from engine.asimov import NoAsimovError
 from engine.asymptotic import BAND, Asymptotic
-from toys.pool import TIE, ToyPool, pool_for
+from toys.pool import TIE, ToyPool, number, pool_for
 from toys.study import Study
 
 __all__ = [
@@ -251,7 +251,7 @@ def hypotest(
     one_of("calctype", calctype, CALCTYPES)
     options = {"seed": seed, "auxiliary": auxiliary, "nuisance": nuisance, "backend": backend, "device": device}
     pool = pool_for(pool, study, poi, data, **options)
-    poi = pool.poi
+    poi, value = pool.poi, number(value)
     if poi_alt is None:
         poi_alt = 0.0 if value else float(study.truth.get(poi, 0.0))
     if test_stat in ("q", "qtilde") and not poi_alt < value:

@@ -23,7 +23,7 @@ from toys.simultaneous import Simultaneous
 from toys.study import Study, generate
 from toys.throwing import Thrower, check_n_events, entries_of
 
-__all__ = ["TIE", "NoFitError", "ToyPool", "pool_for"]
+__all__ = ["TIE", "NoFitError", "ToyPool", "number", "pool_for"]
 
 TIE = 1e-6  # statistics this close are equal
 
@@ -212,7 +212,7 @@ class ToyPool:
         ValueError
             If the value is outside of the limits.
         """
-        value = _number(value)
+        value = number(value)
         if value not in self._conditional:
             self._check_within_limits(value)
             start, fixed = {**self.study.start, self.poi: value}, (*self.study.fixed, self.poi)
@@ -230,13 +230,13 @@ class ToyPool:
     def fit_values_at(self, value: float) -> dict[str, float]:
         """Parameters of the fit at a value of the parameter of interest: profiled, or the truth."""
         if self.nuisance == "truth":
-            return {**self._truth, self.poi: _number(value)}
+            return {**self._truth, self.poi: number(value)}
         if set(self.study.cost.names) == {
             self.poi,
             *self.study.fixed,
         }:  # nothing to fit, even where the cost is infinite
-            self._check_within_limits(_number(value))
-            return {**self.study.start, self.poi: _number(value)}
+            self._check_within_limits(number(value))
+            return {**self.study.start, self.poi: number(value)}
         names, values = self.study.cost.names, self.conditional(value).values[0].tolist()
         return dict(zip(names, values, strict=True))
 
@@ -258,7 +258,7 @@ class ToyPool:
         NoAsimovError
             If the cost has no Asimov data.
         """
-        value, key = _number(value), (_number(poi_alt), _bounded(test_stat))
+        value, key = number(value), (number(poi_alt), _bounded(test_stat))
         data, free = self._asimov.get(key, (None, None))
         if data is None:
             data = self.asimov(poi_alt)
@@ -276,7 +276,7 @@ class ToyPool:
         """
         bounded = _bounded(test_stat)
         free = self._observed.get(bounded, self._observed.get(not bounded))
-        made = self._test(self.data, _number(value), test_stat, self.study.start, free)
+        made = self._test(self.data, number(value), test_stat, self.study.start, free)
         if not made.valid[0]:
             raise self._failed(value, made.fixed if made.fixed and made.free.valid[0] else made.free)
         self._observed[bounded] = replace(made.free, problem=None)
@@ -303,7 +303,7 @@ class ToyPool:
         one_of("test_stat", test_stat, TEST_STATISTICS)
         if not isinstance(n_toys, int | np.integer) or n_toys < 1:
             raise ValueError(f"n_toys must be a whole number of at least 1, got {n_toys!r}")
-        value, thrown_at, bounded = _number(value), _number(thrown_at), _bounded(test_stat)
+        value, thrown_at, bounded = number(value), number(thrown_at), _bounded(test_stat)
         key = (value, thrown_at, test_stat)
         values, valid = self._values.get(key, (np.empty(0), np.empty(0, dtype=bool)))
         theta = self.theta_at(thrown_at) if len(values) < n_toys else {}
@@ -393,7 +393,7 @@ def _bounded(test_stat: str) -> bool:
     return test_stat in ("ttilde", "qtilde", "q0")
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
     """A finite float, without the sign of zero."""
     try:
         number = float(value) + 0.0

@@ -14,12 +14,11 @@ from engine.data import Ragged
 from engine.ranges import NumericalIntegral, RangeIntegral
 from engine.unbinned import ExtendedUnbinnedNLL, UnbinnedNLL
 from kernels import randombits
-from toys.counts import CountTables, checked_number, poisson_tables, thresholds
+from toys.counts import LARGEST_MEAN, CountTables, checked_number, poisson_tables, thresholds
 from toys.drawing import Events, Sampler, checked_theta, padded_size
 
 __all__ = ["Resampled"]
 
-_LARGEST_MEAN = 1e9
 _COUNT, _EVENTS = 0, 1  # streams of a toy's key
 
 
@@ -107,7 +106,7 @@ class Resampled(Sampler):
             k = wrong[0]
             raise ValueError(f"weight times density must not be negative, got {contents[k]:g} at node {k}, at {at}")
         total = contents.sum()
-        if not 0.0 < total <= (_LARGEST_MEAN if self.cost.extended else np.inf):
+        if not 0.0 < total <= (LARGEST_MEAN if self.cost.extended else np.inf):
             raise ValueError(f"the sum over all nodes must be positive, and at most 1e9 events, got {total:g} at {at}")
         counts, most = None, self.n_events or 0
         if self.cost.extended:

@@ -25,12 +25,11 @@ from engine.data import Ragged, shown
 from kernels import randombits
 from kernels.inversion import NumericalPpf, map_quantiles, numerical_ppf, quantiles
 from kernels.translate import compile_map
-from toys.counts import checked_number, counted, poisson_tables, tallied
+from toys.counts import LARGEST_MEAN, checked_number, counted, poisson_tables, tallied
 from toys.drawing import Events, Sampler, checked_theta, evaluated, padded_size
 
 __all__ = ["Component", "ExtendedMixture", "Mixture", "Tables", "numerical_ppf"]
 
-_LARGEST_MEAN = 1e9
 
 #: A number, the name of a parameter, or a function of the parameters that its arguments without a default name.
 Quantity = float | str | Callable
@@ -306,7 +305,7 @@ class ExtendedMixture(_Mixture):
         means = []
         for given in (c.yield_name for c in self.components if c.yield_name is not None):
             means.append(_number(given, self.names, theta))
-            if not 0.0 <= means[-1] <= _LARGEST_MEAN:
+            if not 0.0 <= means[-1] <= LARGEST_MEAN:
                 what = called(given, "the yield") if callable(given) else f"the yield {given}"
                 raise ValueError(f"{what} must lie in [0, 1e9], got {means[-1]}")
         counts = poisson_tables(np.array(means))

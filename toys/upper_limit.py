@@ -275,18 +275,6 @@ def _not_excluded(pool: ToyPool, value: float) -> str:
     return f"no value of {pool.poi} up to {value:g} is excluded: raise its upper limit"
 
 
-def _observed(point: Point) -> float:
-    return point.p
-
-
-def _lowest(point: Point) -> float:
-    return float(point.expected[0])
-
-
-def _highest(point: Point) -> float:
-    return float(point.expected[-1])
-
-
 class _Scan:
     """Tested values with their toys, and where they cross 1 - cl."""
 
@@ -352,22 +340,23 @@ class _Scan:
             if value > 1.05 * last:
                 self.test(value, self.n_scan)
                 last = value
-        while not all(self._some(p, below=True) for p in (_observed, _highest)):
+        observed, band = (lambda point: point.p), (lambda point: point.expected)
+        while not (self._some(observed, below=True) and self._some(band, below=True)):
             if max(self.points) >= largest:
-                if not self._some(_observed, below=True):
+                if not self._some(observed, below=True):
                     raise ValueError(_not_excluded(pool, max(self.points)))
                 break
             self.test(min(STEP * max(self.points), pool.limits[1]), self.n_scan)
         # without signal CLs is 1, but CLsb may exclude every value
-        while not all(self._some(p, below=False) for p in ((_observed, _lowest) if self.cls else (_observed,))):
+        while not (self._some(observed, below=False) and (not self.cls or self._some(band, below=False))):
             if min(self.points) / STEP < smallest:
                 break
             self.test(min(self.points) / STEP, self.n_scan)
 
-    def _some(self, p: Callable[[Point], float], *, below: bool) -> bool:
-        """Whether some value has a p below the level, or from there on; or one that is unknown."""
-        told = np.array([p(point) for point in self.points.values()])
-        return bool(np.any(((told < self.alpha) == below) | np.isnan(told)))
+    def _some(self, p: Callable[[Point], Any], *, below: bool) -> bool:
+        """Whether some value has all p below the level, or from there on; or where they are unknown."""
+        told = [np.asarray(p(point)) for point in self.points.values()]
+        return any(bool(np.all(((each < self.alpha) == below) | np.isnan(each))) for each in told)
 
     def _near(self, neighbours: int = 1) -> list[Point]:
         """Points that tell where the limit is: those with p within a factor e of 1 - cl, and its neighbours."""

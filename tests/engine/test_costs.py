@@ -217,6 +217,10 @@ def gives_text(x, mu):
     return "density"
 
 
+def has_no_derivative(x, mu):
+    return jax.scipy.special.betainc(mu, 2.0, x)
+
+
 @numba.njit
 def by_numba(x, mu):
     return np.exp(-0.5 * (x - mu) ** 2)
@@ -285,6 +289,14 @@ def test_model_without_its_pair(model, error, message, backend):
     with pytest.raises(error, match=re.escape(message)) as caught:
         fit_batch(ExtendedUnbinnedNLL(model), TOYS, {"n": 1.0}, backend=backend)
     assert "\n" not in str(caught.value)
+
+
+def test_a_function_without_a_derivative():
+    told = (
+        r"not supported.\): JAX has no derivative of it: write it with other functions, or keep that argument constant"
+    )
+    with pytest.raises(TypeError, match=told):
+        fit_batch(UnbinnedNLL(has_no_derivative), TOYS, {"mu": 1.0}, backend="jax")
 
 
 def test_errors_of_the_models_own_making_are_told():

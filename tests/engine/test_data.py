@@ -6,7 +6,7 @@ import numpy as np
 import pandas
 import pytest
 
-from engine import ExtendedUnbinnedNLL, Ragged, UnbinnedNLL
+from engine import ExtendedUnbinnedNLL, Ragged, UnbinnedNLL, Weighted
 from engine.data import SHORT, lane_data, ragged_events
 
 TOYS = [np.array([1.0, 2.0]), np.array([]), np.array([3.0, 4.0, 5.0])]
@@ -122,6 +122,17 @@ def test_wrong_data(data, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}") as caught:
         ragged_events(data)
     assert "\n" not in str(caught.value)
+
+
+def test_empty_toys_have_any_number_of_observables():
+    read = ragged_events([[], np.ones((2, 3)), []])
+    assert read.values.shape == (2, 3) and read.offsets.tolist() == [0, 0, 3, 3]
+
+
+@pytest.mark.parametrize("weights", [2.0, None])
+def test_weights_that_are_none(weights):
+    with pytest.raises(TypeError, match=f"weights must be one number for each event, got {weights}"):
+        Weighted([np.ones(3)], weights).ragged()
 
 
 @pytest.mark.parametrize("same", [False, True])

@@ -116,6 +116,11 @@ def test_bad_counts(toys):
         (lambda mu: mu * SIGNAL.reshape(4, 5), ValueError, r"shape \(n_bins,\), got \(4, 5\)"),
         (lambda mu: mu * SIGNAL[:0], ValueError, r"shape \(n_bins,\), got \(0,\)"),
         (lambda mu: np.exp(mu) * SIGNAL, TypeError, "cannot be evaluated for the parameters"),
+        (
+            lambda mu: mu[0] * SIGNAL,
+            TypeError,
+            r"each parameter is a number of its own: name them, as in expected\(a, b\)",
+        ),
     ],
 )
 def test_wrong_models(expected, kind, sentence):

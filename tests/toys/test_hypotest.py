@@ -178,10 +178,13 @@ def test_unbinned_events():
         (1.0, {"test_stat": "q0"}, "q0 tests mu = 0, got 1"),
         (-1.0, {"poi_alt": -2.0}, "the tested mu = -1 is outside of the limits"),
         (1.0, {"n_toys": 0}, "n_toys must be a whole number"),
+        (1.0, {"n_toys_alt": 0}, "n_toys must be a whole number of at least 1, got 0"),
+        (np.nan, {}, "a value of the parameter of interest must be finite, got nan"),
+        (np.ones(2), {}, "a value of the parameter of interest must be a number, got array"),
     ],
 )
 def test_mistakes(value, options, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
         hypotest(count(4), value, **{"poi": "mu", "backend": "numba", **options})
 
 
