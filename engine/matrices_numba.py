@@ -297,16 +297,19 @@ def norm_of(work, row, n):
 @njit(**HELPER)
 def unpack(out, gradient, hessian):
     n_params = len(gradient)
-    finite = np.isfinite(out[0])
+    finite, narrow = np.isfinite(out[0]), n_params < WIDE
     k = np.uint64(2 + n_params)
     for i in range(n_params):
         gradient[i] = out[2 + i]
         finite &= np.isfinite(gradient[i])
         for j in range(np.uint64(i + 1)):
             hessian[i, j] = out[k + j]
+            if narrow:
+                hessian[j, i] = out[k + j]
             finite &= np.isfinite(out[k + j])
         k += np.uint64(i + 1)
-    _mirror(hessian, ZERO, n_params)
+    if not narrow:
+        _mirror(hessian, ZERO, n_params)
     return finite
 
 

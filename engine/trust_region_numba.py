@@ -41,6 +41,7 @@ from engine.rules import (
     MOST_ROUNDS,
     PART,
     PATIENCE,
+    PIVOT,
     PULL,
     RADIUS_TOLERANCE,
     WIDE,
@@ -261,6 +262,45 @@ def _within_box(hessian, shift, work, index):
 
 
 @njit(**HELPER)
+def _free_step(hessian, work, index):
+    """The step of `_within_box` where nothing is held and no limit is met, in a third of its time where a fit is small.
+
+    False where that is not so, or the Hessian is not positive definite.
+    """
+    n = np.uint64(work.shape[1])
+    factor = np.uint64(MATRIX) + n
+    for i in range(n):
+        if work[MOVING, i] == 0.0:
+            return False
+        index[i] = i
+    for i in range(n):
+        total, pull = hessian[i, i] * work[SCALE, i] * work[SCALE, i], work[GRADIENT, i] * work[SCALE, i]
+        for k in range(i):
+            total -= work[factor + k, i] * work[factor + k, i]
+            pull -= work[factor + k, i] * work[W, k]
+        if not total > PIVOT:
+            return False
+        inverse = 1.0 / np.sqrt(total)
+        work[factor + i, i], work[W, i] = inverse, pull * inverse
+        for j in range(i + np.uint64(1), n):
+            total = hessian[i, j] * work[SCALE, i] * work[SCALE, j]
+            for k in range(i):
+                total -= work[factor + k, i] * work[factor + k, j]
+            work[factor + i, j] = total * inverse
+    inside = True
+    for back in range(n):
+        i = n - np.uint64(1) - back
+        total = work[W, i]
+        for k in range(i + np.uint64(1), n):
+            total += work[factor + i, k] * work[P, k]
+        work[P, i] = -total * work[factor + i, i]
+        step = work[P, i] * work[SCALE, i]
+        work[STEP, i] = step
+        inside &= (step >= work[LOW, i] - work[THETA, i]) & (step <= work[HIGH, i] - work[THETA, i])
+    return inside
+
+
+@njit(**HELPER)
 def _length(work):
     total = 0.0
     for i in range(work.shape[1]):
@@ -279,8 +319,9 @@ def propose(bounded, hessian, radius, work, index):
     for i in range(work.shape[1]):
         diagonal = abs(hessian[i, i])
         work[SCALE, i] = 1.0 / np.sqrt(diagonal) if diagonal > 0.0 else 1.0
-    slope, shift = _begin(work), 0.0
-    posdef, found = _within_box(hessian, 0.0, work, index)
+    slope, shift, posdef, found = _begin(work), 0.0, True, True
+    if work.shape[1] >= WIDE or not _free_step(hessian, work, index):
+        posdef, found = _within_box(hessian, 0.0, work, index)
     length = _length(work)
     if not (found and length <= radius):
         shift = bounded(hessian, radius, posdef, work, index)
