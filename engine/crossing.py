@@ -10,8 +10,9 @@ profile is, to second order,
 and the root of P = level gives the next point theta + p + ds v. With the exact Hessian one or two evaluations do: from
 the change of u.H.v along the ray the third-order term of the last step is known, and corrected for.
 Others that would leave their limits are set onto them; a ray that meets a limit of its own parameters below the level
-ends there. What does not converge so is found by fits with the parameters of the ray held, between two distances known
-to lie below and above the level.
+ends there. What does not converge so, and what may have crossed the level before, as the profile is another than the
+model said or falls, is found by fits with the parameters of the ray held: in small steps outwards, and then between
+two distances that lie below and above the level.
 
 References
 ----------
@@ -50,15 +51,18 @@ REMAINDER = 1e-5  # largest third-order term of the last step, relative to the d
 GAIN = 2e-3  # what the other parameters may gain by the last step, in terms of the rise: about its square remains
 LEVEL = 1e-7  # a profile that ends below the level by so much of the rise does not reach it
 MAX_EVALUATIONS, MAX_TRIES = 15, 6
-# A profile that is another than the model says by so much of the rise, at the first point and at later ones, or falls,
-# may have crossed the level before: it is walked along.
-FIRST_MISS, MISS = 0.7, 0.25
+# A profile that is another than the model says by so much of the rise, at the first point and at later ones, or so many
+# times as curved at the first, or falls, may have crossed the level before: it is walked along.
+FIRST_MISS, MISS, BENT = 0.7, 0.25, 8.0
 MATRICES = 2**21  # numbers of all Hessians that are held at once
 OVERSHOOT = 4.0  # a point so many times as high above the minimum as the level is not trusted
 NEW_MINIMUM = 1e-5  # a point that lies lower than the minimum by so many errordef belongs to another
-# Distances at which a profile is taken until it is above the level, in units of where the parabola would cross: close
-# to each other as long as it may rise above the level and fall again.
-WALK = np.concatenate([np.arange(0.5, 4.1, 0.5), 5.0 * 1.25 ** np.arange(12), 100.0 * 2.0 ** np.arange(40)])
+# Distances at which a profile is taken until it is above the level, in units of where the parabola would cross: first
+# small ones, as the minimum may be far flatter than what is around it, and then close to each other as long as the
+# profile may rise above the level and fall again.
+WALK = np.concatenate(
+    [[1 / 16, 1 / 8, 1 / 4], np.arange(0.5, 4.1, 0.5), 5.0 * 1.25 ** np.arange(12), 100.0 * 2.0 ** np.arange(40)]
+)
 MAX_FITS = 60
 HIGH = 1e3  # what stands for the height of a profile that cannot be had, in units of the level
 
@@ -198,7 +202,9 @@ def _newton(driver: NumbaDriver | XlaDriver, rays: Rays, start: np.ndarray, sett
         settled &= on_limit & (np.abs(move.ds) <= REMAINDER * room[here]) & (move.height < -LEVEL * rise[here])
         hopeless = ~usable & ((tries[here] >= MAX_TRIES) | (s == 0))
         with np.errstate(invalid="ignore"):
-            missed = np.abs(move.profile - aim[here]) > np.where(base[here] == 0, FIRST_MISS, MISS) * rise[here]
+            first = base[here] == 0
+            missed = np.abs(move.profile - aim[here]) > np.where(first, FIRST_MISS, MISS) * rise[here]
+            missed |= first & (move.curvature > BENT * curvature[here])
         hopeless |= usable & (s > 0) & (missed | ~(move.climb > 0))
         lower = value < ray.minimum - lower_by(outputs, settings.errordef)
         status = np.select(

@@ -20,7 +20,7 @@ from engine.xla import XlaDriver, has_pallas
 from kernels.nodes import UntranslatableError
 from kernels.program import n_outputs
 
-__all__ = ["find_devices", "pick_driver", "preferred"]
+__all__ = ["cpu_seconds", "find_devices", "pick_driver", "preferred"]
 
 # of the numba driver on one core, measured from 2 to 200 parameters: per fit, per row and number that is summed
 FIT_SECONDS, SUM_SECONDS = 2e-6, 0.3e-9

@@ -30,6 +30,7 @@ import numpy as np
 from engine.cost import Cost
 from engine.cpu import NumbaDriver
 from engine.data import Rows
+from engine.devices import cpu_seconds
 from engine.drivers import Fits, Settings, is_valid
 from engine.reference import IndependentCost, migrad
 from engine.status import Status
@@ -45,6 +46,7 @@ MORE_STEPS = 10  # times as many for a fit whose steps ran out
 SAME_VALUE, SAME_COST = 0.01, 0.01  # of where two fits end, the latter in units of errordef
 REFUSED = 25.0  # rise of the cost, in units of errordef, at 5 standard deviations
 ENDED = (Status.MAX_STEPS, Status.HESSIAN_NOT_POSDEF, Status.STALLED)  # of points that are of use without a minimum
+MOST_SECONDS = 1.0  # of plain fits on the cores, of which retries take some twenty times as long
 GAUSS_NEWTON_GOAL = 1e-6  # EDM, in units of errordef, at which Newton takes over
 
 
@@ -139,6 +141,9 @@ def rescue(
 
 
 def _on_cores(cost: Cost, rows: Rows, driver: XlaDriver, toys: np.ndarray) -> tuple[Rows, NumbaDriver | XlaDriver]:
+    """The rows and the numba driver for some toys; those that were given where the accelerator is worth it."""
+    if driver.device != "cpu" and cpu_seconds(rows, len(cost.names), len(toys)) > MOST_SECONDS:
+        return rows, driver
     there = rows.only(toys)
     try:
         return there, NumbaDriver(cost, there)

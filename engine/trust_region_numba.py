@@ -263,7 +263,7 @@ def _within_box(hessian, shift, work, index):
 
 @njit(**HELPER)
 def _free_step(hessian, work, index):
-    """The step of `_within_box` where nothing is held and no limit is met, in a third of its time where a fit is small.
+    """The step of `_within_box` where nothing is held and no limit is met, in half of its time where a fit is small.
 
     False where that is not so, or the Hessian is not positive definite.
     """

@@ -182,7 +182,7 @@ class Coverage:
             cells or [["none"] + [""] * len(COVERAGE_HEADER)],
         )
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.table().text()
 
     def _repr_html_(self) -> str:

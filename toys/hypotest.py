@@ -18,6 +18,7 @@ __all__ = [
     "Tail",
     "asymptotic_test",
     "hypotest",
+    "no_asymptotics",
     "plus_minus",
     "quantile_errors",
     "quantiles",
@@ -170,7 +171,7 @@ class HypothesisTest:
         """Monte Carlo errors of `expected`, (5,), of the tails at the tested value and of quantiles; 0 without toys."""
         return quantile_errors(self.q_null, self.q_alternative, ratio=self.test_stat in ("q", "qtilde"))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         beside = self.asymptotic if self.calctype == "toybased" else None
         lines = [
             f"{self.test_stat} = {self.q_observed:.6g} for {self.poi} = {self.value:g} (best fit {self.poi_hat:.6g})"
@@ -267,12 +268,13 @@ def hypotest(
         "q_observed": q,
     }
     described |= {"poi_hat": float(observed.poi_hat[0]), "calctype": calctype}
+    without = ""
     try:
         asymptotic = asymptotic_test(pool, value, poi_alt, test_stat) if poi_alt != value else None
-    except NoAsimovError:
+    except NoAsimovError as reason:
         if calctype == "asymptotics":
             raise
-        asymptotic = None
+        asymptotic, without = None, f" {no_asymptotics(reason)}"
     if calctype == "asymptotics":
         if asymptotic is None:
             raise ValueError(f"the alternative is the tested value {value:g}: pass another poi_alt")
@@ -318,8 +320,12 @@ def hypotest(
         alternative=alternative,
         q_null=at_null,
         q_alternative=at_alternative,
-        sentence=_told(pool, described, null, alternative),
+        sentence=_told(pool, described, null, alternative) + without,
     )
+
+
+def no_asymptotics(reason: NoAsimovError) -> str:
+    return f"There are no asymptotic values: {reason}."
 
 
 def asymptotic_test(pool: ToyPool, value: float, poi_alt: float, test_stat: str) -> AsymptoticTest:

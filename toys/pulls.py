@@ -112,7 +112,7 @@ class Pulls:
         ]
         return Table([f"pulls of {len(self.values)} toys"], heading, cells or [["no pulls"] + [""] * 8])
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.table().text()
 
     def _repr_html_(self) -> str:

@@ -16,6 +16,7 @@ from toys.hypotest import (
     HypothesisTest,
     asymptotic_test,
     hypotest,
+    no_asymptotics,
     plus_minus,
     quantile_errors,
     quantiles,
@@ -102,7 +103,7 @@ class UpperLimit:
         """The p-value that is 1 - cl at the limit: "CLs" or "CLsb"."""
         return "CLs" if self.CLs else "CLsb"
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [f"{self.poi} < {self.limit:.5g} at {100 * self.cl:g} % CL, by {self.inverted}"]
         if self.calctype == "toybased":
             lines[0] += f", +- {self.error:.2g} by the number of toys; asymptotic {self.asymptotic:.5g}"
@@ -180,12 +181,13 @@ def upper_limit(
     pool = pool_for(pool, study, poi, data, **options)
     poi = pool.poi
     told: dict[str, Any] = {"poi": poi, "cl": cl, "test_stat": test_stat, "CLs": CLs, "calctype": calctype}
-    guess = _first_guess(pool, test_stat)
+    guess, without = _first_guess(pool, test_stat), ""
     try:
         asymptotic, band = _asymptotic(pool, test_stat, 1.0 - cl, CLs, guess)
-    except NoAsimovError:
+    except NoAsimovError as reason:
         if calctype == "asymptotics":
             raise
+        without = f" {no_asymptotics(reason)}"
         asymptotic, band = np.nan, np.full(len(BAND), np.nan)
     if calctype == "asymptotics" and np.isinf(asymptotic):
         raise ValueError(_not_excluded(pool, pool.limits[1]))
@@ -221,7 +223,7 @@ def upper_limit(
         expected=expected,
         expected_error=expected_error,
         points=[scan.points[value] for value in sorted(scan.points)],
-        sentence=scan.told(limit, error, precision),
+        sentence=scan.told(limit, error, precision) + without,
     )
 
 

@@ -233,6 +233,18 @@ def test_the_first_crossing_of_a_periodic_profile(backend):
             assert abs(end - abs(first - best)) < 0.002
 
 
+def test_a_minimum_that_is_far_flatter_than_what_is_around_it():
+    """By its curvature the crossing were a period away, where the profile is as high by chance."""
+    cost = PoissonNLL(lambda phi: jnp.stack([100 + 12 * jnp.sin(phi)]))
+    counts = np.linspace(87.87, 87.95, 9)[:, None]  # less than is expected at any phi
+    result = fit_batch(cost, counts, {"phi": -1.5})
+    found = result.minos()
+    np.testing.assert_allclose(result.values["phi"], -np.pi / 2, atol=1e-6)
+    for [n], end in zip(counts, found.upper["phi"], strict=True):
+        above = lambda s, n=n: 12 * (1 - np.cos(s)) - n * np.log1p(12 * (1 - np.cos(s)) / 88) - 0.5  # noqa: E731
+        assert end == pytest.approx(optimize.brentq(above, 0.01, np.pi), rel=1e-4)
+
+
 def test_a_limit_where_another_parameter_loses_its_meaning():
     """Without signal its place is unknown: the height of the profile there is known all the same."""
     centre = np.linspace(101.0, 149.0, 25)

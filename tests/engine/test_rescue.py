@@ -1,6 +1,7 @@
 """The Gauss-Newton Hessian and the new starts of a retry."""
 
 import warnings
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,9 @@ from engine import (
 )
 from engine.cpu import NumbaDriver
 from engine.data import lane_data
+from engine.devices import cpu_seconds
 from engine.drivers import Settings
-from engine.rescue import N_STARTS, gauss_newton, new_starts
+from engine.rescue import MOST_SECONDS, N_STARTS, _on_cores, gauss_newton, new_starts
 from kernels import expon, norm
 
 RNG = np.random.default_rng(4)
@@ -175,6 +177,16 @@ def test_a_toy_that_ends_where_it_had_ended_has_no_other_starts():
     assert not many.valid.any()
     np.testing.assert_allclose(many.values[:, 0], np.median(toys, axis=1), atol=1e-3)
     np.testing.assert_array_equal(few.nfev, many.nfev)
+
+
+def test_few_toys_of_an_accelerator_are_retried_on_the_cores():
+    cost = UnbinnedNLL(peak)
+    rows = cost.rows(np.zeros((1000, 5000)))
+    assert cpu_seconds(rows, 2, 10) < MOST_SECONDS < cpu_seconds(rows, 2, 10**6)
+    for device, n, stays in (("gpu", 10, False), ("gpu", 10**6, True), ("cpu", 10**6, False)):
+        driver = SimpleNamespace(device=device)
+        found, chosen = _on_cores(cost, rows, driver, np.arange(n))
+        assert found is rows and (chosen is driver) == stays and (isinstance(chosen, NumbaDriver) or stays)
 
 
 @pytest.mark.filterwarnings("ignore:the slope of the cost jumps")

@@ -164,6 +164,7 @@ def test_unbinned_events():
     options = {"poi": "mu", "data": data, "n_toys": 5000, "backend": "numba"}
     test = hypotest(study, 4.0, **options)
     assert test.asymptotic is None  # the range of x is not known
+    assert "There are no asymptotic values: the Asimov data of the model 'events' need the finite range" in repr(test)
     assert abs(test.CLs - poisson.cdf(3, 9.0) / poisson.cdf(3, 5.0)) < 4.0 * test.CLs_error
     with pytest.raises(ValueError, match="the Asimov data of the model 'events' need the finite range"):
         hypotest(study, 4.0, calctype="asymptotics", **options)

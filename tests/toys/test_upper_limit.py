@@ -153,6 +153,7 @@ def test_where_asymptotic_formulae_end():
     study = Study(ExtendedUnbinnedNLL(events), sampler, {"mu": 3.0, "b": B}, fixed=["b"], data=[np.ones(5)])
     found = upper_limit(study, poi="mu", cl=0.9, n_toys=500, precision=0.05, backend="numba")
     assert np.isnan(found.asymptotic) and abs(found.limit - exact(5, 0.9)) < 3.5 * found.error
+    assert "There are no asymptotic values: the Asimov data of the model 'events' need the finite range" in repr(found)
 
 
 def test_too_few_toys_for_the_expected_band():
