@@ -62,8 +62,8 @@ def test_expected_limits_of_a_count():
 
 
 def test_errors_of_expected_limits_are_their_spread_over_seeds():
-    study, options = spectrum(), {"poi": "mu", "n_toys": 300, "precision": 0.5, "backend": "numba"}
-    made = [upper_limit(study, seed=seed, **options) for seed in range(5)]
+    study, options = spectrum(), {"poi": "mu", "n_toys": 200, "precision": 0.5, "backend": "numba"}
+    made = [upper_limit(study, seed=seed, **options) for seed in range(4)]
     expected, errors = (np.array([getattr(each, name) for each in made]) for name in ("expected", "expected_error"))
     assert np.isfinite(expected).all() and " +- " in str(made[0]).split("expected")[1]
     ratio = errors[:, 1:].mean(axis=0) / expected[:, 1:].std(axis=0, ddof=1)
