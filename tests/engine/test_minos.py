@@ -212,14 +212,13 @@ def test_profile_that_never_rises_has_no_crossing():
     assert np.tanh(result.values[0, 0] + found.lower[0, 0]) == pytest.approx(0.5 - 0.8, abs=1e-7)
 
 
-@pytest.mark.parametrize("backend", ["numba", "jax"])
-def test_the_first_crossing_of_a_periodic_profile(backend):
+def test_the_first_crossing_of_a_periodic_profile():
     """Behind a low hump lies another valley, and behind that more of both."""
     expected = lambda phi: np.array([100 + 30 * np.sin(phi), 100 + 3 * np.cos(phi)])  # noqa: E731
     cost = PoissonNLL(lambda phi: jnp.stack([100 + 30 * jnp.sin(phi), 100 + 3 * jnp.cos(phi)]))
     counts = np.random.default_rng(5).poisson(expected(1.2), (60, 2)).astype(float)
     counts[0] = 120.0, 100.0
-    result = fit_batch(cost, counts, {"phi": 1.2}, backend=backend)
+    result = fit_batch(cost, counts, {"phi": 1.2})
     found = result.minos()
     assert result.valid.all() and found.valid.all()
 
