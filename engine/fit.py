@@ -68,7 +68,7 @@ def fit_batch(
         from where it ended to the same minimum and gives the covariance.
     backend : {"auto", "numba", "jax"}
         "auto" takes JAX where the device or the optimizer asks for it, else numba. Toys that fail on JAX are retried
-        by numba where the model has a numba form.
+        by numba where the model has a numba form, unless they are so many that an accelerator is worth it.
     device : {"auto", "cpu", "gpu", "tpu"}
         "auto" takes a GPU or TPU that JAX sees where the CPU would need more than 20 s, or where `backend` or
         `optimizer` ask for JAX; else the CPU.

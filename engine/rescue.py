@@ -8,9 +8,9 @@
 4. From MIGRAD's minimum.
 
 Toys that fail are few, and XLA compiles for seconds for each number of them: numba fits them where the model has a
-numba form, whoever fitted the others. Who has no minimum keeps the lowest point that was found, marked. A minimum is
-refused where the first fit ended at a point that is better by 5 standard deviations. All this depends on the toy, its
-start and the number of the retry, never on other toys.
+numba form, whoever fitted the others, unless so many fail that an accelerator is worth it. Who has no minimum keeps the
+lowest point that was found, marked. A minimum is refused where the first fit ended at a point that is better by 5
+standard deviations. All this depends on the toy, its start and the number of the retry, never on other toys.
 
 References
 ----------

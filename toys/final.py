@@ -12,6 +12,8 @@ from toys.tally import Tally
 
 __all__ = ["summary"]
 
+MOST_NAMED = 5  # parameters in one sentence
+
 
 def summary(study: Study, report: Report, out: str) -> tuple[str, bool]:
     """The final tables, and whether the run must be doubted: MIGRAD disagrees, or too many fits failed."""
@@ -31,8 +33,10 @@ def summary(study: Study, report: Report, out: str) -> tuple[str, bool]:
                 without = f"{tally.n_valid - row.n} valid toys, on a limit, have no Hesse error"
                 console.print(f"{row.name}: {without} and are in neither pulls nor coverage")
         told = {row.name for row in tally.calibration} | set(study.fixed)
-        for name in (name for name in tally.names if name not in told):
-            console.print(f"{name}: fewer than two valid toys have a Hesse error, so that there are no pulls")
+        if bare := [name for name in tally.names if name not in told]:
+            more = f" and {len(bare) - MOST_NAMED} more" if len(bare) > MOST_NAMED else ""
+            names = ", ".join(bare[:MOST_NAMED]) + more
+            console.print(f"no pulls of {names}: fewer than two valid toys have a Hesse error")
         for status, n in tally.failed.items():
             console.print(f"  {n} {status.name}: {status.sentence}")
         if tally.intervals:

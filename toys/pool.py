@@ -231,10 +231,8 @@ class ToyPool:
         """Parameters of the fit at a value of the parameter of interest: profiled, or the truth."""
         if self.nuisance == "truth":
             return {**self._truth, self.poi: number(value)}
-        if set(self.study.cost.names) == {
-            self.poi,
-            *self.study.fixed,
-        }:  # nothing to fit, even where the cost is infinite
+        fitted = set(self.study.cost.names) - {self.poi, *self.study.fixed}
+        if not fitted:  # and the cost may be infinite
             self._check_within_limits(number(value))
             return {**self.study.start, self.poi: number(value)}
         names, values = self.study.cost.names, self.conditional(value).values[0].tolist()

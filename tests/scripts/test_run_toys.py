@@ -57,6 +57,11 @@ def test_fewer_toys_are_validated_where_a_fit_of_migrad_takes_long():
     assert [validated(n) for n in (0, 1, 20, 50, 250, 500)] == [100, 100, 100, 40, 8, 5]
 
 
+def test_parameters_without_pulls_are_named():
+    out = finished("--n", "1", *SMALL[2:], "--fixed", "lam")
+    assert "no pulls of ns, nb, mu, sigma: fewer than two valid toys have a Hesse error" in " ".join(out.split())
+
+
 def test_toys_are_those_of_the_seed(finished_run):
     data = generate(peak().at({"ns": 100, "nb": 300}), 20, seed=1)
     np.testing.assert_array_equal(toys.load_toys(finished_run[0])["values"].values, data.values)

@@ -25,13 +25,13 @@ from toys.files import StorageError
 from toys.goodness_of_fit import GoodnessOfFit
 from toys.hypotest import HypothesisTest, tail
 from toys.hypothesis_report import _failed, hypothesis_report
+from toys.limit_search import Point as LimitPoint
 from toys.models import STUDIES, peak
 from toys.report import Report, Section, check_directory, plate, render, write_report, write_tables
 from toys.sample import Curves, Sample
 from toys.scan import Point, point_of
 from toys.simultaneous import Simultaneous
 from toys.study_report import COVERAGE_TOLD, coverage_report, made_by, pull_report, thrown_sentences
-from toys.upper_limit import Point as LimitPoint
 
 EVIL = "<script>alert(1)</script> & \"quoted\" 'name'"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -10,8 +10,9 @@ from scipy.stats import binom, poisson
 from engine import ExtendedUnbinnedNLL, PoissonConstraint, PoissonNLL
 from kernels import expon
 from toys import Component, ExtendedMixture, PoissonCounts, Simultaneous, Study
+from toys.limit_search import LimitSearch, Point
 from toys.pool import ToyPool
-from toys.upper_limit import Point, _Scan, upper_limit
+from toys.upper_limit import upper_limit
 
 B = 5.0
 COUNT = PoissonNLL(lambda mu: jnp.array([1.0]) * mu + B)
@@ -109,7 +110,7 @@ def test_few_toys_and_one_pool():
 
 
 def test_crossing_is_of_maximum_likelihood():
-    scan = _Scan(ToyPool(count(5), "mu", backend="numba"), "qtilde", 0.1, True, 3.0, 1000)
+    scan = LimitSearch(ToyPool(count(5), "mu", backend="numba"), "qtilde", 0.1, True, 3.0, 1000)
     x, n, k, clb = np.array([2.6, 2.9, 3.3]), np.array([1000, 4000, 500]), np.array([130, 280, 19]), 0.6
     for value, toys, extreme in zip(x, n, k, strict=True):
         scan.points[value] = Point(
