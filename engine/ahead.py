@@ -1,7 +1,7 @@
-"""The fit compiled in another process, while this one is busy with the model.
+"""The fit compiled in two other processes, while this one is busy with the model.
 
-The fit is the same for all models, and is compiled once on a machine. That takes as long as everything that a first run
-compiles besides, and numba compiles one function at a time in a process.
+The fit is the same for all models, and is compiled once on a machine. That takes three times as long as everything that
+a first run compiles besides, and numba compiles one function at a time in a process.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numba
@@ -19,39 +20,44 @@ from kernels.translate import cache_directory, compiled_by
 __all__ = ["AHEAD", "Ahead"]
 
 PATIENCE_SECONDS = 120.0
-_PROGRAM = "from engine.newton_numba import fit_toys; fit_toys()"
+_PROGRAMS = [f"from engine import newton_numba; newton_numba.{half}()" for half in ("loop_of_fit", "around_the_loop")]
 
 
 class Ahead:
-    """At most one process that compiles the fit; where an earlier one has, or there is a single core, none."""
+    """Processes that compile the fit, one for each half; none where earlier ones have, or there is a single core."""
 
-    process: subprocess.Popen | None = None
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen] = []
 
     def begin(self) -> None:
-        """Start it, if it has not been started."""
-        if self.process is not None or numba.get_num_threads() < 2 or _marker().exists():
+        """Start them, if they have not been started."""
+        if self.processes or numba.get_num_threads() < 2 or _marker().exists():
             return
         paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         nowhere = subprocess.DEVNULL
         with contextlib.suppress(OSError):
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _PROGRAM], env=environment, stdin=nowhere, stdout=nowhere, stderr=nowhere
-            )
+            for program in _PROGRAMS:
+                command = [sys.executable, "-P", "-c", program]
+                self.processes.append(
+                    subprocess.Popen(command, env=environment, stdin=nowhere, stdout=nowhere, stderr=nowhere)
+                )
 
     def end(self) -> None:
         """Wait until the machine code is on disk; if it is not, because that failed, who fits compiles it himself."""
-        if self.process is None:
+        if not self.processes:
             return
-        try:
-            if self.process.wait(PATIENCE_SECONDS) == 0:
+        patient_until = time.monotonic() + PATIENCE_SECONDS
+        for process in self.processes:
+            try:
+                process.wait(max(patient_until - time.monotonic(), 0.0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if [process.returncode for process in self.processes] == [0] * len(_PROGRAMS):
+            with contextlib.suppress(OSError):  # a full disk: the next run starts others
                 _marker().touch()
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        except OSError:  # a full disk: the next run starts another one
-            pass
-        self.process = None
+        self.processes = []
 
 
 AHEAD = Ahead()

@@ -54,7 +54,7 @@ from kernels import blocks, vectors
 from kernels.program import SECOND
 from kernels.translate import KERNEL_SIGNATURE, import_source
 
-__all__ = ["approach_toys", "evaluate_toys", "fingerprint", "fit_toys"]
+__all__ = ["approach_toys", "around_the_loop", "evaluate_toys", "fingerprint", "fit_toys", "loop_of_fit"]
 
 #: The files of all that the fit is made of.
 PARTS = (
@@ -267,10 +267,22 @@ def _compiled(function: Any, signature: Any) -> Callable:
     return njit(signature, **_ENTRY)(FunctionType(code, function.__globals__, function.__name__))
 
 
-def _in_parallel(some: Callable, signature: Any, toys: Callable) -> Callable:
-    """`toys` with the compiled `some`, which it gives the first toy, the one behind the last, and the arguments."""
+def _parallel(signature: Any, toys: Callable) -> Callable:
+    """`toys` as machine code: it gives `some` of this signature a range of toys, and all else."""
     given = (types.FunctionType(signature), types.i8, *signature.args[2:])
-    return functools.partial(njit(types.void(*given), parallel=True, **_ENTRY)(toys), some)
+    return njit(types.void(*given), parallel=True, **_ENTRY)(toys)
+
+
+@functools.cache
+def loop_of_fit() -> Callable:
+    """The machine code of the fit of some toys, which is half of what is compiled."""
+    return _compiled(_fit_some, _FIT_SOME)
+
+
+@functools.cache
+def around_the_loop() -> tuple[Callable, Callable]:
+    """The machine code of what the fit of some toys calls, and of what calls that fit: the other half."""
+    return _compiled(bounded_step, _BOUNDED), _parallel(_FIT_SOME, _fit_toys)
 
 
 @functools.cache
@@ -283,9 +295,8 @@ def fit_toys() -> Callable:
     the numbers of the toys to fit; `start` and the results have a row for each; `fit` holds
     (fval, edm, status, nfev, posdef, inflation), as `engine.drivers.Fits` has them.
     """
-    bounded = _compiled(bounded_step, _BOUNDED)
-    fit = _in_parallel(_compiled(_fit_some, _FIT_SOME), _FIT_SOME, _fit_toys)
-    return lambda together, *arguments: fit(together, bounded, *arguments)
+    some, (bounded, fit) = loop_of_fit(), around_the_loop()
+    return lambda together, *arguments: fit(some, together, bounded, *arguments)
 
 
 @functools.cache
@@ -294,10 +305,10 @@ def approach_toys() -> Callable:
 
     It is called with what `fit_toys` is up to `edm_goal`, and (values, nfev) for the results.
     """
-    return _in_parallel(_compiled(approach_some, _APPROACH_SOME), _APPROACH_SOME, _approach_toys)
+    return functools.partial(_parallel(_APPROACH_SOME, _approach_toys), _compiled(approach_some, _APPROACH_SOME))
 
 
 @functools.cache
 def evaluate_toys() -> Callable:
     """The compiled evaluation of many toys, called with what `fit_toys` is up to `toys`, theta and the outputs."""
-    return _in_parallel(njit(_EVALUATE_SOME, **_ENTRY)(_evaluate_some), _EVALUATE_SOME, _evaluate_toys)
+    return functools.partial(_parallel(_EVALUATE_SOME, _evaluate_toys), njit(_EVALUATE_SOME, **_ENTRY)(_evaluate_some))
