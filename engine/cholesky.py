@@ -2,10 +2,13 @@
 
 Written out in scalars, the factorisation and all that stands around it go into few kernels of an accelerator, where
 calls of a library cost several launches for each solution. A CPU takes as long for both, and compiles the calls sooner.
+A step has many of them, and JAX traces each function once: that is half of the time before a program is compiled.
 """
 
+import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.linalg import solve_triangular
@@ -17,6 +20,7 @@ __all__ = ["UNROLLED", "factorise", "solve", "solve_lower"]
 UNROLLED = 8  # unknowns; beyond it the compilation takes longer than the library calls
 
 
+@functools.partial(jax.jit, static_argnames="unrolled")
 def factorise(a: Array, shift: Array | float, unrolled: bool = False) -> tuple[Any, Array]:
     """The lower triangular factor of a + shift, and whether that is positive definite; if not, that of the unit matrix.
 
@@ -47,6 +51,7 @@ def factorise(a: Array, shift: Array | float, unrolled: bool = False) -> tuple[A
     return [[jnp.where(good, x, float(i == j)) for j, x in enumerate(row)] for i, row in enumerate(rows)], good
 
 
+@jax.jit
 def solve_lower(factor: Any, b: Array) -> Array:
     """x of L x = b."""
     if not isinstance(factor, list):
@@ -57,6 +62,7 @@ def solve_lower(factor: Any, b: Array) -> Array:
     return jnp.stack(x)
 
 
+@jax.jit
 def solve(factor: Any, b: Array) -> Array:
     """x of L L^T x = b."""
     y = solve_lower(factor, b)

@@ -48,6 +48,8 @@ class Lanes:
         self.fewest = fewest
         self.by_toy = NamedSharding(mesh, PartitionSpec("toys"))
 
+        sums = jax.jit(sums)  # which is traced once, for any number of lanes
+
         def steps(state: Any, data: Any, shared: Any, rules: Any) -> tuple:
             def turn(_: int, state: Any) -> Any:
                 # a toy that has ended has no rows: a kernel that takes toy after toy is done with it at once
