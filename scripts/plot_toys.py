@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def plot(args: argparse.Namespace) -> int:
-    from toys.figures import plot_run
+    from toys.run_chart import plot_run
     from toys.sample import study_of
 
     plot_run(study_of(args.file, args.model), args.file, args.out, args.toy)

@@ -29,10 +29,12 @@ __all__ = [
     "coverage_chart",
     "coverage_summary_chart",
     "data_uri",
+    "empty_figure",
     "error_chart",
     "new_figure",
     "profile_chart",
     "pull_charts",
+    "pull_panels",
     "residual_chart",
     "save",
 ]
@@ -87,13 +89,19 @@ def chart(draw: Callable) -> Callable:
     return styled
 
 
-def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, np.ndarray]:
-    """(figure, (rows, columns) axes) of a size in inches, with a canvas that needs no screen."""
+def empty_figure(width: float, height: float) -> Any:
+    """A figure of a size in inches, with a canvas that needs no screen."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, np.ndarray]:
+    """(figure, (rows, columns) axes) of a size in inches."""
+    figure = empty_figure(width, height)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
@@ -146,6 +154,13 @@ def _pull_panels(pulls: Pulls, names: list[str]) -> Any:
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure, axes = new_figure(2.45 * max(columns, 2), 2.25 * rows + 0.3, rows, columns)
+    pull_panels(axes, pulls, names)
+    _legend(figure, axes, ncols=4 if columns > 2 else 2)
+    return figure
+
+
+def pull_panels(axes: np.ndarray, pulls: Pulls, names: Sequence[str]) -> None:
+    """Draw the pulls of some parameters, one on each of the axes, of which those that are left stay empty."""
     grid = np.linspace(-PULL_RANGE, PULL_RANGE, 300)
     n_bins = int(np.clip(2 * len(pulls.values) ** (1 / 3), 12, 45))
     for axis in axes.flat[len(names) :]:
@@ -168,8 +183,6 @@ def _pull_panels(pulls: Pulls, names: list[str]) -> Any:
         axis.plot(grid, norm.pdf(grid), color="black", lw=0.9, ls="--", label="standard normal")
         axis.set(xlim=(-PULL_RANGE, PULL_RANGE), yticks=[], xlabel=f"pull of {name}")
         axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
-    _legend(figure, axes, ncols=4 if columns > 2 else 2)
-    return figure
 
 
 @chart

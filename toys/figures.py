@@ -1,6 +1,5 @@
-"""Figures of a run: the data of one toy with its fit, and the pulls of all."""
+"""What is drawn of a toy: its data, and the model in their units."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,17 +15,9 @@ from engine.poisson import PoissonNLL
 from engine.ranges import RangeIntegral
 from engine.simulated import Template
 from engine.sums import SumCost, observables_of
-from toys import storage
-from toys.files import refuse_directory, refuse_inputs, writing
-from toys.regenerate import stored_toys
-from toys.statistics import known_pulls
-from toys.study import Study
-from toys.tally import calibration
 
-__all__ = ["FigureError", "Picture", "picture", "plot_run"]
+__all__ = ["FigureError", "Picture", "picture"]
 
-
-BINS = 80  # for unbinned data
 NODES_PER_BIN = 10  # of a density that is normalised over nodes
 
 
@@ -166,82 +157,3 @@ def _points(cost: LeastSquares, data: Any, theta: np.ndarray) -> Picture:
         curve_x = np.linspace(x.min(), x.max(), 401)
         curve = np.asarray(model(curve_x))
     return Picture(x, y, np.broadcast_to(error, y.shape), np.zeros(len(y)), curve_x, curve, expected, "y")
-
-
-def plot_run(study: Study, path: str | Path, out: str | Path, toy: int | None = None) -> None:
-    """Draw one toy of a file with its fit, and the pulls of all fits.
-
-    Parameters
-    ----------
-    study : Study
-        Whose model and truth the file has.
-    path : path
-        The HDF5 file of a run.
-    out : path
-        The figure; its ending chooses the format (.png, .pdf, .svg).
-    toy : int, optional
-        Number of the toy; by default the first of the file.
-
-    Raises
-    ------
-    FigureError, StorageError
-        If matplotlib is missing, the toy has no form that can be drawn, the file has no such toy or cannot be read, or
-        the figure cannot be written.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise FigureError("figures need matplotlib: pip install 'batchfit[plot]'") from None
-    refuse_inputs(out, [path])
-    result, first = storage.load(path), storage.read_attributes(path, "first")["first"]
-    toy = first if toy is None else toy
-    row = toy - first
-    if not 0 <= row < len(result):
-        raise FigureError(f"{path} has the toys {first} to {first + len(result) - 1}, not {toy}")
-    if result.names != study.cost.names:
-        raise FigureError(
-            f"{path} has fits of {', '.join(result.names)}, but the study of {', '.join(study.cost.names)}"
-        )
-    drawn = picture(study.cost, stored_toys(study, path, row, row + 1), result.values[row], study.observable, BINS)
-    pull = (drawn.y - drawn.expected) / np.where(drawn.error > 0, drawn.error, 1.0)
-
-    figure = Figure(figsize=(11, 6.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    halves: Any = figure.subfigures(1, 2, width_ratios=(1.05, 1))
-    data, pulls = halves
-    top, bottom = data.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    top.errorbar(drawn.x, drawn.y, drawn.error, fmt="o", ms=3, lw=1, color="black", label=f"toy {toy}")
-    top.plot(drawn.curve_x, drawn.curve_y, color="tab:red", label="fit", zorder=3)
-    top.set(ylabel=drawn.label)
-    if drawn.width.any():
-        top.set(ylim=(0, None) if drawn.y.min() >= 0 else None, xlim=(drawn.curve_x[0], drawn.curve_x[-1]))
-    top.legend(frameon=False)
-    if drawn.width.any():
-        bottom.bar(drawn.x, pull, drawn.width, color="tab:grey")
-    else:
-        bottom.plot(drawn.x, pull, "o", ms=3, color="tab:grey")
-    bottom.axhline(0, color="tab:red", lw=1)
-    bottom.set(xlabel="x", ylabel="pull", ylim=(-4.5, 4.5))
-
-    table = [row for row in calibration(result, study.truth) if np.isfinite(row.truth)]
-    columns = 2 if len(table) < 9 else 4
-    axes = pulls.subplots(max(1, -(-len(table) // columns)), columns, squeeze=False)
-    grid = np.linspace(-4, 4, 200)
-    values = known_pulls(result, study.truth)
-    for axis in axes.flat[len(table) :]:
-        axis.set_axis_off()
-    for axis, row in zip(axes.flat, table, strict=False):
-        pull = values[:, result.names.index(row.name)]
-        pull = pull[np.isfinite(pull)]
-        axis.hist(pull, 40, range=(-4, 4), density=True, color="tab:blue", alpha=0.6)
-        axis.plot(grid, np.exp(-0.5 * grid**2) / np.sqrt(2 * np.pi), color="black", lw=1)
-        axis.set(yticks=[], xlim=(-4, 4))
-        axis.set_title(
-            f"{row.name}: {row.pull_mean:+.3f} ± {row.pull_mean_error:.3f}, width {row.pull_width:.3f}", fontsize=9
-        )
-    pulls.suptitle(f"pulls of {table[0].n if table else 0} valid fits, and the standard normal", fontsize=10)
-    with writing(out):
-        refuse_directory(Path(out))
-        # of a name without an ending matplotlib would make another
-        figure.savefig(out, dpi=110, format=Path(out).suffix[1:] or "png")

@@ -48,6 +48,6 @@ def test_plot_that_cannot_be_made(tmp_path, finished_run, monkeypatch):
     finished("--model", "my_study.py", "--n", "2", "--validate", "0", "--device", "cpu")
     assert told("toys.h5") == "toys.h5 is of the model 'lifetime': pass its file with --model"
     assert told("toys.h5", "--model", "my_study.py").startswith("unbinned toys can be drawn for one observable with a")
-    monkeypatch.setattr("toys.figures.plot_run", mock.Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("toys.run_chart.plot_run", mock.Mock(side_effect=KeyboardInterrupt))
     assert call(plot_toys.main, path) == (130, "", "\nstopped: toys.png was not written\n")
     assert not list(tmp_path.glob("*.png"))
