@@ -11,7 +11,7 @@ from engine.arguments import start_points
 from engine.binned import BinnedNLL, ExtendedBinnedNLL
 from engine.constraints import NormalConstraint, PoissonConstraint
 from engine.cost import Cost, called, check_cost
-from engine.data import Rows, Weighted, as_float64
+from engine.data import ExpectedEvents, Rows, as_float64
 from engine.leastsquares import LeastSquares
 from engine.poisson import PoissonNLL
 from engine.ranges import RangeIntegral, number_of_events
@@ -45,7 +45,7 @@ def asimov(
     | sum | a tuple with those of its costs |
 
     The weighted nodes make the sum over events an integral, so that differences of `fval` are those of the expected
-    log-likelihood; their covariance, that of a weighted estimator, has no meaning.
+    log-likelihood, and errors are those that are expected.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def _points(cost: LeastSquares, theta: np.ndarray, like: Any) -> tuple:
     return (x, np.array(y, np.float64)[None], *errors)
 
 
-def _nodes(cost: UnbinnedNLL | ExtendedUnbinnedNLL, theta: np.ndarray, like: Any, observable: Any) -> Weighted:
+def _nodes(cost: UnbinnedNLL | ExtendedUnbinnedNLL, theta: np.ndarray, like: Any, observable: Any) -> ExpectedEvents:
     integral = cost.integral
     if integral is not None and not isinstance(integral, RangeIntegral):
         nodes = integral.points
@@ -147,7 +147,7 @@ def _nodes(cost: UnbinnedNLL | ExtendedUnbinnedNLL, theta: np.ndarray, like: Any
     if not cost.extended:
         events = _rows_of(cost, like, "its number of events").leaves[0]
         weights *= number_of_events(events)[0] / weights.sum()
-    return Weighted([x[0] if len(x) == 1 else np.stack(x)], [weights])
+    return ExpectedEvents([x[0] if len(x) == 1 else np.stack(x)], [weights])
 
 
 def _rows_of(cost: Cost, like: Any, what: str) -> Rows:

@@ -10,6 +10,7 @@ import numpy as np
 from engine.rowwise import all_of_row
 
 __all__ = [
+    "ExpectedEvents",
     "Ragged",
     "Rows",
     "Weighted",
@@ -135,6 +136,10 @@ class Weighted:
         return events, weights.values
 
 
+class ExpectedEvents(Weighted):
+    """Nodes with the numbers of events that are expected there, as Asimov data have them: not weights of events."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """What a driver needs of the data.
@@ -154,6 +159,8 @@ class Rows:
         Names of the columns, those of each toy before those that are shared.
     parts : tuple of Rows
         The rows of each cost of a sum; empty for a single cost.
+    expected : bool
+        The weights are those of `ExpectedEvents`.
     """
 
     columns: np.ndarray
@@ -163,6 +170,7 @@ class Rows:
     bad: np.ndarray
     names: tuple[str, ...] = ()
     parts: "tuple[Rows, ...]" = ()
+    expected: bool = False
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -175,7 +183,7 @@ class Rows:
     @property
     def weighted(self) -> bool:
         """Whether events or bins carry weights."""
-        return any("weight" in leaf.names or "scale" in leaf.names for leaf in self.leaves)
+        return any(("weight" in leaf.names and not leaf.expected) or "scale" in leaf.names for leaf in self.leaves)
 
     @property
     def n_columns(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from engine.cost import Cost, call_model, called, parameter_names, scalar_result
-from engine.data import Rows, Weighted, not_finite, ragged_events
+from engine.data import ExpectedEvents, Rows, Weighted, not_finite, ragged_events
 from engine.ranges import N_NODES, NumericalIntegral, RangeIntegral
 from engine.resident import Resident, ResidentRows
 from engine.sums import SumCost, pack
@@ -74,7 +74,8 @@ class _Unbinned(Cost):
             columns, offsets = columns[:, used], np.concatenate([[0], np.cumsum(used)])[offsets]
         n_toys = len(events)
         bad = not_finite(columns, offsets)
-        rows = Rows(columns, offsets, np.zeros((0, 0)), np.zeros((n_toys, 0)), bad, names)
+        expected = isinstance(data, ExpectedEvents)
+        rows = Rows(columns, offsets, np.zeros((0, 0)), np.zeros((n_toys, 0)), bad, names, expected=expected)
         return rows if self.integral is None else pack((rows, self.integral.rows(rows)))
 
     def evaluate(self, theta: Sequence, row: dict) -> Any:
@@ -117,7 +118,7 @@ class _Unbinned(Cost):
 
     def score_covariance(self, rows: Rows) -> Callable | None:
         names = rows.leaves[0].names  # not the rows, which would live as long as what is compiled
-        if WEIGHT not in names:
+        if WEIGHT not in names or rows.leaves[0].expected:
             return None
         n_params, weight = len(self.names), names.index(WEIGHT)
         slope = jax.grad(lambda theta, row: self.term(theta, dict(zip(names, row, strict=True)), ()))

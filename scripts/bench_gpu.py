@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Compare an accelerator with the CPU, first the numbers and then the speed, beside what the machine could do at best.
 
-Every part is guarded: one that fails is told, and the next goes on. On a CPU it is tried with --device cpu --quick.
+Every part is guarded: one that fails is told, and the next goes on. On a CPU it is tried with
+--device cpu --quick, which takes ten minutes and more.
 """
 
 import argparse
@@ -25,8 +26,10 @@ def arguments() -> argparse.ArgumentParser:
     parser = Parser(prog="bench_gpu.py", description=__doc__, epilog="Exit code 0: all agree; 1: not; 2: an argument.")
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="what is compared (default: gpu)")
     parser.add_argument("--quick", action="store_true", help="a few toys, to try the script")
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), metavar="NAME", help="default: all")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="after which a part starts nothing new")
+    told = f"of {', '.join(PARTS)} (default: all)"
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), metavar="NAME", help=told)
+    told = f"after which a part starts nothing new (default: {SECONDS:g})"
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=told)
     parser.add_argument("--seed", type=int, default=1, help="of the toys (default: 1)")
     parser.add_argument("--json", metavar="FILE", help="write everything to this file, after every part")
     return parser

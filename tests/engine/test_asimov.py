@@ -2,6 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import engine
 from engine import (
     BinnedNLL,
     ExtendedBinnedNLL,
@@ -65,6 +66,20 @@ def test_a_fit_returns_theta():
     np.testing.assert_allclose(fit.values, [[100.0, 0.7]], rtol=1e-7)
     # the expected log-likelihood in closed form: n - n (log n - log tau - 1)
     assert fit.fval[0] == pytest.approx(100.0 - 100.0 * (np.log(100.0 / 0.7) - 1.0), rel=1e-9)
+
+
+@pytest.mark.parametrize("fit_range", [None, (0.0, 40.0)])
+@pytest.mark.parametrize("backend", ["numba", "jax"])
+def test_nodes_have_the_errors_that_events_are_expected_to_have(fit_range, backend):
+    """And no warning of weights, where the cost rises as that of events does."""
+    cost, truth = ExtendedUnbinnedNLL(decay, fit_range=fit_range), {"n": 100.0, "tau": 0.7}
+    data = asimov(cost, truth, observable=(0.0, 40.0))
+    fit = fit_batch(cost, data, truth, backend=backend)
+    np.testing.assert_allclose(fit.errors, [[10.0, 0.07]], rtol=1e-6)
+    tested = engine.test_statistic(cost, data, "n", 80.0, test_stat="t", start=truth, backend=backend)
+    assert tested.value[0] == pytest.approx(2 * (80.0 - 100.0 - 100.0 * np.log(0.8)), rel=1e-6)
+    # n - 100 log n rises by 1/2 where a Poisson interval of MINOS ends
+    assert fit.minos("n").upper[0, 0] == pytest.approx(10.3361, abs=1e-3)
 
 
 def test_weights_of_nodes():
