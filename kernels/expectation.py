@@ -43,9 +43,10 @@ def saturated(mu: Array, n: Array) -> Array:
     NaN where mu < 0 and where n is no count, infinite where mu = 0 in a filled bin.
     """
     filled = n > 0
-    excess = mu - n
-    # n log(n / mu) alone would lose the digits in which mu and n agree
-    log_ratio = jnp.log1p(jnp.where(filled, excess / jnp.where(filled, n, 1.0), 0.0))
+    excess, counts = mu - n, jnp.where(filled, n, 1.0)
+    beyond = jnp.where(filled, excess / counts, 0.0)
+    # log(mu / n) would lose the digits in which mu and n agree, log1p those of a mu that is nothing beside n
+    log_ratio = jnp.where(beyond < -0.5, jnp.log(mu / counts), jnp.log1p(beyond))
     return jnp.where(filled | ((n == 0) & (mu >= 0)), excess - n * log_ratio, jnp.nan)
 
 

@@ -215,17 +215,43 @@ class _Interpreter:
         graph = self.graph
 
         def logistic(n: np.int64) -> int:
-            denominator = graph.apply("add", graph.const(1.0), graph.apply("exp", graph.apply("neg", int(n))))
-            return graph.apply("div", graph.const(1.0), denominator)
+            one, size = graph.const(1.0), graph.apply("abs", int(n))
+            small = graph.apply("exp", graph.apply("neg", size))  # which does not overflow
+            above = graph.apply("select", graph.apply("lt", int(n), graph.const(0.0)), small, one)
+            return graph.apply("div", above, graph.apply("add", one, small))
 
         return [self.elementwise(logistic, a)]
 
     def do_select_n(self, eqn: Any, which: np.ndarray, *cases: np.ndarray) -> list[np.ndarray]:
-        if len(cases) != 2:
-            raise UntranslatableError(f"a choice between {len(cases)} cases{self.where()}")
-        # select_n takes the second case where the condition is true
-        choose = lambda w, a, b: self.graph.apply("select", int(w), int(b), int(a))  # noqa: E731
-        return [self.elementwise(choose, which, *cases)]
+        graph = self.graph
+        # select_n takes the second case where the condition is true, or the one of this number
+        choose = lambda w, a, b: graph.apply("select", int(w), int(b), int(a))  # noqa: E731
+        if eqn.invars[0].aval.dtype.kind == "b":
+            return [self.elementwise(choose, which, *cases)]
+        result = cases[0]
+        for k, case in enumerate(cases[1:]):
+            beyond = self.elementwise(lambda w, k=k: graph.apply("gt", int(w), graph.const(k + 0.5)), which)
+            result = self.elementwise(choose, beyond, result, case)
+        return [result]
+
+    def do_argmax(self, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
+        """The number of the first true condition, or of the largest number."""
+        graph, conditions = self.graph, eqn.invars[0].aval.dtype.kind == "b"
+
+        def beyond(new: np.int64, most: np.int64) -> int:
+            if conditions:
+                return graph.apply("and", int(new), graph.apply("not", int(most)))
+            return graph.apply("gt", int(new), int(most))
+
+        [axis] = eqn.params["axes"]
+        most, *others = np.moveaxis(a, axis, 0)
+        position = np.full(most.shape, graph.const(0.0))
+        choose = lambda w, new, old: graph.apply("select", int(w), int(new), int(old))  # noqa: E731
+        for k, each in enumerate(others, start=1):
+            better = self.elementwise(beyond, each, most)
+            position = self.elementwise(choose, better, np.full(most.shape, graph.const(float(k))), position)
+            most = self.elementwise(choose, better, each, most)
+        return [position]
 
     def do_clamp(self, eqn: Any, low: np.ndarray, x: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
         clamp = lambda a, b, c: self.graph.apply("min", self.graph.apply("max", int(a), int(b)), int(c))  # noqa: E731

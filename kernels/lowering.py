@@ -158,7 +158,7 @@ class _Lowering:
             self.set(target, self.get(line.value))
 
     def do_augassign(self, line: ast.AugAssign) -> None:
-        self.set(line.target, self.binary(line.op, self.get(line.target), self.get(line.value)))
+        self.set(line.target, self.binary(line.op, self.get(line.target), self.get(line.value), in_order=False))
 
     def do_if(self, line: ast.If) -> None:
         condition = self.to(self.get(line.test), types.boolean)
@@ -247,7 +247,11 @@ class _Lowering:
             result = self.binary(node.op, result, value)
         return result
 
-    def binary(self, op: ast.AST, a: _Value, b: _Value) -> _Value:
+    def binary(self, op: ast.AST, a: _Value, b: _Value, in_order: bool = True) -> _Value:
+        """An operation. Sums and differences `in_order` keep their order, whatever the function's options allow.
+
+        (x - 1e9) - t is not x - (1e9 + t), which is rounded to the last digit of 1e9.
+        """
         if type(op) in _BIT_OPERATIONS:
             known, operations = types.boolean, _BIT_OPERATIONS
         elif types.float64 in (a.type, b.type) or isinstance(op, ast.Div):
@@ -255,7 +259,10 @@ class _Lowering:
         else:
             known, operations = types.uint64, _WHOLE_OPERATIONS
         operation = getattr(self.builder, operations[type(op)])
-        return _Value(operation(self.to(a, known), self.to(b, known)), known)
+        result = operation(self.to(a, known), self.to(b, known))
+        if in_order and result.opname in ("fadd", "fsub"):
+            result.flags.extend(("contract", "nsz"))  # numba adds its own where there are none
+        return _Value(result, known)
 
     def get_compare(self, node: ast.Compare) -> _Value:
         [op], [right] = node.ops, node.comparators

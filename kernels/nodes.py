@@ -308,11 +308,28 @@ class Graph:
                 return self._plain("neg", b)
             return self._intern("mul", (a, b), True)
         (ca, ra), (cb, rb) = self.split(a), self.split(b)
-        core = self._plain("mul", ra, rb)
+        core = self._square(ra) if ra == rb else self._plain("mul", ra, rb)
         for coefficient in (ca, cb):
             if coefficient is not None:
                 core = self._mul(coefficient, core)
         return core
+
+    def _square(self, a: int) -> int:
+        """Of the modulus of a complex number what it is the root of, which has derivatives also at zero."""
+        if self.nodes[a].op == "sqrt":
+            (root_of,) = self.nodes[a].args
+            node = self.nodes[root_of]
+            if node.op == "add" and all(self._is_square(part) for part in node.args):
+                return root_of
+        return self._plain("mul", a, a)
+
+    def _is_square(self, a: int) -> bool:
+        coefficient, core = self.split(a) if self.on_row(a) else (None, a)
+        node = self.nodes[core]
+        of_core = node.op == "mul" and node.args[0] == node.args[1]
+        if coefficient is None:
+            return of_core
+        return of_core and self._is_square(coefficient)
 
     def _div(self, a: int, b: int) -> int:
         return self._mul(a, self._reciprocal(b))
@@ -336,9 +353,12 @@ class Graph:
         if if_true == if_false:
             return if_true
         coefficient, core = self.split(if_true) if self.on_row(if_true) else (None, if_true)
-        if coefficient is not None and self.on_row(condition) and self.value(if_false) == 0.0:
-            return self._mul(coefficient, self._plain("select", condition, core, if_false))
-        return self._plain("select", condition, if_true, if_false)
+        if coefficient is None or not self.on_row(condition) or self.value(if_false) != 0.0:
+            return self._plain("select", condition, if_true, if_false)
+        # a condition on a parameter may say where the coefficient is infinite, and it takes 0 there
+        if self.value(coefficient) is None and not self.of_data(condition):
+            return self._plain("select", condition, if_true, if_false)
+        return self._mul(coefficient, self._plain("select", condition, core, if_false))
 
     def _log(self, a: int) -> int:
         """Of an exponential its exponent, which neither under- nor overflows; XLA does so too."""

@@ -157,9 +157,9 @@ class _Products:
                 terms = self.merge(terms, {tuple(sorted(a + b)): graph.apply("mul", ca, cb) for b, cb in right.items()})
             return terms
         if node.op == "select" and graph.value(node.args[2]) == 0.0 and graph.on_row(node.args[1]):
-            inside = self.memo[node.args[1]]
-            if len(inside) > 1:
-                condition, _, zero = node.args
+            inside, (condition, _, zero) = self.memo[node.args[1]], node.args
+            constant = all(graph.value(coefficient) is not None for coefficient in inside.values())
+            if len(inside) > 1 and (constant or graph.of_data(condition)):  # as in `Graph._select`
                 return self.merge(
                     {},
                     {

@@ -311,7 +311,8 @@ def row_sums(theta, rows, shared, aux, begin, end, order, out):
             count, mu = rows[0, first + b], w[expected + b]
             term, along, curved = np.nan, np.nan, np.nan
             if count > 0.0:
-                term = (mu - count) - count * log1p((mu - count) / count)
+                near = mu > 0.5 * count
+                term = (mu - count) - count * (log1p((mu - count) / count) if near else log(mu / count))
                 along = (mu - count) / mu
                 curved = count / (mu * mu)
             elif count == 0.0 and mu >= 0.0:

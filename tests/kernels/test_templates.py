@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from engine.poisson import PoissonNLL
 from engine.templates import TemplateNLL
@@ -118,6 +119,16 @@ def exact(theta, counts):
 def by_xla(theta, counts):
     """The outputs of every order."""
     return [COST.outputs(COST.rows(COUNTS), 1, order)(theta, ((counts, None, 8),), ()) for order in range(4)]
+
+
+def test_an_expectation_that_is_next_to_nothing():
+    theta = TRUTH.copy()
+    theta[[MU, NAMES.index("g[0]"), NAMES.index("h[2]")]] = 0.0, 1e-13, 1e-17
+    with jax.enable_x64(True):
+        mu = np.asarray(COST.model(*theta))
+    terms = mu - COUNTS[0] - scipy.special.xlogy(COUNTS[0], mu / np.maximum(COUNTS[0], 1.0))
+    assert mu.min() < 1e-14
+    assert by_kernel(theta, COUNTS, FIRST)[0] == pytest.approx(terms.sum(), rel=1e-14)
 
 
 @pytest.mark.parametrize("point", POINTS)
