@@ -236,6 +236,11 @@ class _Reader(Gathers):
     def do_square(self, eqn: Any, value: Value) -> list[Value]:
         return [self.point("mul", value, value)]
 
+    def do_polygamma(self, eqn: Any, order: Value, value: Value) -> list[Value]:
+        if order.buffer.place != "c" or np.any(order.view != 1.0):
+            raise UntranslatableError(f"a polygamma function of another order than 1{self.where()}")
+        return [self.point("trigamma", value)]
+
     def do_select_n(self, eqn: Any, which: Value, *cases: Value) -> list[Value]:
         result = cases[0]
         for k, case in enumerate(cases[1:]):

@@ -50,6 +50,7 @@ CASES = {
     "sinh cosh tanh": lambda x, y: (jnp.sinh(y), jnp.cosh(y), jnp.tanh(y)),
     "asinh acosh atanh": lambda x, y: (jnp.arcsinh(y), jnp.arccosh(1.1 + x), jnp.arctanh(x)),
     "erf erfc lgamma": lambda x, y: (special.erf(y), special.erfc(y), special.gammaln(x + 2.0)),
+    "digamma trigamma": lambda x, y: (special.digamma(x + 2.0), special.polygamma(1, x + 2.0)),
     "floor ceil rem pow": lambda x, y: (jnp.floor(y), jnp.ceil(y), lax.rem(y, x + y * 0), x**y),
     "max min": lambda x, y: (jnp.maximum(x, y), jnp.minimum(x, y)),
     "comparisons": lambda x, y: tuple(
