@@ -299,7 +299,7 @@ class Graph:
             for one, other in ((a, b), (b, a)):
                 if self.nodes[one].op == "neg":
                     return self._neg(self._mul(self.nodes[one].args[0], other))
-            return self._plain("mul", a, b)
+            return self._square(a) if a == b else self._plain("mul", a, b)
         if not self.on_row(a):
             coefficient, core = self.split(b)
             if coefficient is not None:
@@ -324,12 +324,10 @@ class Graph:
         return self._plain("mul", a, a)
 
     def _is_square(self, a: int) -> bool:
-        coefficient, core = self.split(a) if self.on_row(a) else (None, a)
-        node = self.nodes[core]
-        of_core = node.op == "mul" and node.args[0] == node.args[1]
-        if coefficient is None:
-            return of_core
-        return of_core and self._is_square(coefficient)
+        op, args, *_ = self.nodes[a]
+        if op == "const":
+            return args[0] >= 0.0
+        return op == "mul" and (args[0] == args[1] or all(map(self._is_square, args)))
 
     def _div(self, a: int, b: int) -> int:
         return self._mul(a, self._reciprocal(b))

@@ -62,9 +62,10 @@ def test_a_sigmoid_that_is_nothing():
     assert hessian[0] == pytest.approx(2.0 * 250.0**2)
 
 
-def test_amplitudes_that_are_zero():
+@pytest.mark.parametrize("of_row", [False, True])
+def test_amplitudes_that_are_zero(of_row):
     """|c e^ix|^2 = c^2."""
-    cost = UnbinnedNLL(lambda x, c: 1.0 + jnp.abs(c * jnp.exp(1j * x)) ** 2)
+    cost = UnbinnedNLL(lambda x, c: 1.0 + 4.0 * jnp.abs(0.5 * c * jnp.exp(1j * x if of_row else 1j)) ** 2 + 0.0 * x)
     for c in (0.0, 0.5):
         value, gradient, hessian = outputs(cost, np.array([[0.2, 1.0]]), [c])
         assert value == pytest.approx(-2.0 * np.log1p(c * c), abs=1e-15)
