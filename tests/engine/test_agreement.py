@@ -1,4 +1,4 @@
-"""200 random toys of every cost, on both drivers, and of every density, against iminuit's own costs on the same data.
+"""120 random toys of every cost, on both drivers, and of every density, against iminuit's own costs on the same data.
 
 The toys have few events and empty bins, and some have their minimum at a limit. iminuit evaluates the densities of
 numba_stats where it has them, and takes its derivatives by differences. Of the densities JAX fits one of each kind:
@@ -26,7 +26,7 @@ from engine import (
 )
 from engine.reference import IndependentCost
 
-N_TOYS = 200
+N_TOYS = 120
 # limits, a function that is not elementary, a norm by quadrature, counts
 ALSO_BY_JAX = {"UnbinnedNLL truncnorm", "UnbinnedNLL t", "UnbinnedNLL cruijff", "UnbinnedNLL poisson"}
 LEGENDRE = np.polynomial.legendre.leggauss(100)

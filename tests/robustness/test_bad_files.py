@@ -17,11 +17,11 @@ def fuzzer(fuzz, tmp_path_factory):
 
 def test_damaged_files(fuzz, capsys):
     """In a process of its own, where a crash or a hang is an outcome, too."""
-    code = fuzz.main(["--seed", "1", "--n", "52"])
+    code = fuzz.main(["--seed", "1", "--n", "36"])
     told = capsys.readouterr().out
     assert code == 0, told
-    n_read, n_refused = map(int, re.search(r"52 inputs: (\d+) read, (\d+) refused, 0 BAD", told).groups())
-    assert n_read > 10 and n_refused > 25
+    n_read, n_refused = map(int, re.search(r"36 inputs: (\d+) read, (\d+) refused, 0 BAD", told).groups())
+    assert n_read > 6 and n_refused > 16
 
 
 def test_an_input_depends_on_seed_and_number_alone(fuzzer):
