@@ -46,10 +46,11 @@ def test_times_since_1970(far):
         (lambda x, p, q: jnp.where(x > p, x * jnp.exp(q) + x**2 * jnp.log(q - 900.0), 0.0), [5.0, 800.0]),
     ],
 )
-def test_a_choice_keeps_out_what_is_not_finite(model, theta):
-    cost = UnbinnedNLL(lambda x, *par: 0.5 + model(x, *par), name=["p", "q"][: len(theta)])
+@pytest.mark.parametrize("log", [False, True])
+def test_a_choice_keeps_out_what_is_not_finite(model, theta, log):
+    cost = UnbinnedNLL(lambda x, *par: 0.5 + model(x, *par), name=["p", "q"][: len(theta)], log=log)
     value, gradient, hessian = outputs(cost, np.array([[0.5, 1.0]]), theta)
-    assert value == pytest.approx(2.0 * np.log(2.0), rel=1e-15)
+    assert value == pytest.approx(-1.0 if log else 2.0 * np.log(2.0), rel=1e-15)
     assert not gradient.any() and not hessian.any()
 
 
