@@ -43,7 +43,8 @@ def test_times_since_1970(far):
     [
         (lambda x, k: jnp.where(k * x > 0.1, jnp.sqrt(k) * x, 0.0), [-0.5]),
         (lambda x, p: jnp.where((x > 0.1) & (p > 0), x / p, 0.0), [0.0]),
-        (lambda x, p, q: jnp.where(x > p, x * jnp.exp(q) + x**2 * jnp.log(q - 900.0), 0.0), [5.0, 800.0]),
+        (lambda x, p, q: jnp.where(x > p, x * jnp.exp(q), 0.0), [5.0, 800.0]),
+        (lambda x, p, q: jnp.where(x > p, jnp.exp(q) * jnp.sin(p * x) + jnp.cos(p * x) / q, 0.0), [5.0, 800.0]),
     ],
 )
 @pytest.mark.parametrize("log", [False, True])
